@@ -1,0 +1,55 @@
+# Each target makes its own environment when there is none; nothing else has to be set up.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench docs figures clean
+
+demo: $(VENV)/.demo
+	$(BIN)/tokenry demo
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# The peer of benchmarks/constraints.py lives in an environment of its own: its pins are not ours.
+bench: $(VENV)/.dev .venv-peers/.genlm
+	$(BIN)/python benchmarks/fused.py
+	TOKENRY_PEER_PYTHON=.venv-peers/bin/python $(BIN)/python benchmarks/constraints.py
+	$(BIN)/python benchmarks/speculation.py
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/build.py
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24.1"
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[train,app,plots]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[plots,docs]"
+	@touch $@
+
+.venv-peers/.genlm: | $(VENV)/bin/python
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check genlm-control==0.4.1
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-peers site demo/report.html demo/run

@@ -1,0 +1,484 @@
+"""Divergences between next-token distributions, exact and in log space.
+
+    D_f(p || q) = Σ_v q_v f(p_v / q_v),   f convex, f(1) = 0
+
+p is the reference (or teacher), q the policy (or student). Both are given as logits to
+`divergence`, or as log-probabilities to the elementwise functions of an `FDivergence`, which is all
+that a kernel needs that walks over the vocabulary in pieces. Also here: the Rényi divergence, which
+is no f-divergence, and the Monte-Carlo estimators k1, k2, k3 of KL(policy || reference).
+
+Zeros: a token that both distributions exclude (-inf in both) contributes 0 and has no gradient; one
+that p excludes contributes q f(0), one that q excludes p f'(∞). Either may be infinite, and where
+the divergence is infinite its gradient is not defined. A probability that underflows to 0 counts
+as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError, ShapeError, UnknownNameError, VocabularyError
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class FDivergence:
+    """One f-divergence: a name and three elementwise functions of (p_logprob, q_logprob).
+
+    term             q f(u), with u = p / q: a token's contribution; its sum is the divergence.
+    slope            d term / d q_logprob = q (f(u) - u f'(u)).
+    reference_slope  d term / d p_logprob = p f'(u).
+
+    They are written out for each divergence, not derived from f, because q f(p / q) overflows
+    where its value does not. They take tensors of one shape and dtype and allocate two or three
+    temporaries. Two divergences of the same name are equal. `from_generator` makes one from f.
+    """
+
+    name: str
+    term: Kernel = field(repr=False, compare=False)
+    slope: Kernel = field(repr=False, compare=False)
+    reference_slope: Kernel = field(repr=False, compare=False)
+
+    def terms(self, p_logprob: Tensor, q_logprob: Tensor) -> Tensor:
+        """Contributions q f(p / q), differentiable (once) in both arguments."""
+        if torch.is_grad_enabled() and (p_logprob.requires_grad or q_logprob.requires_grad):
+            return _Terms.apply(p_logprob, q_logprob, self)  # pyright: ignore[reportReturnType]
+        return self.term(p_logprob, q_logprob)
+
+    @torch.no_grad()
+    def slopes(self, p_logprob: Tensor, q_logprob: Tensor) -> Tensor:
+        """d terms / d q_logprob, the other log-probabilities held fixed."""
+        return self.slope(p_logprob, q_logprob)
+
+    @torch.no_grad()
+    def reference_slopes(self, p_logprob: Tensor, q_logprob: Tensor) -> Tensor:
+        """d terms / d p_logprob, the other log-probabilities held fixed."""
+        return self.reference_slope(p_logprob, q_logprob)
+
+    # A term is homogeneous, (c p, c q) -> c term, so the generator is the term at q = 1 and its
+    # derivative, which does not change under scaling, the reference slope at p = 1.
+
+    def f(self, log_u: Tensor) -> Tensor:
+        """The generator at u = exp(log_u); f(-inf) is its value at u = 0."""
+        return self.terms(log_u, torch.zeros_like(log_u))
+
+    def f_prime(self, log_u: Tensor) -> Tensor:
+        """df / du at u = exp(log_u); f_prime(inf) is the slope at infinity."""
+        return self.reference_slopes(torch.zeros_like(log_u), -log_u)
+
+    @staticmethod
+    def from_generator(
+        name: str, f: Callable[[Tensor], Tensor], f_prime: Callable[[Tensor], Tensor]
+    ) -> FDivergence:
+        """A divergence from f and f' as functions of log u, both defined at ±inf too.
+
+        Needs u f'(u) representable: good for |log p - log q| < 80, the built-in ones go further.
+        """
+        kernels = (partial(k, f=f, f_prime=f_prime) for k in (_term_of, _slope_of, _reference_of))
+        return FDivergence(name, *kernels)
+
+
+def divergence(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    kind: FDivergence | str,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    tail: bool = True,
+) -> Tensor:
+    """D_f(p || q) in nats from logits [..., V] -> [...], float32 (float64 when given float64).
+
+    Exact over the whole vocabulary when `top_k` is None. Otherwise the support is the reference's
+    `top_k` tokens plus, with `tail`, one bucket that holds all the remaining mass of each. Merging
+    tokens into a bucket is a data-processing step: the result never exceeds the exact divergence,
+    and equals it when p / q is constant over the bucket. Without `tail` the rest is left out of
+    the sum (no renormalisation): no bound holds and the value may be negative.
+
+    `temperature` divides both logits; no factor temperature² is applied. Gradients flow to both
+    sides: pass detached logits for a frozen one.
+    """
+    kind = divergence_named(kind) if isinstance(kind, str) else kind
+    p_logprob, q_logprob = _logprobs(p_logits, q_logits, temperature)
+    if top_k is not None:
+        p_logprob, q_logprob = _coarsened(p_logprob, q_logprob, top_k, tail)
+    return kind.terms(p_logprob, q_logprob).sum(-1)
+
+
+def renyi(p_logits: Tensor, q_logits: Tensor, order: float, temperature: float = 1.0) -> Tensor:
+    """Rényi divergence in nats, log(Σ_v p^a q^(1-a)) / (a - 1) with a = `order` >= 0 -> [...].
+
+    Order 1 is KL(p || q), order 0 is -log of q's mass on the support of p, order infinity is
+    max_v log(p / q) over that support.
+    """
+    if not order >= 0:
+        raise InputError(f"the order of a Rényi divergence must be >= 0, got {order}")
+    if order == 1:
+        return divergence(p_logits, q_logits, FORWARD_KL, temperature)
+    p_logprob, q_logprob = _logprobs(p_logits, q_logits, temperature)
+    outside = p_logprob == NEGATIVE_INFINITY
+    if math.isinf(order):
+        return (p_logprob - q_logprob).masked_fill(outside, NEGATIVE_INFINITY).amax(-1)
+    mixture = (1 - order) * q_logprob + (order * p_logprob if order else 0)
+    return mixture.masked_fill(outside, NEGATIVE_INFINITY).logsumexp(-1) / (order - 1)
+
+
+# Estimators of KL(policy || reference) from tokens sampled from the policy, as functions of
+# log_ratio = policy_logprob - reference_logprob of the sampled token, of any shape.
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """log_ratio. Unbiased; its variance is large and single values may be negative."""
+    return log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """log_ratio² / 2. Biased: agrees with the KL to second order in log_ratio only. Never negative.
+
+    Its gradient through policy_logprob, unlike that of k1 and k3, is the KL's in the mean.
+    """
+    return log_ratio.square() / 2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """exp(-log_ratio) - 1 + log_ratio. Unbiased where the policy covers the reference's support.
+
+    Never negative, and mostly of smaller variance than k1, whose control variate it is. Mass that
+    the policy excludes is missing from the mean: it is then too low by the reference's mass there.
+    """
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def _check(name: str, value: float, valid: bool, rule: str) -> None:
+    if not valid:
+        raise InputError(f"{name} must be {rule}, got {value}")
+
+
+# ---- the divergences: each a term, its slope in log q, and its slope in log p
+
+
+def _kl_term(lp: Tensor, lq: Tensor) -> Tensor:
+    p = lp.exp()
+    return (lp - lq).mul_(p).masked_fill_(p == 0, 0.0)
+
+
+def _kl_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    return lp.exp().neg_()
+
+
+def _kl_reference_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    p = lp.exp()
+    return (lp - lq).add_(1).mul_(p).masked_fill_(p == 0, 0.0)
+
+
+def _swapped(kernel: Kernel, lp: Tensor, lq: Tensor) -> Tensor:
+    return kernel(lq, lp)
+
+
+def _reversed(name: str, kind: FDivergence) -> FDivergence:
+    """D(q || p): each role's slope is the other's."""
+    kernels = (kind.term, kind.reference_slope, kind.slope)
+    return FDivergence(name, *(partial(_swapped, kernel) for kernel in kernels))
+
+
+FORWARD_KL = FDivergence("forward_kl", _kl_term, _kl_slope, _kl_reference_slope)
+"""KL(p || q) = Σ p log(p / q); f(u) = u log u. Infinite when q excludes a token of p."""
+
+REVERSE_KL = _reversed("reverse_kl", FORWARD_KL)
+"""KL(q || p) = Σ q log(q / p); f(u) = -log u. Infinite when p excludes a token of q."""
+
+
+def _jeffreys_term(lp: Tensor, lq: Tensor) -> Tensor:
+    gap = lp.exp().sub_(lq.exp())
+    return (lp - lq).mul_(gap).masked_fill_(gap == 0, 0.0)
+
+
+def _jeffreys_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    return _kl_reference_slope(lq, lp).sub_(lp.exp())
+
+
+JEFFREYS = FDivergence(
+    "jeffreys", _jeffreys_term, _jeffreys_slope, partial(_swapped, _jeffreys_slope)
+)
+"""KL(p || q) + KL(q || p) = Σ (p - q) log(p / q); f(u) = (u - 1) log u."""
+
+
+def _mixture(lp: Tensor, lq: Tensor, weight: float) -> Tensor:
+    """log(weight p + (1 - weight) q)."""
+    return torch.logaddexp(lp + math.log(weight), lq + math.log1p(-weight))
+
+
+def _to_mixture(own: Tensor, mixture: Tensor, weight: float) -> Tensor:
+    """weight · own · log(own / mixture), in place over nothing but its own result."""
+    mass = own.exp()
+    return (own - mixture).mul_(mass).mul_(weight).masked_fill_(mass == 0, 0.0)
+
+
+def _js_term(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
+    mixture = _mixture(lp, lq, beta)
+    return _to_mixture(lp, mixture, beta).add_(_to_mixture(lq, mixture, 1 - beta))
+
+
+def _js_slope(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
+    return _to_mixture(lq, _mixture(lp, lq, beta), 1 - beta)
+
+
+def _js_reference_slope(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
+    return _to_mixture(lp, _mixture(lp, lq, beta), beta)
+
+
+def jensen_shannon(beta: float = 0.5) -> FDivergence:
+    """β KL(p || m) + (1-β) KL(q || m), m = β p + (1-β) q, 0 < β < 1; at most ln 2 for β = 1/2.
+
+    f(u) = β u log(u / m) - (1-β) log m, with m = β u + 1 - β.
+    """
+    _check("beta", beta, 0 < beta < 1, "strictly between 0 and 1")
+    name = "jensen_shannon" if beta == 0.5 else f"jensen_shannon:{beta:g}"
+    kernels = (_js_term, _js_slope, _js_reference_slope)
+    return FDivergence(name, *(partial(kernel, beta=beta) for kernel in kernels))
+
+
+JENSEN_SHANNON = jensen_shannon()
+"""KL(p || m)/2 + KL(q || m)/2 with m = (p + q)/2: symmetric, between 0 and ln 2."""
+
+
+def _skew_term(lp: Tensor, lq: Tensor, lam: float) -> Tensor:
+    return _to_mixture(lp, _mixture(lp, lq, lam), 1.0)
+
+
+def _skew_slope(lp: Tensor, lq: Tensor, lam: float) -> Tensor:
+    # -(1-λ) p q / m; where either is 0 so is the product, and -inf - (-inf) must not be formed
+    share = (lq - _mixture(lp, lq, lam)).add_(lp).exp_().mul_(lam - 1)
+    return share.masked_fill_(lp == NEGATIVE_INFINITY, 0.0)
+
+
+def _skew_reference_slope(lp: Tensor, lq: Tensor, lam: float) -> Tensor:
+    return _skew_term(lp, lq, lam).sub_(_skew_slope(lp, lq, lam))  # both finite
+
+
+def skew_kl(lam: float = 0.1) -> FDivergence:
+    """KL(p || λ p + (1-λ) q), 0 <= λ < 1; f(u) = u log(u / (λ u + 1 - λ)). At most -log λ.
+
+    λ = 0 is FORWARD_KL.
+    """
+    _check("lam", lam, 0 <= lam < 1, "at least 0 and below 1")
+    if lam == 0:
+        return FORWARD_KL
+    kernels = (_skew_term, _skew_slope, _skew_reference_slope)
+    return FDivergence(f"skew_kl:{lam:g}", *(partial(kernel, lam=lam) for kernel in kernels))
+
+
+def skew_reverse_kl(lam: float = 0.1) -> FDivergence:
+    """KL(q || λ q + (1-λ) p), 0 <= λ < 1; f(u) = -log(λ + (1-λ) u). λ = 0 is REVERSE_KL."""
+    return REVERSE_KL if lam == 0 else _reversed(f"skew_reverse_kl:{lam:g}", skew_kl(lam))
+
+
+def _variation_term(lp: Tensor, lq: Tensor) -> Tensor:
+    return lp.exp().sub_(lq.exp()).abs_().mul_(0.5)
+
+
+def _variation_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    q = lq.exp()
+    return (q - lp.exp()).sign_().mul_(q).mul_(0.5)
+
+
+TOTAL_VARIATION = FDivergence(
+    "total_variation", _variation_term, _variation_slope, partial(_swapped, _variation_slope)
+)
+"""Σ |p - q| / 2, between 0 and 1; f(u) = |u - 1| / 2, whose slope at u = 1 is taken as 0."""
+
+
+def _hellinger_term(lp: Tensor, lq: Tensor) -> Tensor:
+    return (lp / 2).exp_().sub_((lq / 2).exp_()).square_().mul_(0.5)
+
+
+def _hellinger_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    return lq.exp().sub_((lp + lq).mul_(0.5).exp_()).mul_(0.5)
+
+
+SQUARED_HELLINGER = FDivergence(
+    "squared_hellinger", _hellinger_term, _hellinger_slope, partial(_swapped, _hellinger_slope)
+)
+"""Σ (√p - √q)² / 2 = 1 - Σ √(p q), between 0 and 1; f(u) = (√u - 1)² / 2."""
+
+
+def _chi_term(lp: Tensor, lq: Tensor) -> Tensor:
+    # (p - q)² / q through logs: 1 / q overflows long before the quotient does
+    gap = lp.exp().sub_(lq.exp()).abs_()
+    return gap.log().mul_(2).sub_(lq).exp_().masked_fill_(gap == 0, 0.0)
+
+
+def _square_over(lp: Tensor, lq: Tensor) -> Tensor:
+    return (2 * lp).sub_(lq).exp_().masked_fill_(lp == NEGATIVE_INFINITY, 0.0)
+
+
+def _chi_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    return lq.exp().sub_(_square_over(lp, lq))
+
+
+def _chi_reference_slope(lp: Tensor, lq: Tensor) -> Tensor:
+    return _square_over(lp, lq).sub_(lp.exp()).mul_(2)
+
+
+CHI_SQUARED = FDivergence("chi_squared", _chi_term, _chi_slope, _chi_reference_slope)
+"""Pearson's Σ (p - q)² / q; f(u) = (u - 1)²."""
+
+
+def _geometric(lp: Tensor, lq: Tensor, a: float) -> Tensor:
+    """p^a q^(1-a), 0 where both are 0."""
+    mixed = (lp * a).add_(lq, alpha=1 - a).exp_()
+    if a > 1:
+        mixed.masked_fill_(lp == NEGATIVE_INFINITY, 0.0)
+    elif a < 0:
+        mixed.masked_fill_(lq == NEGATIVE_INFINITY, 0.0)
+    return mixed
+
+
+def _alpha_term(lp: Tensor, lq: Tensor, a: float) -> Tensor:
+    linear = lp.exp().mul_(a).add_(lq.exp(), alpha=1 - a)
+    return _geometric(lp, lq, a).sub_(linear).div_(a * (a - 1))
+
+
+def _alpha_slope(lp: Tensor, lq: Tensor, a: float) -> Tensor:
+    return lq.exp().sub_(_geometric(lp, lq, a)).div_(a)
+
+
+def _alpha_reference_slope(lp: Tensor, lq: Tensor, a: float) -> Tensor:
+    return _geometric(lp, lq, a).sub_(lp.exp()).div_(a - 1)
+
+
+def alpha(a: float) -> FDivergence:
+    """(Σ p^a q^(1-a) - 1) / (a (a-1)); f(u) = (u^a - a u - (1-a)) / (a (a-1)), any real a.
+
+    a = 1 is FORWARD_KL and a = 0 REVERSE_KL (their limits), a = 1/2 is 4 squared Hellinger,
+    a = 2 half of CHI_SQUARED. The absolute error in float32 is about 1e-7 / |a (a-1)|.
+    """
+    _check("alpha", a, math.isfinite(a), "finite")
+    if a in (0, 1):
+        return FORWARD_KL if a == 1 else REVERSE_KL
+    kernels = (_alpha_term, _alpha_slope, _alpha_reference_slope)
+    return FDivergence(f"alpha:{a:g}", *(partial(kernel, a=a) for kernel in kernels))
+
+
+DIVERGENCES: dict[str, FDivergence] = {
+    kind.name: kind
+    for kind in (
+        FORWARD_KL,
+        REVERSE_KL,
+        JEFFREYS,
+        JENSEN_SHANNON,
+        TOTAL_VARIATION,
+        SQUARED_HELLINGER,
+        CHI_SQUARED,
+    )
+}
+FAMILIES: dict[str, Callable[[float], FDivergence]] = {
+    "alpha": alpha,
+    "jensen_shannon": jensen_shannon,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+}
+
+
+def divergence_named(name: str) -> FDivergence:
+    """Look up "forward_kl", or a member of a family as "alpha:0.5"."""
+    if name in DIVERGENCES:
+        return DIVERGENCES[name]
+    family, colon, parameter = name.partition(":")
+    if family not in FAMILIES:
+        raise UnknownNameError("divergence", name, [*DIVERGENCES, *(f"{k}:0.5" for k in FAMILIES)])
+    if not colon:
+        raise InputError(f"divergence {name!r} needs its parameter, for example '{name}:0.5'")
+    try:
+        value = float(parameter)
+    except ValueError:
+        raise InputError(f"{parameter!r} in divergence {name!r} is not a number") from None
+    return FAMILIES[family](value)
+
+
+# ---- machinery
+
+
+class _Terms(torch.autograd.Function):
+    """Written slopes instead of recorded ones: no NaN from 0 · inf, and nothing kept but inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, p_logprob: Tensor, q_logprob: Tensor, kind: FDivergence) -> Tensor:
+        ctx.save_for_backward(p_logprob, q_logprob)
+        ctx.kind = kind
+        return kind.term(p_logprob, q_logprob)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        pair, kind = ctx.saved_tensors, ctx.kind
+        to_p = kind.reference_slope(*pair).mul_(gradients[0]) if ctx.needs_input_grad[0] else None
+        to_q = kind.slope(*pair).mul_(gradients[0]) if ctx.needs_input_grad[1] else None
+        return to_p, to_q, None
+
+
+def _logprobs(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    _check("temperature", temperature, temperature > 0, "positive")
+    if p_logits.shape[-1:] != q_logits.shape[-1:]:
+        raise VocabularyError(
+            f"distributions over {p_logits.shape[-1]} and {q_logits.shape[-1]} tokens cannot be "
+            "compared; project both on one vocabulary first"
+        )
+    if p_logits.shape != q_logits.shape:
+        raise ShapeError(
+            f"logits must have one shape, got {list(p_logits.shape)} and {list(q_logits.shape)}"
+        )
+    dtype = torch.promote_types(p_logits.dtype, q_logits.dtype)
+    dtype = dtype if dtype == torch.float64 else torch.float32
+    p, q = (logits.to(dtype).div(temperature) for logits in (p_logits, q_logits))
+    return p.log_softmax(-1), q.log_softmax(-1)
+
+
+def _coarsened(
+    p_logprob: Tensor, q_logprob: Tensor, top_k: int, tail: bool
+) -> tuple[Tensor, Tensor]:
+    """Both distributions on p's top_k tokens and, with tail, one bucket for the rest."""
+    _check("top_k", top_k, top_k >= 1, "at least 1")
+    support = p_logprob.topk(min(top_k, p_logprob.shape[-1])).indices  # [..., k]
+
+    def kept(logprob: Tensor) -> Tensor:
+        head = logprob.gather(-1, support)
+        if not tail:
+            return head
+        rest = logprob.scatter(-1, support, NEGATIVE_INFINITY)
+        empty = (rest == NEGATIVE_INFINITY).all(-1, keepdim=True)
+        # logsumexp of nothing is -inf with a NaN gradient: sum zeros there instead, then put -inf
+        mass = rest.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True)
+        return torch.cat([head, mass.masked_fill(empty, NEGATIVE_INFINITY)], -1)
+
+    return kept(p_logprob), kept(q_logprob)
+
+
+def _ratio(lp: Tensor, lq: Tensor) -> Tensor:
+    both = (lp == NEGATIVE_INFINITY) & (lq == NEGATIVE_INFINITY)
+    return (lp - lq).masked_fill_(both, 0.0)
+
+
+def _term_of(lp: Tensor, lq: Tensor, f: Any, f_prime: Any) -> Tensor:
+    p, q, log_u = lp.exp(), lq.exp(), _ratio(lp, lq)
+    beyond = torch.where(p == 0, 0.0, p * f_prime(torch.full_like(lp, math.inf)))
+    return torch.where(q == 0, beyond, q * f(log_u))
+
+
+def _slope_of(lp: Tensor, lq: Tensor, f: Any, f_prime: Any) -> Tensor:
+    p, q, log_u = lp.exp(), lq.exp(), _ratio(lp, lq)
+    through_f = torch.where(p == 0, 0.0, p * f_prime(log_u))
+    return torch.where(q == 0, 0.0, q * f(log_u) - through_f)
+
+
+def _reference_of(lp: Tensor, lq: Tensor, f: Any, f_prime: Any) -> Tensor:
+    p = lp.exp()
+    return torch.where(p == 0, 0.0, p * f_prime(_ratio(lp, lq)))

@@ -1,0 +1,93 @@
+"""The catalogue: every method registers under its role, a key, and the paper it comes from.
+
+    @objective("tdpo", paper=0)
+    @dataclass(frozen=True)
+    class TDPO: ...
+
+    objective["tdpo"]          # the class
+    objective.names("*dpo*")   # ['dpo', 'tdpo']
+
+A role knows the package its methods live in and imports that package's modules when it is first
+asked, so a new method is found by being a file in the right folder.
+"""
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from tokenry.core.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered method: its key, the number of its paper in the catalogue, and the object."""
+
+    key: str
+    paper: int | None
+    value: Any
+
+
+@dataclass
+class Role:
+    """A catalogue of interchangeable methods. Calling it registers, indexing it looks up."""
+
+    name: str
+    package: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    discovered: bool = False
+
+    def __call__(self, key: str, paper: int | None = None) -> Callable[[T], T]:
+        """Decorator that files a class or function under `key`."""
+
+        def file(value: T) -> T:
+            known = self.entries.get(key)
+            if known is not None and known.value.__module__ != getattr(value, "__module__", None):
+                raise ValueError(f"{self.name} {key!r} is registered twice")
+            self.entries[key] = Entry(key, paper, value)
+            return value
+
+        return file
+
+    def __getitem__(self, key: str) -> Any:
+        self.discover()
+        if key not in self.entries:
+            raise UnknownNameError(self.name, key, self.entries)
+        return self.entries[key].value
+
+    def __iter__(self) -> Iterator[Entry]:
+        self.discover()
+        return iter(sorted(self.entries.values(), key=lambda entry: entry.key))
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Keys that match a shell pattern, sorted."""
+        return [entry.key for entry in self if fnmatch.fnmatch(entry.key, pattern)]
+
+    def discover(self) -> None:
+        """Import every module of this role's package, once."""
+        if not self.discovered:
+            self.discovered = True
+            import_modules(self.package)
+
+
+def import_modules(package: str) -> list[Any]:
+    """Import all modules below `package` and return them in the order of their names."""
+    root = importlib.import_module(package)
+    if not hasattr(root, "__path__"):
+        return [root]
+    found = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
+    return [importlib.import_module(name) for name in sorted(info.name for info in found)]
+
+
+signal = Role("signal", "tokenry.core.signals")
+objective = Role("objective", "tokenry.learn")
+sampler = Role("sampler", "tokenry.decode.samplers")
+constraint = Role("constraint", "tokenry.decode.constraints")
+controller = Role("logits controller", "tokenry.decode.steering")
+drafter = Role("drafter", "tokenry.decode.speculation")
+cache_policy = Role("cache policy", "tokenry.model.cache")
+tokenizer = Role("tokenizer", "tokenry.text")

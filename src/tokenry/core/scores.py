@@ -1,0 +1,69 @@
+"""Scores: what a model says about every token of a batch, aligned with the batch's ids.
+
+Position t of every [B, T] field speaks about token t given the tokens before it. Positions outside
+`mask` (padding, prompts, the first token of a row) hold 0. Fields that were not asked for are None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError
+from tokenry.core.fused import LinearHead
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's view of a batch.
+
+    ids, mask: [B, T], the tokens and which of them were scored.
+    logprob: [B, T], log p(token t | tokens < t), nats.
+    entropy: [B, T], of the next-token distribution that predicted token t, nats.
+    topk_ids, topk_logprobs: [B, T, k], the likeliest tokens at t, likeliest first.
+    divergence: [B, T], D(reference || this model) at t, when a reference was given.
+    hidden: [B, T, D], the last hidden state that *predicts* token t; 0 outside the mask.
+    head: the output layer that turns hidden into logits.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logprob: Tensor | None = None
+    entropy: Tensor | None = None
+    topk_ids: Tensor | None = None
+    topk_logprobs: Tensor | None = None
+    divergence: Tensor | None = None
+    hidden: Tensor | None = None
+    head: LinearHead | None = None
+    full_logits: Tensor | None = None
+
+    def logits(self, mask: Tensor | None = None) -> Tensor:
+        """The logits that predicted the tokens in `mask` (default: all scored), [n, V] float32.
+
+        Made on demand: n tokens of a 262k vocabulary take n MB. Raises InputError when the scores
+        were made without hidden states.
+        """
+        mask = self.mask if mask is None else mask & self.mask
+        if self.full_logits is not None:
+            return self.full_logits[mask[self.mask]]
+        if self.hidden is None or self.head is None:
+            raise InputError('logits on demand need scores made with needs=(..., "hidden")')
+        return self.head.logits(self.hidden[mask])
+
+    def need(self, name: str) -> Tensor:
+        """A field that must be there; raises InputError naming what to ask for when it is not."""
+        value = getattr(self, name)
+        if value is None:
+            raise InputError(f'these scores lack {name}: ask for it in needs=("{name}", ...)')
+        return value
+
+    def detach(self) -> Scores:
+        """The same numbers as constants."""
+        fields: dict[str, Any] = {
+            name: value.detach() if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Scores(**fields)

@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+
+from tokenry.core import signals
+from tokenry.core.divergence import DIVERGENCES
+from tokenry.core.divergence import divergence as exact_divergence
+from tokenry.core.errors import InputError, ShapeError, VocabularyError
+from tokenry.core.registry import signal
+from tokenry.core.signals import bits, divergence, entropy, margin, rank, surprisal, varentropy
+
+
+def problem(seed=0, n=9, v=13):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(n, v, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(v, (n,), generator=generator)
+
+
+def test_equal_to_their_definitions_by_enumeration():
+    logits, targets = problem()
+    for row, target, *found in zip(
+        logits.softmax(-1).tolist(),
+        targets.tolist(),
+        *(signal[name](logits, targets).tolist() for name in EVERY),
+        strict=True,
+    ):
+        h = -sum(p * math.log(p) for p in row)
+        order = sorted(range(len(row)), key=lambda v: -row[v])
+        expected = {
+            "surprisal": -math.log(row[target]),
+            "entropy": h,
+            "varentropy": sum(p * (-math.log(p) - h) ** 2 for p in row),
+            "rank": order.index(target),
+            "margin": math.log(row[order[0]] / row[order[1]]),
+        }
+        assert found == pytest.approx([expected[name] for name in EVERY])
+
+
+EVERY = ["surprisal", "entropy", "varentropy", "rank", "margin"]
+
+
+def test_closed_forms():
+    uniform = torch.zeros(1, 8)
+    target = torch.tensor([3])
+    assert surprisal(uniform, target).item() == pytest.approx(math.log(8))
+    assert bits(surprisal(uniform, target)).item() == pytest.approx(3.0)
+    assert entropy(uniform).item() == pytest.approx(math.log(8))
+    assert varentropy(uniform).item() == pytest.approx(0, abs=1e-9)
+    assert rank(uniform, target).item() == 0  # ties share the best rank
+    assert margin(uniform).item() == 0
+    coin = torch.tensor([[0.8, 0.2]]).log()  # the variance of a two-point variable
+    assert varentropy(coin).item() == pytest.approx(0.16 * math.log(4) ** 2)
+
+
+def test_top_token_has_rank_zero_and_ranks_are_a_permutation():
+    logits, _ = problem(n=1, v=13)
+    ranks = rank(logits.expand(13, 13), torch.arange(13))
+    assert sorted(ranks.tolist()) == list(range(13))
+    assert ranks[logits.argmax()] == 0
+
+
+@pytest.mark.parametrize("memory", [1, 5 * 4 * 4 * 13, 2**26])
+def test_pieces_do_not_change_the_result(memory):
+    logits, targets = problem(n=23)
+    logits, other = logits.float(), problem(1, n=23)[0].float()
+    for name in EVERY:
+        whole = signal[name](logits, targets)
+        torch.testing.assert_close(signal[name](logits, targets, memory=memory), whole)
+    for kind in DIVERGENCES.values():
+        found = divergence(logits, other, kind, memory=memory)
+        torch.testing.assert_close(found, exact_divergence(other, logits, kind))
+
+
+def test_pieces_stay_within_the_memory(monkeypatch):
+    seen = []
+    log_softmax = torch.Tensor.log_softmax
+    monkeypatch.setattr(
+        torch.Tensor, "log_softmax", lambda x, *a: seen.append(x.numel()) or log_softmax(x, *a)
+    )
+    memory = 2**20
+    entropy(torch.zeros(64, 30_000), memory=memory)
+    assert max(seen) * 4 * signals.COPIES <= memory
+    assert sum(seen) == 64 * 30_000
+
+
+def test_excluded_tokens_add_nothing_to_values_or_gradients():
+    logits, targets = problem()
+    targets = targets.clamp_max(10)
+    wide = torch.cat([logits, torch.full((9, 4), -math.inf)], dim=1).requires_grad_()
+    narrow = logits.clone().requires_grad_()
+    for name in EVERY:
+        values = signal[name](wide, targets), signal[name](narrow, targets)
+        torch.testing.assert_close(*values)
+        if name != "rank":
+            (got,) = torch.autograd.grad(values[0].sum(), wide)
+            (expected,) = torch.autograd.grad(values[1].sum(), narrow)
+            torch.testing.assert_close(got[:, :13], expected)
+            assert (got[:, 13:] == 0).all()
+    assert surprisal(wide, torch.full_like(targets, 14)).isposinf().all()
+    assert rank(wide, torch.full_like(targets, 14)).tolist() == [13] * 9
+    certain = torch.tensor([[0.0, -math.inf]])
+    assert entropy(certain).item() == varentropy(certain).item() == 0
+    assert margin(certain).item() == math.inf
+
+
+def test_gradients_against_finite_differences():
+    logits, targets = problem(n=3, v=5)
+    logits.requires_grad_()
+    for name in ("surprisal", "entropy", "varentropy", "margin"):
+        assert torch.autograd.gradcheck(lambda x, name=name: signal[name](x, targets), logits)
+
+
+def test_half_precision_is_computed_in_float32():
+    logits, targets = problem()
+    half = logits.bfloat16()
+    for name in ("surprisal", "entropy", "varentropy", "margin"):
+        found = signal[name](half, targets)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, signal[name](half.float(), targets))
+
+
+def test_no_positions_give_no_values():
+    for name in EVERY:
+        assert signal[name](torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_all_are_in_the_catalogue():
+    assert {*EVERY, "divergence"} <= set(signal.names())
+
+
+def test_wrong_inputs_say_what_is_wrong():
+    logits, targets = problem()
+    with pytest.raises(ShapeError, match=r"\[N, V\]"):
+        entropy(logits[None])
+    with pytest.raises(ShapeError, match="one per row"):
+        surprisal(logits, targets[:3])
+    with pytest.raises(InputError, match="target 13"):
+        rank(logits, targets.clone().fill_(13))
+    with pytest.raises(VocabularyError, match="12 and 13"):
+        divergence(logits, logits[:, :12])
+    with pytest.raises(ShapeError, match="9 positions"):
+        divergence(logits, logits[:3])
+    with pytest.raises(ShapeError, match="two tokens"):
+        margin(logits[:, :1])
