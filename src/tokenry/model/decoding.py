@@ -1,0 +1,191 @@
+"""DecodingState: a batch of prefixes with their KV cache and next-token logits.
+
+Samplers, beam search, sequential Monte Carlo and speculation all do the same few things to a batch
+of prefixes: append tokens, repeat or drop rows, take tokens back, and look at a tree of possible
+continuations at once. They are here, once, for any causal model of transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError, ShapeError
+from tokenry.model import compat
+
+
+@dataclass
+class DecodingState:
+    """B prefixes of one length (left padding makes up differences), changed in place by its
+    methods.
+
+    logits: [B, V] float32, for the token after each prefix; None after `crop`, until the next
+    `append`. attention: [B, L] bool, False on padding. Build one with `start`.
+    """
+
+    model: Any
+    cache: Any
+    attention: Tensor
+    next_logits: Tensor | None
+
+    @classmethod
+    @torch.inference_mode()
+    def start(cls, model: Any, ids: Tensor, attention: Tensor | None = None) -> DecodingState:
+        """Read the prefixes `ids` [B, T]; `attention` [B, T] is False on left padding."""
+        if ids.ndim != 2 or not ids.shape[1]:
+            raise ShapeError(f"ids must be [B, T] with T >= 1, got {list(ids.shape)}")
+        attention = torch.ones_like(ids) if attention is None else attention
+        if attention.shape != ids.shape:
+            raise ShapeError(f"attention must be {list(ids.shape)}, got {list(attention.shape)}")
+        if not attention[:, -1].all():
+            raise ShapeError("prefixes must be padded on the left: a row ends in padding")
+        empty = attention[:, :0].bool()
+        state = cls(model, compat.plain_cache(), empty, None)
+        state._forward(ids, attention.bool(), last_only=True)
+        return state
+
+    @property
+    def length(self) -> int:
+        """Columns in the cache, padding included."""
+        return self.attention.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return self.attention.shape[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits for the next token, [B, V] float32."""
+        if self.next_logits is None:
+            raise InputError("no next-token logits after crop(): append a token first")
+        return self.next_logits
+
+    @torch.inference_mode()
+    def append(self, tokens: Tensor) -> Tensor:
+        """Extend every row by its token ([B]) or its n tokens ([B, n]), in one forward pass.
+
+        Returns the logits after each new token, [B, V] or [B, n, V].
+        """
+        many = tokens if tokens.ndim == 2 else tokens[:, None]
+        if many.ndim != 2 or many.shape[0] != self.rows:
+            raise ShapeError(
+                f"tokens must be [{self.rows}] or [{self.rows}, n], got {tokens.shape}"
+            )
+        logits = self._forward(many, torch.ones_like(many, dtype=torch.bool))
+        return logits if tokens.ndim == 2 else logits[:, 0]
+
+    @torch.inference_mode()
+    def select(self, index: Tensor) -> None:
+        """Keep these rows in this order; a row may be repeated, which forks it."""
+        index = torch.as_tensor(index, dtype=torch.long, device=self.attention.device)
+        compat.select_rows(self.cache, index)
+        self.attention = self.attention[index]
+        if self.next_logits is not None:
+            self.next_logits = self.next_logits[index]
+
+    def fork(self, copies: int) -> None:
+        """Repeat every row `copies` times, copies side by side."""
+        rows = torch.arange(self.rows, device=self.attention.device)
+        self.select(rows.repeat_interleave(copies))
+
+    @torch.inference_mode()
+    def crop(self, count: int) -> None:
+        """Forget the last `count` tokens of every row."""
+        if not 0 <= count < self.length:
+            raise InputError(f"cannot forget {count} of {self.length} tokens")
+        if count:
+            compat.crop_columns(self.cache, self.length - count)
+            self.attention = self.attention[:, :-count]
+            self.next_logits = None
+
+    def copy(self) -> DecodingState:
+        """An independent state at the same place."""
+        return DecodingState(
+            self.model, compat.copy_cache(self.cache), self.attention, self.next_logits
+        )
+
+    @torch.inference_mode()
+    def tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Logits after every node of a token tree on top of the prefix, [M, V], in one forward
+        pass.
+
+        tokens: [M]. parents: [M], the index of each node's parent, which comes before it; -1 for a
+        child of the prefix. Every node sees the prefix, its ancestors and itself, at the position
+        of its depth. The nodes stay in the cache until `keep` says which of them are taken.
+        """
+        if self.rows != 1:
+            raise ShapeError(f"a tree grows on one prefix, this state has {self.rows}")
+        device = self.attention.device
+        parents = torch.as_tensor(parents, device=device)
+        ancestors, depth = ancestor_mask(parents)
+        prefix = self.attention[0]
+        start = int(prefix.sum())
+        positions = start + depth  # [M]
+        key_positions = torch.cat([(prefix.cumsum(0) - 1).clamp_min(0), positions])
+        allowed = torch.cat([prefix.expand(len(tokens), -1), ancestors], dim=1)  # [M, L + M]
+        distance = positions[:, None] - key_positions
+        mask = compat.mask_argument(
+            self.model.config, allowed[None, None], distance[None, None], self.model.dtype
+        )
+        output = self.model(
+            input_ids=tokens[None],
+            attention_mask=mask,
+            position_ids=positions[None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.attention = torch.cat([self.attention, self.attention.new_ones(1, len(tokens))], 1)
+        self._tree_logits = output.logits[0].float()
+        self.next_logits = None
+        return self._tree_logits
+
+    @torch.inference_mode()
+    def keep(self, path: Tensor) -> None:
+        """Keep these nodes of the last tree, from the root down, and drop the others.
+
+        path: [n], n >= 1, indices into the last `tree` call's tokens.
+        """
+        path = torch.as_tensor(path, dtype=torch.long, device=self.attention.device)
+        nodes = len(self._tree_logits)
+        prefix = self.length - nodes
+        columns = torch.arange(prefix, device=path.device)
+        compat.keep_columns(self.cache, torch.cat([columns, prefix + path]))
+        self.attention = self.attention[:, : prefix + len(path)]
+        self.next_logits = self._tree_logits[path[-1:]]
+        del self._tree_logits
+
+    def _forward(self, ids: Tensor, real: Tensor, last_only: bool = False) -> Tensor:
+        attention = torch.cat([self.attention, real], dim=1)
+        positions = (attention.cumsum(1) - 1).clamp_min_(0)[:, -ids.shape[1] :]
+        output = self.model(
+            input_ids=ids,
+            attention_mask=attention.long(),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1 if last_only else 0,
+        )
+        self.attention = attention
+        logits = output.logits.float()
+        self.next_logits = logits[:, -1]
+        return logits
+
+
+def ancestor_mask(parents: Tensor) -> tuple[Tensor, Tensor]:
+    """([M, M] bool: j is i's ancestor or i itself; [M] depth, 0 for roots) of a parent list."""
+    count = len(parents)
+    order = torch.arange(count, device=parents.device)
+    if count and not bool((parents < order).all() and (parents >= -1).all()):
+        raise ShapeError("every parent must come before its child, and be -1 for a root")
+    mask = torch.eye(count, dtype=torch.bool, device=parents.device)
+    depth = torch.zeros(count, dtype=torch.long, device=parents.device)
+    current = parents
+    while bool((current >= 0).any()):  # one step per level of the tree
+        inside = current >= 0
+        mask[order[inside], current[inside]] = True
+        depth += inside
+        current = torch.where(inside, parents[current.clamp_min(0)], -1)
+    return mask, depth

