@@ -1,0 +1,369 @@
+"""Inspection: a text token by token, as one model sees it, or as two models differ on it.
+
+`inspect` scores every token of a text and returns an `Inspection`: the tokens with their signals
+(surprisal, entropy, ... in `core.signals`) and likeliest alternatives, as rows, as coloured
+terminal text, or as a self-contained web page.
+
+Against a second model with the same vocabulary, every token also has the exact divergence
+D(second || first) between the two next-token distributions. Whatever the tokenizers, the surprisals
+of both are compared on the spans of bytes on whose ends both have a token boundary.
+
+The first token. It can be scored only if something stands before it. A beginning-of-sequence token
+is put before the text where the tokenizer does so by itself (Gemma, Llama 3), because the model was
+trained that way. Where it does not (SmolLM2, whose declared one opens a chat turn), the first token
+stays unscored rather than being judged in a context the model never saw.
+
+Long texts are read in windows of at most `window` tokens and never more than the model's positions.
+Each next window starts half a window later (after the beginning-of-sequence token, if there is one)
+and scores only what is new, so past the first window every token sees at least half a window less
+two tokens of what came before it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
+from tokenry.core.registry import signal
+from tokenry.core.scores import Scores
+from tokenry.core.signals import divergence as divergence_signal
+from tokenry.core.signals import surprisal
+from tokenry.model.hub import Loaded
+from tokenry.model.score import score
+from tokenry.text.alignment import Span, project, shared_spans
+from tokenry.text.vocabulary import token_bytes
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+PIECE_BYTES = 64 * 2**20  # logits held at a time
+UNITS = {
+    "surprisal": "nats",
+    "entropy": "nats",
+    "varentropy": "nats²",
+    "margin": "nats",
+    "difference": "nats",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The surprisals of two models on the byte spans that their tokenizations share.
+
+    surprisal, other_surprisal: [S], nats, summed over a span's tokens; difference is the first
+    minus the second, positive where the second model knew better. scored: [S] bool, False (and 0)
+    where a side's first token has nothing before it.
+    """
+
+    name: str
+    spans: tuple[Span, ...]
+    surprisal: Tensor
+    other_surprisal: Tensor
+    scored: Tensor
+    same_vocabulary: bool
+
+    @property
+    def difference(self) -> Tensor:
+        return self.surprisal - self.other_surprisal
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model says about each of the T tokens of a text.
+
+    pieces: the tokens' bytes. scored: [T] bool. signals: name -> [T], 0 where not scored;
+    "surprisal" is always there, "difference" and (one vocabulary) "divergence" with a second model.
+    top_logprobs: [T, k], and top_pieces the same tokens as text, likeliest first.
+    """
+
+    text: str
+    name: str
+    ids: Tensor
+    pieces: tuple[bytes, ...]
+    scored: Tensor
+    signals: dict[str, Tensor]
+    top_ids: Tensor
+    top_logprobs: Tensor
+    top_pieces: tuple[tuple[str, ...], ...]
+    against: Comparison | None = None
+    units: dict[str, str] = field(default_factory=dict)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per scored token, the most surprising first."""
+        order = self.signals["surprisal"].argsort(descending=True, stable=True)
+        return [self.row(int(t)) for t in order if self.scored[t]]
+
+    def row(self, position: int) -> dict[str, Any]:
+        """A token's position, text, id, signals, and its alternatives as (text, probability)."""
+        shares = self.top_logprobs[position].exp().tolist() if self.scored[position] else []
+        return {
+            "position": position,
+            "token": readable(self.pieces[position]),
+            "id": int(self.ids[position]),
+            **{name: values[position].item() for name, values in self.signals.items()},
+            "alternatives": list(zip(self.top_pieces[position], shares, strict=False)),
+        }
+
+    def scale(self, name: str) -> float:
+        """The size at which a signal takes its full colour: all but its largest 2% are below."""
+        values = self._signal(name)[self.scored].float().abs()
+        values = values[values.isfinite()]
+        return max(values.quantile(0.98).item(), 1e-6) if len(values) else 1.0
+
+    def heat(self, name: str) -> list[float | None]:
+        """Each token's colour, -1..1 (only "difference" is ever negative); None where not scored.
+
+        Ranks, which run over orders of magnitude, are coloured by their logarithm.
+        """
+        values, full = self._signal(name).float(), torch.tensor(self.scale(name))
+        if name == "rank":
+            values, full = values.log1p(), full.log1p()
+        heats = (values / full).clamp(-1, 1).tolist()
+        return [h if s else None for h, s in zip(heats, self.scored.tolist(), strict=True)]
+
+    def to_html(self, shown: str = "surprisal") -> str:
+        """A self-contained page: coloured tokens, details on hover, a choice of signals."""
+        from tokenry.measure.inspection_html import page
+
+        self._signal(shown)
+        return page(self, shown)
+
+    def to_rich(self, shown: str = "surprisal") -> Text:
+        """The text for the terminal, each token's background coloured by a signal."""
+        from rich.text import Text
+
+        result = Text()
+        for piece, heat in zip(_whole_characters(self.pieces), self.heat(shown), strict=True):
+            result.append(piece, style=_terminal_style(heat))
+        return result
+
+    def _signal(self, name: str) -> Tensor:
+        if name not in self.signals:
+            raise UnknownNameError("signal of this inspection", name, self.signals)
+        return self.signals[name]
+
+
+def inspect(
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    signals: Sequence[str] = ("surprisal", "entropy"),
+    against: Loaded | None = None,
+    divergence: FDivergence | str = "jensen_shannon",
+    top_k: int = 5,
+    window: int = 4096,
+) -> Inspection:
+    """Score every token of a text, optionally against a second model (see the module's notes).
+
+    `divergence` is D(against || model), used when both have one vocabulary. Raises InputError for
+    an empty text, UnknownNameError for a signal or divergence that does not exist, and
+    VocabularyError when "divergence" is asked for and the vocabularies differ.
+    """
+    kind = divergence_named(divergence) if isinstance(divergence, str) else divergence
+    names = list(dict.fromkeys(["surprisal", *signals]))
+    measures = {name: signal[name] for name in names if name not in ("divergence", "difference")}
+    if against is None and len(measures) < len(names):
+        raise InputError("the signals divergence and difference need a second model (against)")
+    if top_k < 0 or window < 4:
+        raise InputError(f"top_k must be >= 0 and window >= 4, got {top_k} and {window}")
+    reading = _Reading.of(model, tokenizer, text, window)
+    other = None if against is None else _Reading.of(against.model, against.tokenizer, text, window)
+    shared = other is not None and _same_vocabulary(tokenizer, other.tokenizer)
+    if other is not None and not shared and "divergence" in names:
+        raise VocabularyError(
+            f"{reading.name} and {other.name} have different vocabularies, so their next-token "
+            'distributions have no divergence; ask for "difference", on shared bytes'
+        )
+    if other is not None and shared:
+        # the same windows and first token for both, or the distributions have different contexts
+        size = min(reading.window, other.window)
+        reading = replace(reading, window=size)
+        other = replace(reading, model=other.model)
+
+    def measure(logits: Tensor, targets: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        values = {name: function(logits, targets) for name, function in measures.items()}
+        best = logits.topk(min(top_k, logits.shape[-1]))
+        values["top_ids"] = best.indices
+        values["top_logprobs"] = best.values - logits.logsumexp(-1, keepdim=True)
+        for other_logits in others:
+            width = min(logits.shape[-1], other_logits.shape[-1])  # padding of the output layer
+            pair = logits[:, :width], other_logits[:, :width]
+            values["divergence"] = divergence_signal(*pair, kind)
+            values["other_surprisal"] = surprisal(other_logits, targets)
+        return values
+
+    values = reading.measured(measure, [other] if other is not None and shared else [])
+    comparison = None
+    if other is not None:
+        if shared:
+            other_surprisal = values.pop("other_surprisal")
+        else:
+            other_surprisal = other.measured(
+                lambda logits, targets: {"surprisal": surprisal(logits, targets)}
+            )["surprisal"]
+        comparison, values["difference"] = _compared(
+            reading, other, values["surprisal"], other_surprisal, shared
+        )
+    top_ids, top_logprobs = values.pop("top_ids"), values.pop("top_logprobs")
+    return Inspection(
+        text=text,
+        name=reading.name,
+        ids=reading.ids,
+        pieces=reading.pieces(),
+        scored=reading.scored,
+        signals=values,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+        top_pieces=tuple(
+            tuple(readable(reading.piece(token)) for token in row) for row in top_ids.tolist()
+        ),
+        against=comparison,
+        units={name: UNITS.get(name, "") for name in values}
+        | ({"divergence": kind.name} if "divergence" in values else {}),
+    )
+
+
+def readable(piece: bytes) -> str:
+    """A token's bytes as text; bytes that are no whole character are spelled \\xNN."""
+    return piece.decode(errors="backslashreplace")
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One model's way through a text: its tokens, what stands before them, and its window."""
+
+    model: Any
+    tokenizer: Any
+    every: list[bytes]  # the bytes of every vocabulary entry
+    ids: Tensor  # [T]
+    prefix: list[int]
+    window: int
+
+    @staticmethod
+    def of(model: Any, tokenizer: Any, text: str, window: int) -> _Reading:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids:
+            raise InputError("there is nothing to inspect in an empty text")
+        opening = tokenizer("a")["input_ids"][:1]
+        prefix = opening if opening == [tokenizer.bos_token_id] else []
+        config = model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or window
+        every = token_bytes(tokenizer)
+        return _Reading(model, tokenizer, every, torch.tensor(ids), prefix, min(window, limit))
+
+    @property
+    def name(self) -> str:
+        path = getattr(self.model.config, "_name_or_path", "")
+        return Path(path).name or type(self.model).__name__
+
+    @property
+    def scored(self) -> Tensor:
+        scored = torch.ones(len(self.ids), dtype=torch.bool)
+        scored[0] = bool(self.prefix)
+        return scored
+
+    def pieces(self) -> tuple[bytes, ...]:
+        return tuple(self.piece(token) for token in self.ids.tolist())
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes; a special token's are its name, which is what the text says for it."""
+        if token < len(self.every) and self.every[token]:
+            return self.every[token]
+        return str(self.tokenizer.convert_ids_to_tokens(token) or "").encode()
+
+    def measured(
+        self, measure: Callable[..., dict[str, Tensor]], others: Sequence[_Reading] = ()
+    ) -> dict[str, Tensor]:
+        """measure(logits [n, V], targets [n], *other logits) of the scored tokens, as [T, ...]."""
+        found: list[dict[str, Tensor]] = []
+        for batch in self._windows():
+            views = [score(r.model, batch, needs=("hidden",)) for r in (self, *others)]
+            for mask in _pieces_of(batch.target, views):
+                logits = [view.logits(mask.to(view.mask.device)).cpu() for view in views]
+                found.append(measure(logits[0], batch.ids[mask], *logits[1:]))
+        if not found:  # a single token with nothing before it: learn the fields from no rows at all
+            width = self.model.config.get_text_config().vocab_size
+            nothing = [torch.zeros(0, width) for _ in (self, *others)]
+            found.append(measure(nothing[0], torch.zeros(0, dtype=torch.long), *nothing[1:]))
+        result = {}
+        for name in found[0]:
+            joined = torch.cat([part[name] for part in found])
+            result[name] = joined.new_zeros(len(self.ids), *joined.shape[1:])
+            result[name][self.scored] = joined
+        return result
+
+    def _windows(self) -> Iterator[TokenBatch]:
+        """Windows over the text, each with the tokens that no earlier one scored as its targets."""
+        room = self.window - len(self.prefix)
+        done = 0 if self.prefix else 1
+        for start in range(0, len(self.ids), max(room // 2, 1)):
+            end = min(start + room, len(self.ids))
+            ids = torch.cat([torch.tensor(self.prefix, dtype=torch.long), self.ids[start:end]])[
+                None
+            ]
+            target = torch.zeros_like(ids, dtype=torch.bool)
+            target[0, len(self.prefix) + done - start :] = True
+            if target.any():
+                yield TokenBatch(ids, torch.ones_like(target), target)
+            done = end
+            if end == len(self.ids):
+                return
+
+
+def _pieces_of(target: Tensor, views: Sequence[Scores]) -> Iterator[Tensor]:
+    """The target mask cut into masks whose logits stay within PIECE_BYTES."""
+    width = max(
+        view.head.weight.shape[0] if view.head is not None else view.logits().shape[-1]
+        for view in views
+    )
+    places = target[0].nonzero()[:, 0]
+    for rows in places.split(max(1, PIECE_BYTES // (4 * width * len(views)))):
+        mask = torch.zeros_like(target)
+        mask[0, rows] = True
+        yield mask
+
+
+def _same_vocabulary(one: Any, other: Any) -> bool:
+    return one is other or one.get_vocab() == other.get_vocab()
+
+
+def _compared(
+    a: _Reading, b: _Reading, own: Tensor, others: Tensor, shared: bool
+) -> tuple[Comparison, Tensor]:
+    """Both surprisals on shared spans, and their difference at each of a's tokens."""
+    if shared:
+        ends = torch.tensor([len(piece) for piece in a.pieces()]).cumsum(0).tolist()
+        bounds = zip([0, *ends[:-1]], ends, strict=True)
+        spans = [Span(t, t + 1, t, t + 1, *bytes_) for t, bytes_ in enumerate(bounds)]
+    else:
+        spans = shared_spans(a.pieces(), b.pieces())
+    unscored = project((~a.scored).float(), spans, "a") + project((~b.scored).float(), spans, "b")
+    scored = unscored == 0
+    own = project(own, spans, "a").masked_fill(~scored, 0.0)
+    others = project(others, spans, "b").masked_fill(~scored, 0.0)
+    comparison = Comparison(b.name, tuple(spans), own, others, scored, shared)
+    counts = torch.tensor([span.a_end - span.a_start for span in spans])
+    return comparison, comparison.difference.repeat_interleave(counts)
+
+
+def _whole_characters(pieces: Sequence[bytes]) -> list[str]:
+    """The pieces as text, each character shown by the token that completes it."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return [decoder.decode(piece) for piece in pieces]
+
+
+def _terminal_style(heat: float | None) -> str:
+    if heat is None or abs(heat) < 0.05:
+        return ""
+    full = (230, 85, 13) if heat > 0 else (49, 130, 189)
+    red, green, blue = (round(255 + (c - 255) * abs(heat)) for c in full)
+    return f"black on #{red:02x}{green:02x}{blue:02x}"
