@@ -1,0 +1,205 @@
+"""H2O, the heavy-hitter oracle: a key-value cache that keeps recent tokens and much-attended ones.
+
+Per layer and key head, with P the attention probabilities over the keys still held:
+
+    A(j) += sum over the step's queries, and the query heads of the group, of P[query, j]
+    keep    the last R tokens, and the K others with the largest A; evict the rest for ever
+
+The prompt attends densely and evicts once; then each new token evicts at most one. A key keeps the
+rotary position it was written with, and the softmax runs over the keys held. Sums are not divided
+by the number of queries that saw a key, so early tokens are favoured: that is part of the method.
+
+Source: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models"
+(arXiv 2306.14048), algorithm 1. Ours: the sum over a group of query heads (the paper's models have
+one key head per query head), budgets per row of a batch, and left padding, which never counts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, DynamicLayer
+
+from tokenry.core.errors import InputError, ModelError
+from tokenry.core.registry import cache_policy
+from tokenry.model.attention import (
+    BlockOfQueries,
+    ObservedLayer,
+    attend_in_chunks,
+    observe_attention,
+)
+
+
+def keep_heavy_and_recent(score: Tensor, held: Tensor, heavy: Tensor, recent: Tensor) -> Tensor:
+    """Which keys survive: bool [B, H, S].
+
+    score [B, H, S], keys in the order of their tokens; held: bool [B, H, S]; heavy, recent [B].
+    Equal scores keep the earlier token.
+    """
+    heavy, recent = heavy[:, None, None], recent[:, None, None]
+    later = held.flip(-1).cumsum(-1).flip(-1) - held.long()  # keys held after this one
+    newest = held & (later < recent)
+    candidate = held & ~newest
+    order = score.masked_fill(~candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+    return newest | (candidate & (rank < heavy))
+
+
+@cache_policy("h2o", paper=81)
+@dataclass(frozen=True)
+class H2O:
+    """A bounded cache: `model.generate(**inputs, past_key_values=H2O().cache(model))`.
+
+    heavy: K, the heavy hitters kept; recent: R, the latest tokens kept. An int counts tokens; a
+    float is a share of the prompt (the first forward; each row's own, without padding), rounded
+    down but at least one token unless it is 0. The paper's default is a tenth each; heavy=0 is a
+    sliding window, recent=0 heavy hitters alone; InputError if both are 0. Only full-attention
+    layers are bounded: sliding ones, as in Gemma 3, keep their window, a bound already.
+    """
+
+    heavy: int | float = 0.1
+    recent: int | float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, share in (("heavy", self.heavy), ("recent", self.recent)):
+            if share < 0 or (isinstance(share, float) and share > 1):
+                raise InputError(
+                    f"{name}={share} is neither a count of tokens (int >= 0) nor a share (0.0-1.0)"
+                )
+        if self.heavy == 0 and self.recent == 0:
+            raise InputError("heavy=0 and recent=0 leave an empty cache; give one of them a budget")
+
+    def cache(self, model: Any) -> "H2OCache":
+        """A new cache for one `generate`; switches the model to the attention that it needs."""
+        observe_attention(model)
+        return H2OCache(model.config, self)
+
+    def budget(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        """K and R in tokens for prompts of `length` [B]."""
+        return tokens(self.heavy, length), tokens(self.recent, length)
+
+
+def tokens(share: int | float, length: Tensor) -> Tensor:
+    """A budget in tokens: an int as it is, a float as that share of `length` [B]."""
+    if isinstance(share, int):
+        return torch.full_like(length, share)
+    # 0.29 * 100 is 28.999...: a hair is added before rounding down
+    return (share * length.double() + 1e-9).floor().long().clamp(min=int(share > 0))
+
+
+class H2OCache(DynamicCache):
+    """A `DynamicCache` whose full-attention layers hold at most K + R keys after each step."""
+
+    def __init__(self, config: Any, policy: H2O):
+        super().__init__(config=config)
+        self.layers = observed_layers(self.layers, lambda: H2OLayer(policy))
+
+
+def observed_layers(layers: list[Any], make: Any) -> list[Any]:
+    """`layers` with every plain full-attention layer replaced by `make()`."""
+    kept = [make() if type(layer) is DynamicLayer else layer for layer in layers]
+    if kept == layers:
+        names = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "none"
+        raise ModelError(f"the model has no full-attention layer to bound (its layers: {names})")
+    return kept
+
+
+class H2OLayer(ObservedLayer):
+    """One layer's keys, values, scores A, and the position in the text of each key held."""
+
+    rows = ("score", "held", "position", "heavy", "recent")  # tensors with a batch dimension
+
+    def __init__(self, policy: H2O):
+        super().__init__()
+        self.policy = policy
+        self._forget()
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, new_tokens: BlockOfQueries, **options: Any
+    ) -> Tensor:
+        B, heads, _, _ = key.shape
+        q = query.shape[2]
+        past = self.held if self.held is not None else key.new_zeros(B, heads, 0, dtype=torch.bool)
+        real = []  # per chunk: whether each new token is one, bool [B, rows]
+
+        def visible(start: int, stop: int) -> Tensor:
+            new = new_tokens(start, stop).expand(B, heads, -1, -1)
+            return torch.cat([past.unsqueeze(2).expand(-1, -1, stop - start, -1), new], dim=-1)
+
+        def counted(start: int, stop: int) -> Tensor:
+            # padding does not even see itself
+            itself = new_tokens(start, stop)[:, 0].diagonal(start, dim1=-2, dim2=-1).expand(B, -1)
+            real.append(itself)
+            return itself
+
+        output, received = attend_in_chunks(query, key, value, visible, counted=counted, **options)
+        self.observe(received, torch.cat(real, dim=-1)[:, -q:])
+        return output
+
+    @torch.no_grad()
+    def observe(self, received: Tensor, real: Tensor) -> None:
+        """Add the attention `received` [B, H, S] to the scores and evict down to the budget.
+
+        real: bool [B, q], which of the last q keys are tokens and not padding.
+        """
+        B, heads, _ = received.shape
+        q = real.shape[-1]
+        real = real[:, None].expand(B, heads, q)
+        position = torch.arange(self.seen - q, self.seen, device=received.device)
+        position = position.expand(B, heads, q)
+        if self.score is None:
+            self.heavy, self.recent = self.policy.budget(real[:, 0].sum(-1))
+            self.capacity = int((self.heavy + self.recent).max())
+            self.score, self.held, self.position = received, real, position
+        else:
+            self.score = received + torch.nn.functional.pad(self.score, (0, q))
+            self.held = torch.cat([self.held, real], dim=-1)
+            self.position = torch.cat([self.position, position], dim=-1)
+        self.held = keep_heavy_and_recent(self.score, self.held, self.heavy, self.recent)
+        if self.held.shape[-1] > self.capacity:
+            # rows with a smaller budget than the largest fill up with slots that are not held
+            slot = self.held.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
+            self._take(slot[..., : self.capacity])
+
+    def _take(self, slot: Tensor) -> None:
+        wide = slot.unsqueeze(-1)  # [B, H, C, 1]
+        keys, values = self.keys, self.values
+        assert keys is not None
+        assert values is not None
+        self.keys = keys.gather(2, wide.expand(-1, -1, -1, keys.shape[-1]))
+        self.values = values.gather(2, wide.expand(-1, -1, -1, values.shape[-1]))
+        self.score, self.held, self.position = (
+            state.gather(2, slot) for state in (self.score, self.held, self.position)
+        )
+
+    def _forget(self) -> None:
+        self.score: Any = None
+        self.held: Any = None
+        self.position: Any = None
+        self.heavy: Any = None
+        self.recent: Any = None
+        self.capacity = 0
+
+    def _each_row(self, change: Any) -> None:
+        for name in self.rows:
+            state = getattr(self, name)
+            setattr(self, name, None if state is None else change(state))
+
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        super().reorder_cache(beam_idx)
+        self._each_row(lambda state: state.index_select(0, beam_idx.to(state.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._each_row(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._each_row(lambda state: state[indices])

@@ -1,0 +1,53 @@
+"""What a paper's record holds, and what running its reproduction gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure: what was measured, its value, its unit, and the seed it was measured with."""
+
+    label: str
+    value: float
+    unit: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a reproduction found.
+
+    held: whether `needs`, the inequality that the paper's claim requires, was true of the measured
+        values. Decided by the code, never by hand.
+    reason: why it did not hold, or the limits under which it did.
+    figure: draws the outcome on a matplotlib figure that it is given.
+    """
+
+    held: bool
+    needs: str
+    measurements: list[Measurement]
+    reason: str | None = None
+    figure: Callable[[Any], None] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A published method in the catalogue.
+
+    number: its place in the catalogue; None for a baseline that is there to be compared with.
+    key: its name on the command line and in `results/KEY.json`.
+    role: what it is in the library (objective, sampler, drafter, ...); family: what it is about.
+    claim: the paper's headline in one line.
+    reproduce: shows the claim at laptop scale, in at most three minutes on two cores.
+    """
+
+    number: int | None
+    key: str
+    title: str
+    arxiv: str
+    role: str
+    family: str
+    claim: str
+    reproduce: Callable[[int], Outcome]

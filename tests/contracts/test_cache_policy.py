@@ -1,0 +1,164 @@
+"""Every registered cache policy: ample budgets change nothing, tight ones hold, rows do not mix.
+
+A policy is a dataclass with `cache(model)`; its budgets are fields that take an int (tokens) or a
+float (a share of the prompt). A new policy names its generous and its tight setting in SETTINGS.
+"""
+
+import pytest
+import torch
+
+from tokenry.core.errors import TokenryError
+from tokenry.core.registry import cache_policy
+
+SETTINGS = {"h2o": {"full": {"heavy": 100, "recent": 100}, "tight": {"heavy": 3, "recent": 3}}}
+SHARES = {"h2o": {"heavy": 0.2, "recent": 0.25}}
+NEW = 9
+GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+
+
+@pytest.fixture(params=cache_policy.names())
+def key(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def attention_restored(tiny_model, tiny_llama):
+    yield
+    tiny_model.set_attn_implementation("sdpa")
+    tiny_llama.set_attn_implementation("sdpa")
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 64, (3, 20), generator=generator)
+    attention = torch.ones_like(ids)
+    attention[1, :7] = 0
+    attention[2, :13] = 0
+    return ids * attention, attention
+
+
+def policy(key, setting):
+    return cache_policy[key](**(SHARES[key] if setting == "share" else SETTINGS[key][setting]))
+
+
+def new_tokens(model, ids, attention, cache=None, **options):
+    options = GREEDY | options
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=attention, past_key_values=cache, **options)
+    return out[:, -NEW:]
+
+
+def test_a_full_budget_reproduces_greedy_generation_exactly(key, tiny_model, inputs):
+    plain = new_tokens(tiny_model, *inputs)
+    bounded = new_tokens(tiny_model, *inputs, policy(key, "full").cache(tiny_model))
+    assert torch.equal(bounded, plain)
+
+
+def test_a_full_budget_reproduces_the_logits_of_every_step(key, tiny_model, inputs):
+    ids, attention = inputs
+    with torch.no_grad():
+        tiny_model.set_attn_implementation("eager")
+        expected = tiny_model(ids, attention_mask=attention).logits[:, -4:]
+        cache = policy(key, "full").cache(tiny_model)
+        steps = [tiny_model(ids[:, :17], attention_mask=attention[:, :17], past_key_values=cache)]
+        for end in range(18, 21):
+            step = {"attention_mask": attention[:, :end], "past_key_values": cache}
+            steps.append(tiny_model(ids[:, end - 1 : end], **step))
+    found = torch.cat([step.logits[:, -1:] for step in steps], dim=1)
+    # position ids of the full forward count padding too, so only the unpadded row is compared
+    torch.testing.assert_close(found[:1], expected[:1], atol=1e-4, rtol=1e-4)
+
+
+def test_switching_the_attention_leaves_plain_generation_alone(key, tiny_model, inputs):
+    before = new_tokens(tiny_model, *inputs)
+    policy(key, "tight").cache(tiny_model)
+    assert torch.equal(new_tokens(tiny_model, *inputs), before)
+
+
+@pytest.mark.parametrize("setting", ["tight", "share"])
+def test_a_row_of_a_left_padded_batch_equals_that_row_alone(key, tiny_model, inputs, setting):
+    ids, attention = inputs
+    together = new_tokens(tiny_model, *inputs, policy(key, setting).cache(tiny_model))
+    for row in range(len(ids)):
+        alone = ids[row : row + 1, attention[row].bool()]
+        cache = policy(key, setting).cache(tiny_model)
+        found = new_tokens(tiny_model, alone, torch.ones_like(alone), cache)
+        assert torch.equal(found[0], together[row])
+
+
+def test_a_tight_budget_is_kept_to_after_each_step(key, tiny_model, inputs):
+    ids, attention = inputs
+    chosen = policy(key, "tight")
+    budget = sum(SETTINGS[key]["tight"].values())
+    cache = chosen.cache(tiny_model)
+    bounded = [n for n, sliding in enumerate(cache.is_sliding) if not sliding]
+    assert bounded
+    with torch.no_grad():
+        tiny_model(ids, attention_mask=attention, past_key_values=cache)
+        for step in range(1, 6):
+            assert all(cache.layers[n].keys.shape[-2] <= budget for n in bounded)
+            assert all(cache.layers[n].values.shape[-2] <= budget for n in bounded)
+            assert cache.get_seq_length() == 19 + step  # positions go on counting evicted tokens
+            attention = torch.cat([attention, torch.ones(3, 1, dtype=torch.long)], dim=1)
+            one = torch.full((3, 1), 5)
+            tiny_model(one, attention_mask=attention, past_key_values=cache)
+
+
+def test_a_tight_budget_changes_what_is_generated(key, tiny_llama, inputs):
+    ids, attention = inputs[0][:1], inputs[1][:1]
+    cache = policy(key, "tight").cache(tiny_llama)
+    with torch.no_grad():
+        tiny_llama(ids, attention_mask=attention, past_key_values=cache)
+        found = tiny_llama(torch.tensor([[5]]), past_key_values=cache).logits[0, -1]
+        expected = tiny_llama(torch.cat([ids, torch.tensor([[5]])], dim=1)).logits[0, -1]
+    assert (found - expected).abs().max() > 1e-2
+
+
+def test_beam_search_with_a_full_budget_equals_beam_search(key, tiny_model, inputs):
+    plain = new_tokens(tiny_model, *inputs, num_beams=3)
+    bounded = new_tokens(tiny_model, *inputs, policy(key, "full").cache(tiny_model), num_beams=3)
+    assert torch.equal(bounded, plain)
+
+
+def test_reordering_rows_carries_all_of_their_state(key, tiny_model, inputs):
+    """After a tight prefill, swapped rows must go on as the rows they came from."""
+    ids, attention = inputs
+    order = torch.tensor([2, 0, 0, 1])
+    one = torch.full((3, 1), 5)
+    more = torch.cat([attention, torch.ones(3, 1, dtype=torch.long)], dim=1)
+    position = attention.sum(1, keepdim=True)
+    logits = []
+    with torch.no_grad():
+        for reorder in (False, True):
+            cache = policy(key, "tight").cache(tiny_model)
+            tiny_model(ids, attention_mask=attention, past_key_values=cache)
+            pick = order if reorder else torch.arange(3)
+            if reorder:
+                cache.reorder_cache(order)
+            for step in range(3):
+                grown = torch.cat([more, torch.ones(3, step, dtype=torch.long)], dim=1)
+                output = tiny_model(
+                    one[pick],
+                    attention_mask=grown[pick],
+                    position_ids=position[pick] + step,
+                    past_key_values=cache,
+                )
+            logits.append(output.logits[:, -1])
+    torch.testing.assert_close(logits[1], logits[0][order], atol=1e-5, rtol=1e-5)
+
+
+def test_taking_tokens_back_raises_instead_of_answering_wrongly(key, tiny_llama, inputs):
+    cache = policy(key, "tight").cache(tiny_llama)
+    with torch.no_grad():
+        tiny_llama(inputs[0], past_key_values=cache)
+    with pytest.raises(TokenryError, match="evicted"):
+        cache.crop(-1)
+
+
+def test_a_reset_cache_starts_again(key, tiny_model, inputs):
+    cache = policy(key, "tight").cache(tiny_model)
+    first = new_tokens(tiny_model, *inputs, cache)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert torch.equal(new_tokens(tiny_model, *inputs, cache), first)
