@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/tokenry demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

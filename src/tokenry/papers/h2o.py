@@ -114,7 +114,7 @@ PAPER = Paper(
     title="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
     arxiv="2306.14048",
     role="cache policy",
-    family="key-value cache",
+    family="efficiency",
     claim="A fifth of the cache, half heavy hitters and half recent tokens, loses far less than a "
     "window of the same size.",
     reproduce=reproduce,

@@ -231,7 +231,7 @@ PAPER = Paper(
     title="StochasTok: Improving Fine-Grained Subword Understanding in LLMs",
     arxiv="2506.01687",
     role="tokenizer",
-    family="tokenization",
+    family="tokenizers",
     claim="Splitting tokens at random in pre-training teaches a model the letters of its tokens, "
     "at no cost to ordinary language modelling.",
     reproduce=reproduce,

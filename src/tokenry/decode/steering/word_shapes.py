@@ -1,0 +1,139 @@
+"""Word shapes: filters on how the letters of a word are arranged.
+
+    palindrome             w = reversed w
+    anagram of a           the letters of w are those of a, each as often
+    partial anagram of a   no letter is in w more often than in a
+    isogram(c)             no letter is in w more than c times
+    edit distance(a, d)    Levenshtein(w, a) <= d
+    letter at {i: s}       w[i] = s for all i, False where i is past the end
+
+Apostrophes are left out of all of them except the edit distance.
+
+Source: Most Language Models can be Poets too: An AI Writing Assistant and Constrained Text
+Generation Studio (arXiv 2306.15926), section 3.
+"""
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenry.decode.steering.word_filters import WordFilter
+
+
+@dataclass(frozen=True)
+class Palindrome(WordFilter):
+    """The word reads the same backwards."""
+
+    def __call__(self, word: str) -> bool:
+        letters = letters_of(word)
+        return letters == letters[::-1]
+
+
+@dataclass(frozen=True)
+class PartialAnagram(WordFilter):
+    """The word can be laid with letters of `source`, each used at most as often as it is there."""
+
+    source: str
+    exact: ClassVar[bool] = True
+    safe: ClassVar[bool] = True
+
+    def __call__(self, word: str) -> bool:
+        return Counter(letters_of(word)) <= Counter(letters_of(self.source))
+
+    def residual(self, prefix: str) -> Hashable:
+        return "".join(sorted(letters_of(prefix)))
+
+    def letters(self) -> frozenset[str] | None:
+        return frozenset(self.source)
+
+
+@dataclass(frozen=True)
+class Anagram(WordFilter):
+    """The word uses all the letters of `source`, each exactly as often."""
+
+    source: str
+    exact: ClassVar[bool] = True
+
+    def __call__(self, word: str) -> bool:
+        return Counter(letters_of(word)) == Counter(letters_of(self.source))
+
+    def prefix(self, prefix: str) -> bool:
+        return Counter(letters_of(prefix)) <= Counter(letters_of(self.source))
+
+    def residual(self, prefix: str) -> Hashable:
+        return "".join(sorted(letters_of(prefix)))
+
+    def letters(self) -> frozenset[str] | None:
+        return frozenset(self.source)
+
+
+@dataclass(frozen=True)
+class Isogram(WordFilter):
+    """No letter occurs more than `count` times."""
+
+    count: int = 1
+    # Not marked exact: its residuals are the sets of letters, 2^26 of them.
+    safe: ClassVar[bool] = True
+
+    def __call__(self, word: str) -> bool:
+        letters = letters_of(word)
+        if self.count == 1:
+            return len(set(letters)) == len(letters)
+        return all(times <= self.count for times in Counter(letters).values())
+
+
+@dataclass(frozen=True)
+class EditDistance(WordFilter):
+    """At most `distance` insertions, deletions and substitutions lead to `target`."""
+
+    target: str
+    distance: int = 1
+
+    def __call__(self, word: str) -> bool:
+        return edit_row(word, self.target)[-1] <= self.distance
+
+    def prefix(self, prefix: str) -> bool:
+        return min(edit_row(prefix, self.target)) <= self.distance
+
+
+@dataclass(frozen=True)
+class LetterAt(WordFilter):
+    """The letters at given positions: `LetterAt((0, "b"), (2, "g"))` accepts "bag" and "bugle"."""
+
+    places: tuple[tuple[int, str], ...]
+    exact: ClassVar[bool] = True
+
+    def __init__(self, *places: tuple[int, str]):
+        object.__setattr__(self, "places", places)
+
+    def __call__(self, word: str) -> bool:
+        letters = letters_of(word)
+        return self.prefix(word) and all(index < len(letters) for index, _ in self.places)
+
+    def prefix(self, prefix: str) -> bool:
+        letters = letters_of(prefix)
+        return all(letters[index : index + 1] in ("", letter) for index, letter in self.places)
+
+    def residual(self, prefix: str) -> Hashable:
+        return min(
+            len(letters_of(prefix)), max((index for index, _ in self.places), default=-1) + 1
+        )
+
+    def letters(self) -> frozenset[str] | None:
+        return frozenset(letter for _, letter in self.places)
+
+
+def edit_row(word: str, target: str) -> list[int]:
+    """Levenshtein distances from `word` to every prefix of `target`."""
+    row = list(range(len(target) + 1))
+    for count, letter in enumerate(word, start=1):
+        corner, row[0] = row[0], count
+        for place, wanted in enumerate(target, start=1):
+            best = min(corner + (letter != wanted), row[place] + 1, row[place - 1] + 1)
+            corner, row[place] = row[place], best
+    return row
+
+
+def letters_of(word: str) -> str:
+    return word.replace("'", "")
