@@ -34,11 +34,16 @@ def select_rows(cache: Any, index: Tensor) -> None:
         layer.values = layer.values.index_select(0, index)
 
 
-def keep_columns(cache: Any, index: Tensor) -> None:
-    """Keep the given columns, in that order (layers' `keys` and `values`, [B, H, L, D])."""
+def keep_columns(cache: Any, length: int, index: Tensor) -> None:
+    """Keep the first `length` columns and, after them, those of `index` (relative to `length`).
+
+    Written in place (layers' `keys` and `values`, [B, H, L, D]): the prefix need not be copied.
+    """
     for layer in cache.layers:
-        layer.keys = layer.keys.index_select(2, index)
-        layer.values = layer.values.index_select(2, index)
+        for name in ("keys", "values"):
+            states = getattr(layer, name)
+            states[:, :, length : length + len(index)] = states[:, :, length + index]
+            setattr(layer, name, states[:, :, : length + len(index)])
 
 
 def crop_columns(cache: Any, length: int) -> None:

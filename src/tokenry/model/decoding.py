@@ -151,8 +151,7 @@ class DecodingState:
         path = torch.as_tensor(path, dtype=torch.long, device=self.attention.device)
         nodes = len(self._tree_logits)
         prefix = self.length - nodes
-        columns = torch.arange(prefix, device=path.device)
-        compat.keep_columns(self.cache, torch.cat([columns, prefix + path]))
+        compat.keep_columns(self.cache, prefix, path)
         self.attention = self.attention[:, : prefix + len(path)]
         self.next_logits = self._tree_logits[path[-1:]]
         del self._tree_logits

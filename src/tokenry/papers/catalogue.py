@@ -1,0 +1,122 @@
+"""The catalogue of papers and the results of their reproductions.
+
+Results are one JSON file per paper, `results/KEY.json`:
+{key, number, claim, held, needs, reason, measurements: [{label, value, unit, seed}], seconds, seed,
+versions}. The files that Tokenry ships with are the ones behind its gallery.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.registry import import_modules
+from tokenry.papers.base import Outcome, Paper
+
+
+@lru_cache(maxsize=1)
+def papers() -> dict[str, Paper]:
+    """Every paper by its key; numbered ones first, in order."""
+    found = [
+        module.PAPER for module in import_modules("tokenry.papers") if hasattr(module, "PAPER")
+    ]
+    found.sort(key=lambda paper: (paper.number is None, paper.number or 0, paper.key))
+    return {paper.key: paper for paper in found}
+
+
+def paper(key: str) -> Paper:
+    """One paper; UnknownNameError with the nearest keys when there is none."""
+    known = papers()
+    if key not in known:
+        raise UnknownNameError("paper", key, known)
+    return known[key]
+
+
+def reproduce(key: str, seed: int = 0) -> tuple[dict[str, Any], Outcome]:
+    """Run one reproduction: the record to be written, and the outcome with its figure."""
+    record = paper(key)
+    start = time.perf_counter()
+    outcome = record.reproduce(seed)
+    seconds = time.perf_counter() - start
+    return {
+        "key": record.key,
+        "number": record.number,
+        "claim": record.claim,
+        "held": bool(outcome.held),
+        "needs": outcome.needs,
+        "reason": outcome.reason,
+        "measurements": [asdict(measurement) for measurement in outcome.measurements],
+        "seconds": round(seconds, 1),
+        "seed": seed,
+        "versions": versions(),
+    }, outcome
+
+
+def write_result(result: dict[str, Any], folder: Path) -> Path:
+    """Write `folder/KEY.json`; the file is there whole or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        target = folder / f"{result['key']}.json"
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    return target
+
+
+def results_folders() -> list[Path]:
+    """Where results are looked for: the current folder's, then those that came with Tokenry."""
+    package = Path(__file__).parents[1]
+    return [Path("results"), package / "results", package.parents[1] / "results"]
+
+
+def read_result(key: str) -> dict[str, Any] | None:
+    """The newest result of a paper that can be found, or None when it was never reproduced."""
+    for folder in results_folders():
+        file = folder / f"{key}.json"
+        if file.is_file():
+            try:
+                return json.loads(file.read_text())
+            except ValueError as error:
+                raise InputError(f"{file} is not JSON: {error}; reproduce {key} again") from error
+    return None
+
+
+def listing(role: str | None = None, family: str | None = None) -> list[dict[str, Any]]:
+    """One row per paper: {number, key, title, arxiv, role, family, claim, held, seconds}.
+
+    held and seconds are those of the last reproduction, None when there was none.
+    """
+    known = papers().values()
+    for name, wanted in (("role", role), ("family", family)):
+        values = {getattr(record, name) for record in known}
+        if wanted is not None and wanted not in values:
+            raise UnknownNameError(name, wanted, values)
+    rows = []
+    for record in known:
+        if role not in (None, record.role) or family not in (None, record.family):
+            continue
+        result = read_result(record.key) or {}
+        fields = ("number", "key", "title", "arxiv", "role", "family", "claim")
+        row = {name: getattr(record, name) for name in fields}
+        rows.append(row | {"held": result.get("held"), "seconds": result.get("seconds")})
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """What a figure depends on: the versions of Python, torch, transformers and Tokenry."""
+    packages = ("tokenry", "torch", "transformers", "tokenizers", "numpy")
+    found = {"python": platform.python_version()}
+    return found | {name: version(name) for name in packages}
