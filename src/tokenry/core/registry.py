@@ -84,7 +84,7 @@ def import_modules(package: str) -> list[Any]:
 
 
 signal = Role("signal", "tokenry.core.signals")
-objective = Role("objective", "tokenry.learn")
+objective = Role("objective", "tokenry.learn.preference")
 sampler = Role("sampler", "tokenry.decode.samplers")
 constraint = Role("constraint", "tokenry.decode.constraints")
 controller = Role("logits controller", "tokenry.decode.steering")

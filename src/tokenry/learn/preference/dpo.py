@@ -1,0 +1,72 @@
+"""DPO: preference learning as classification of pairs by the policy's own implicit reward.
+
+    R(y) = sum_t log pi(y_t|s_t) / pi_ref(y_t|s_t)
+    loss = -log sigmoid( beta * (R(y_w) - R(y_l)) )
+
+y_w is the chosen and y_l the rejected completion of one prompt x, s_t = (x, y_<t), pi the policy,
+pi_ref the frozen reference. beta * R(y) is the implicit reward: for the maximiser of
+E[r] - beta KL(pi || pi_ref) it equals r(x, y) up to a constant of x, which cancels in the pair.
+
+Source: Direct Preference Optimization: Your Language Model is Secretly a Reward Model
+(arXiv 2305.18290), eq. 7. R sums over tokens; beta therefore acts on whole sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.preference.pairs import (
+    check_pairs,
+    full_precision,
+    halves,
+    pair_metrics,
+    sequence_sum,
+)
+
+
+def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
+    """Loss of each pair, [B], from the sequence log-ratios R of both sides, [B] each."""
+    return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+
+
+@objective("dpo", paper=None)
+@dataclass(frozen=True)
+class DPO:
+    """Direct Preference Optimization, the baseline of the preference family.
+
+    beta: strength of the pull towards the reference, > 0; the paper's default is 0.1. Small values
+        let the policy move far.
+    """
+
+    beta: float = 0.1
+
+    needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "reference.logprob")
+    unit: ClassVar[Unit] = "pair"
+    at_reference: ClassVar[float] = math.log(2)
+
+    def __call__(self, batch: TokenBatch, policy: Scores, reference: Scores | None) -> Loss:
+        check_pairs(batch)
+        chosen, rejected = log_ratios(batch, policy, reference)
+        losses = dpo_loss(chosen, rejected, beta=self.beta)
+        metrics = pair_metrics(batch, losses, self.beta * chosen, self.beta * rejected)
+        return Loss(losses.mean(), metrics)
+
+
+def log_ratios(
+    batch: TokenBatch, policy: Scores, reference: Scores | None
+) -> tuple[Tensor, Tensor]:
+    """R of the chosen and of the rejected rows, [B] each."""
+    if reference is None:
+        raise InputError("a log-ratio needs the scores of a reference model")
+    ratio = full_precision(policy.need("logprob")) - full_precision(reference.need("logprob"))
+    return halves(sequence_sum(ratio, batch))

@@ -1,0 +1,109 @@
+"""TDPO: DPO whose margin is corrected by how far each completion has drifted, token by token.
+
+    R(y) = sum_t log pi(y_t|s_t) / pi_ref(y_t|s_t)
+    D(y) = sum_t KL( pi_ref(.|s_t) || pi(.|s_t) )           sequential forward KL, whole vocabulary
+
+    TDPO1   loss = -log sigmoid( beta * [ R(y_w) - R(y_l) - (D(y_l) - D(y_w)) ] )
+    TDPO2   loss = -log sigmoid( beta * [ R(y_w) - R(y_l) - alpha (D(y_l) - sg D(y_w)) ] )
+
+y_w is the chosen and y_l the rejected completion, s_t the prompt and the tokens before t, pi the
+policy, pi_ref the frozen reference, sg the stop-gradient (on the chosen KL only). The token-level
+Bellman equation of the KL-constrained problem gives Q - V = beta log(pi/pi_ref) + beta KL, and as
+the two completions pass through different states their KL terms do not cancel.
+
+Source: Token-level Direct Preference Optimization (arXiv 2404.11999), eqs. 15-17. R and D are sums
+over completion tokens, not means. The logged rewards, beta (R + D), follow the same derivation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.errors import InputError
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.preference.dpo import log_ratios
+from tokenry.learn.preference.pairs import check_pairs, halves, pair_metrics, sequence_sum
+
+Variant = Literal["tdpo1", "tdpo2"]
+
+
+def tdpo_loss(
+    chosen_log_ratio: Tensor,
+    rejected_log_ratio: Tensor,
+    chosen_kl: Tensor,
+    rejected_kl: Tensor,
+    *,
+    beta: float,
+    alpha: float = 0.5,
+    variant: Variant = "tdpo2",
+) -> Tensor:
+    """Loss of each pair, [B], from R and D of both sides, [B] each. TDPO1 has no alpha."""
+    margin = chosen_log_ratio - rejected_log_ratio
+    if variant == "tdpo1":
+        margin = margin - (rejected_kl - chosen_kl)
+    else:
+        margin = margin - alpha * (rejected_kl - chosen_kl.detach())
+    return -logsigmoid(beta * margin)
+
+
+@objective("tdpo", paper=0)
+@dataclass(frozen=True)
+class TDPO:
+    """Token-level Direct Preference Optimization.
+
+    beta: strength of the pull towards the reference, > 0; the paper's default is 0.1.
+    alpha: weight of the KL difference in TDPO2, >= 0; default 0.5. 0 gives DPO exactly.
+    variant: "tdpo2" (default) or "tdpo1". TDPO1 lets the gradient also shrink its margin by
+        raising the chosen KL; the paper advises it for low learning rates only.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.5
+    variant: Variant = "tdpo2"
+
+    needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "reference.logprob", "policy.divergence")
+    unit: ClassVar[Unit] = "pair"
+    divergence: ClassVar[FDivergence] = FORWARD_KL
+    at_reference: ClassVar[float] = math.log(2)
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("tdpo1", "tdpo2"):
+            raise InputError(f'variant must be "tdpo1" or "tdpo2", got {self.variant!r}')
+
+    def stopped(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """TDPO2 takes no gradient through the KL of chosen rows."""
+        rows = torch.arange(len(batch.ids), device=batch.ids.device) < len(batch.ids) // 2
+        return (
+            {"policy.divergence": rows[:, None] & batch.target} if self.variant == "tdpo2" else {}
+        )
+
+    def __call__(self, batch: TokenBatch, policy: Scores, reference: Scores | None) -> Loss:
+        check_pairs(batch)
+        chosen, rejected = log_ratios(batch, policy, reference)
+        chosen_kl, rejected_kl = halves(sequence_sum(policy.need("divergence"), batch))
+        losses = tdpo_loss(
+            chosen,
+            rejected,
+            chosen_kl,
+            rejected_kl,
+            beta=self.beta,
+            alpha=self.alpha,
+            variant=self.variant,
+        )
+        metrics = pair_metrics(
+            batch, losses, self.beta * (chosen + chosen_kl), self.beta * (rejected + rejected_kl)
+        )
+        metrics["kl/chosen"] = chosen_kl.detach()
+        metrics["kl/rejected"] = rejected_kl.detach()
+        metrics["kl/gap"] = (chosen_kl - rejected_kl).detach().abs()
+        return Loss(losses.mean(), metrics)

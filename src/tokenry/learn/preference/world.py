@@ -1,0 +1,195 @@
+"""Training small transformers in the toy preference world: reference, preference run, measurement.
+
+What papers of the family share: a 2-layer transformer fitted to the world's language is the
+reference; a copy of it is trained on Bradley-Terry pairs by any objective; on the way its true
+reward, its divergences from the reference (whole vocabulary at every token) and its entropy are
+measured on fresh samples.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.divergence import REVERSE_KL
+from tokenry.learn.compute import compute_loss
+from tokenry.learn.objective import Objective
+from tokenry.learn.reference import FrozenModel
+from tokenry.model.score import score
+from tokenry.tasks.preference_world import Pairs, PreferenceWorld
+
+
+@dataclass(frozen=True)
+class WorldPoint:
+    """A policy measured. Sums are over a sequence, in nats.
+
+    step: optimizer steps so far. reward: mean true reward of samples. kl: KL(policy || reference)
+    over samples of the policy. chosen_kl, rejected_kl: KL(reference || policy) along the chosen and
+    rejected training completions. entropy: of the policy, over its samples.
+    """
+
+    step: int
+    reward: float
+    kl: float
+    chosen_kl: float
+    rejected_kl: float
+    entropy: float
+
+
+def world_model(world: PreferenceWorld, seed: int, width: int = 64, layers: int = 2) -> Any:
+    """An untrained causal transformer over the world's tokens and its start token."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=world.vocabulary + 1,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=world.length + 1,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=world.start,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # transformers initialises from the global generator
+        return LlamaForCausalLM(config)
+
+
+def fit_reference(
+    world: PreferenceWorld, seed: int = 0, *, steps: int = 300, batch_size: int = 128
+) -> Any:
+    """A transformer fitted to fresh samples of the language by maximum likelihood."""
+    generator = torch.Generator().manual_seed(seed)
+    model = world_model(world, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1.0, (steps - step) / (0.5 * steps))
+        batch = world.sequences_batch(world.language.sample(batch_size, generator))
+        scores = score(model, batch, needs=("logprob",), grad=True)
+        loss = -scores.need("logprob").sum() / batch.target.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+def train_in_world(
+    objective: Objective,
+    world: PreferenceWorld,
+    reference: Any,
+    pairs: Pairs,
+    *,
+    steps: int = 300,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    measure_every: int = 50,
+    samples: int = 1024,
+) -> tuple[Any, list[WorldPoint]]:
+    """Train a copy of the reference on the pairs; the policy and its measurements on the way.
+
+    The same seed gives every objective the same batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    policy = copy.deepcopy(reference).requires_grad_(True).train()
+    frozen = FrozenModel(reference)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
+    points = [measure_in_world(policy, world, frozen, pairs, samples=samples)]
+    for step in range(1, steps + 1):
+        index = torch.randint(len(pairs), (batch_size,), generator=generator)
+        loss = compute_loss(objective, world.batch(pairs, index), policy, frozen).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        if step % measure_every == 0 or step == steps:
+            points.append(measure_in_world(policy, world, frozen, pairs, step, samples=samples))
+    return policy.eval(), points
+
+
+def measure_in_world(
+    policy: Any,
+    world: PreferenceWorld,
+    reference: FrozenModel,
+    pairs: Pairs,
+    step: int = 0,
+    *,
+    samples: int = 1024,
+    seed: int = 12345,
+) -> WorldPoint:
+    """Measure a policy on `samples` fresh sequences of its own, and along the training pairs."""
+    own = sample_sequences(policy, world, samples, torch.Generator().manual_seed(seed))
+    batch = world.sequences_batch(own)
+    frozen = reference(batch, ("hidden",))
+    needs = ("divergence", "entropy")
+    drawn = score(policy, batch, needs=needs, reference=frozen, divergence=REVERSE_KL)
+    given = world.batch(pairs, torch.arange(min(len(pairs), samples // 2)))
+    along = score(policy, given, needs=("divergence",), reference=reference(given, ("hidden",)))
+    chosen, rejected = along.need("divergence").sum(-1).chunk(2)
+    return WorldPoint(
+        step,
+        reward=float(world.reward(own).mean()),
+        kl=float(drawn.need("divergence").sum(-1).mean()),
+        chosen_kl=float(chosen.mean()),
+        rejected_kl=float(rejected.mean()),
+        entropy=float(drawn.need("entropy").sum(-1).mean()),
+    )
+
+
+@torch.no_grad()
+def sample_sequences(
+    model: Any, world: PreferenceWorld, count: int, generator: torch.Generator
+) -> Tensor:
+    """[count, length] sequences of the model; the start token is never drawn again."""
+    ids = torch.full((count, 1), world.start)
+    for _ in range(world.length):
+        logits = model(ids, use_cache=False).logits[:, -1, : world.vocabulary].float()
+        token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        ids = torch.cat([ids, token], 1)
+    return ids[:, 1:]
+
+
+def reward_at_kl(points: list[WorldPoint], kl: float) -> float | None:
+    """The reward a trajectory had when its KL first passed `kl`, by linear interpolation."""
+    for before, after in pairwise(points):
+        low, high = sorted((before.kl, after.kl))
+        if low <= kl <= high and high > low:
+            share = (kl - before.kl) / (after.kl - before.kl)
+            return before.reward + share * (after.reward - before.reward)
+    return None
+
+
+def frontier_gap(
+    ours: list[list[WorldPoint]], theirs: list[list[WorldPoint]], levels: int = 9
+) -> float:
+    """Mean difference of two methods' best rewards at equal KL, over the KLs that both passed.
+
+    Each method is a list of trajectories (one for each setting that it was tried with); at each
+    KL its best trajectory counts.
+    """
+    bounds = [(points[0].kl, max(p.kl for p in points)) for points in (*ours, *theirs)]
+    split = len(ours)
+    low = max(min(a for a, _ in bounds[:split]), min(a for a, _ in bounds[split:]))
+    high = min(max(b for _, b in bounds[:split]), max(b for _, b in bounds[split:]))
+    gaps = []
+    for level in range(levels):
+        kl = low + (high - low) * level / (levels - 1)
+        best = [
+            max(
+                (r for r in (reward_at_kl(points, kl) for points in method) if r is not None),
+                default=None,
+            )
+            for method in (ours, theirs)
+        ]
+        if best[0] is not None and best[1] is not None:
+            gaps.append(best[0] - best[1])
+    return sum(gaps) / len(gaps) if gaps else 0.0

@@ -1,0 +1,144 @@
+"""Preference report: what a policy says about held-out pairs, pair by pair and token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.batch import TokenBatch
+from tokenry.learn.data import PreferenceCollator, preference_dataset
+from tokenry.learn.reference import Reference, evaluating
+from tokenry.model.score import score
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion under a policy: its tokens and, for each, nats.
+
+    tokens: texts. logprob: log pi(token). log_ratio: log pi / pi_ref of the token.
+    kl: KL(pi_ref || pi) over the whole vocabulary where the token was predicted.
+    """
+
+    tokens: list[str]
+    logprob: list[float]
+    log_ratio: list[float]
+    kl: list[float]
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """One pair. preference: mean token logprob of chosen minus rejected, under the policy alone.
+
+    margin: beta * (log-ratio of chosen minus that of rejected, summed): the implicit reward margin,
+    0 when the policy is the reference.
+    """
+
+    prompt: str
+    chosen: Completion
+    rejected: Completion
+    preference: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class PreferenceReport:
+    """All pairs and their summary.
+
+    accuracy: share of pairs with a positive implicit reward margin (0 at the reference itself).
+    preference_accuracy: share whose chosen completion has the higher mean token logprob.
+    margin, preference: means over pairs. kl, kl_chosen, kl_rejected: mean per completion token.
+    """
+
+    pairs: list[PairReport]
+    accuracy: float
+    preference_accuracy: float
+    margin: float
+    preference: float
+    kl: float
+    kl_chosen: float
+    kl_rejected: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preference_report(
+    model: Any,
+    tokenizer: Any,
+    pairs: Iterable[dict[str, Any]],
+    reference: Reference,
+    *,
+    beta: float = 0.1,
+    batch_size: int = 4,
+    **data: Any,
+) -> PreferenceReport:
+    """Score `pairs` (rows as in `learn.data`) under a policy and its reference.
+
+    beta: the objective's, so that margins are in its unit of reward. data: max_length, truncate,
+    as_chat, as for `preference_dataset`.
+    """
+    rows = list(preference_dataset(pairs, tokenizer, **data))
+    collate, reports = PreferenceCollator.of(tokenizer), []
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        fields = collate(part)
+        fields.pop("reference_logprob", None)
+        batch = TokenBatch(**fields).to(device)
+        frozen = reference(batch, ("logprob", "hidden"))
+        with evaluating(model):
+            policy = score(model, batch, needs=("logprob", "divergence"), reference=frozen)
+        values = torch.stack(
+            [
+                policy.need("logprob"),
+                policy.need("logprob") - frozen.need("logprob"),
+                policy.need("divergence"),
+            ]
+        ).cpu()  # [3, 2B, T]
+        batch = batch.to("cpu")
+        sides = [_completion(tokenizer, batch, values, row) for row in range(len(batch.ids))]
+        for number, row in enumerate(part):
+            reports.append(
+                _pair(row["prompt"], sides[number], sides[number + len(part)], beta=beta)
+            )
+    return _summary(reports)
+
+
+def _completion(tokenizer: Any, batch: TokenBatch, values: Tensor, row: int) -> Completion:
+    where = batch.target[row]
+    tokens = [tokenizer.decode([token]) for token in batch.ids[row, where].tolist()]
+    logprob, log_ratio, kl = values[:, row, where].tolist()
+    return Completion(tokens, logprob, log_ratio, kl)
+
+
+def _pair(prompt: str, chosen: Completion, rejected: Completion, *, beta: float) -> PairReport:
+    return PairReport(
+        prompt,
+        chosen,
+        rejected,
+        preference=_mean(chosen.logprob) - _mean(rejected.logprob),
+        margin=beta * (sum(chosen.log_ratio) - sum(rejected.log_ratio)),
+    )
+
+
+def _summary(pairs: list[PairReport]) -> PreferenceReport:
+    chosen = [value for pair in pairs for value in pair.chosen.kl]
+    rejected = [value for pair in pairs for value in pair.rejected.kl]
+    return PreferenceReport(
+        pairs,
+        accuracy=_mean([float(pair.margin > 0) for pair in pairs]),
+        preference_accuracy=_mean([float(pair.preference > 0) for pair in pairs]),
+        margin=_mean([pair.margin for pair in pairs]),
+        preference=_mean([pair.preference for pair in pairs]),
+        kl=_mean(chosen + rejected),
+        kl_chosen=_mean(chosen),
+        kl_rejected=_mean(rejected),
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,334 @@
+"""Training runs: from an objective's name and a file of preferences to a folder with the model.
+
+`train` is what `tokenry train` calls. It checks everything that can be checked before the first
+step, and leaves in the output folder the model (or adapter), its tokenizer, the checkpoints, and
+`run.json`, the record of what was run on what with which result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.registry import objective as objectives
+from tokenry.learn.data import PreferenceCollator, Truncate, preference_dataset
+from tokenry.learn.objective import Objective
+from tokenry.learn.reference import Reference, ReferenceKind
+from tokenry.model.hub import load
+
+RECORD = "run.json"
+DATA_KEYS = {"max_length": None, "truncate": "error", "as_chat": False}
+LORA_DEFAULTS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+TRAINING_DEFAULTS = {
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "logging_steps": 1,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+LEARNING_RATES = {"full": 1e-6, "lora": 1e-4}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run left: its folder, its record (also in run.json), the model and tokenizer."""
+
+    output: Path
+    record: dict[str, Any]
+    model: Any
+    tokenizer: Any
+
+
+def train(
+    objective: str | Objective,
+    data: Any,
+    model: Any = "smollm2",
+    output: str | Path = "trained",
+    *,
+    config: str | Path | dict[str, Any] | None = None,
+    lora: bool | dict[str, Any] = False,
+    eval_data: Any = None,
+    reference: ReferenceKind | Reference = "auto",
+    resume: bool = False,
+    seed: int = 0,
+    callbacks: Sequence[Any] | None = None,
+    **settings: Any,
+) -> TrainedRun:
+    """Train a model on preference pairs and save it to `output`.
+
+    objective: a key of the catalogue ("tdpo") or an objective value. data, eval_data: a JSONL file
+    or rows (see `learn.data`). model: what `tokenry.load` takes, or a (model, tokenizer) pair.
+    config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),
+    fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...), `max_length`,
+    `truncate`, `as_chat`, and a mapping `lora` of peft.LoraConfig fields. settings: the same keys,
+    stronger than config. lora: True, or such a mapping, trains an adapter.
+    resume: go on from the folder's last complete checkpoint, or from the start if it has none.
+
+    Raises InputError for data or settings that cannot be used and for an output folder that is not
+    empty (unless resume), UnknownNameError with the nearest names for an unknown one.
+    """
+    output = Path(output)
+    kind = objectives[objective] if isinstance(objective, str) else type(objective)
+    chosen = _sort_settings({**read_config(config), **settings}, kind)
+    if isinstance(objective, str):
+        goal = _build_objective(kind, chosen["objective"])
+    else:
+        goal = dataclasses.replace(objective, **chosen["objective"])  # type: ignore[type-var]
+    adapter = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
+    use_adapter = bool(lora) or bool(adapter)
+    _check_output(output, resume)
+    policy, tokenizer = load(model) if isinstance(model, str | Path) else model
+    datasets = [
+        None if source is None else preference_dataset(source, tokenizer, **chosen["data"])
+        for source in (data, eval_data)
+    ]
+
+    from tokenry.learn.trainer import ObjectiveTrainer
+
+    arguments = _arguments(output, chosen["training"], use_adapter, seed, eval_data is not None)
+    record = {
+        "state": "running",
+        "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
+        "hyperparameters": _plain(goal),
+        "model": str(model) if isinstance(model, str | Path) else policy.name_or_path,
+        "data": _provenance(data, datasets[0]),
+        "lora": LORA_DEFAULTS | adapter if use_adapter else None,
+        "training": {**chosen["training"], "learning_rate": arguments.learning_rate, "seed": seed},
+    }
+    if resume:
+        _check_same_run(output / RECORD, record)
+    trainer = ObjectiveTrainer(
+        policy,
+        goal,
+        lora=_lora_config(adapter) if use_adapter else None,
+        reference=reference,
+        args=arguments,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        data_collator=PreferenceCollator.of(tokenizer),
+        processing_class=tokenizer,
+        callbacks=list(callbacks or ()),
+    )
+    main = trainer.is_world_process_zero()
+    output.mkdir(parents=True, exist_ok=True)
+    if main:
+        write_json(output / RECORD, record)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+    final = _final_evaluation(trainer) if datasets[1] is not None else {}
+    trainer.save_model(str(output))
+    history = [dict(entry) for entry in trainer.state.log_history]
+    record |= {
+        "state": "finished",
+        "seconds": round(time.perf_counter() - started, 2),
+        "steps": trainer.state.global_step,
+        "history": history,
+        "evaluation": {k: v for k, v in final.items() if isinstance(v, float)},
+        "versions": _versions(),
+    }
+    if main:
+        write_json(output / RECORD, record)
+    return TrainedRun(output, record, trainer.model, tokenizer)
+
+
+def read_config(config: str | Path | dict[str, Any] | None) -> dict[str, Any]:
+    """A YAML mapping, or InputError saying what is wrong with the file."""
+    if config is None or isinstance(config, dict):
+        return dict(config or {})
+    import yaml
+
+    if not Path(config).is_file():
+        raise InputError(f"no such file: {config}")
+    try:
+        found = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{config} must be a mapping of settings, got {type(found).__name__}")
+    return found
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The newest complete checkpoint; the trainer's state is the last file that a save writes."""
+    found = []
+    for state in output.glob("checkpoint-*/trainer_state.json"):
+        step = state.parent.name.removeprefix("checkpoint-")
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            continue  # killed while writing
+        if step.isdigit():
+            found.append((int(step), str(state.parent)))
+    return max(found)[1] if found else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write under a temporary name, then rename: there is never half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, Any]]:
+    """Every setting to its owner, with the type that the owner's default has."""
+    from transformers import TrainingArguments
+
+    own = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
+    training = {
+        f.name: f.default
+        for f in dataclasses.fields(TrainingArguments)
+        if f.init and f.name not in ("output_dir", "remove_unused_columns", "seed")
+    }
+    owners = {"objective": own, "data": DATA_KEYS, "training": training}
+    sorted_: dict[str, dict[str, Any]] = {name: {} for name in (*owners, "lora")}
+    for key, value in settings.items():
+        if key == "lora":
+            if not isinstance(value, dict):
+                raise InputError(f"lora must be a mapping of LoraConfig fields, got {value!r}")
+            sorted_["lora"] = value
+            continue
+        owner = next((name for name, keys in owners.items() if key in keys), None)
+        if owner is None:
+            known = ["lora", *(name for keys in owners.values() for name in keys)]
+            raise _unknown_setting(key, known)
+        sorted_[owner][key] = _typed(key, value, owners[owner][key])
+    truncate = sorted_["data"].get("truncate", "error")
+    if truncate not in get_args(Truncate):
+        raise InputError(f"truncate must be one of {get_args(Truncate)}, got {truncate!r}")
+    return sorted_
+
+
+def _unknown_setting(key: Any, known: list[str]) -> Exception:
+    error = UnknownNameError("setting", str(key), known)
+    if "did you mean" in str(error):
+        return error
+    return InputError(
+        f"unknown setting {key!r}: neither a hyper-parameter of the objective, nor a field of "
+        "transformers.TrainingArguments, nor one of max_length, truncate, as_chat, lora"
+    )
+
+
+def _typed(key: str, value: Any, default: Any) -> Any:
+    """YAML reads 1e-4 as a text; a number that is not one is an error that names its key."""
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return value
+    wanted = type(default)
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise InputError(f"{key} must be a number, got {value!r}")
+    if wanted is int and number == int(number):
+        return int(number)
+    return float(number) if wanted is float else number
+
+
+def _build_objective(kind: Any, values: dict[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{kind.__name__}: {error}") from None
+
+
+def _check_output(output: Path, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; choose a folder for the output")
+    first_process = os.environ.get("RANK", "0") == "0"
+    if first_process and not resume and output.is_dir() and any(output.iterdir()):
+        raise InputError(
+            f"the output folder {output} exists and is not empty: choose another one, or resume "
+            "the run that it holds"
+        )
+
+
+def _arguments(
+    output: Path, training: dict[str, Any], adapter: bool, seed: int, evaluates: bool
+) -> Any:
+    from transformers import TrainingArguments
+
+    rate = LEARNING_RATES["lora" if adapter else "full"]
+    values = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if evaluates:
+        values.setdefault("eval_strategy", "epoch")
+    try:
+        return TrainingArguments(output_dir=str(output), seed=seed, **values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"training settings: {error}") from None
+
+
+def _lora_config(adapter: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    known = [f.name for f in dataclasses.fields(LoraConfig)]
+    for key in adapter:
+        if key not in known:
+            raise UnknownNameError("LoRA setting", str(key), known)
+    return LoraConfig(task_type="CAUSAL_LM", **LORA_DEFAULTS | adapter)
+
+
+def _plain(objective: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(objective):
+        return {}
+    values = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    return {
+        name: value if isinstance(value, int | float | str | bool | None) else str(value)
+        for name, value in values.items()
+    }
+
+
+def _provenance(data: Any, dataset: Any) -> dict[str, Any]:
+    from_file = isinstance(data, str | Path)
+    content = Path(data).read_bytes() if from_file else repr(list(dataset)).encode()
+    return {
+        "file": str(data) if from_file else None,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "pairs": len(dataset),
+    }
+
+
+def _check_same_run(path: Path, record: dict[str, Any]) -> None:
+    """Resuming another run than the one in the folder would mix two: refuse."""
+    if not path.is_file():
+        return
+    former = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(record, default=str))
+    for name in ("objective", "hyperparameters", "lora", "training"):
+        if former.get(name) != now[name]:
+            raise InputError(
+                f"{path.parent} holds a run with {name} {former.get(name)}, not {now[name]}: "
+                "resume with the same settings, or choose another output folder"
+            )
+    if former.get("data", {}).get("sha256") != now["data"]["sha256"]:
+        raise InputError(f"the data are not those of the run in {path.parent}: cannot resume it")
+
+
+def _final_evaluation(trainer: Any) -> dict[str, float]:
+    """The metrics of the last step; evaluates unless the last epoch's end just did."""
+    done = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if done and done[-1]["step"] == trainer.state.global_step:
+        return done[-1]
+    return trainer.evaluate()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")}

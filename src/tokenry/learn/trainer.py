@@ -1,0 +1,254 @@
+"""ObjectiveTrainer: `transformers.Trainer` that takes an objective as a value.
+
+The trainer knows models, devices and data; the objective knows mathematics. Between them stands
+`learn.compute`, which computes what the objective's `needs` name and nothing else. Everything the
+Trainer does (checkpoints, reporters, LoRA, FSDP, DeepSpeed, `accelerate launch`) stays as it is.
+
+Normalisation is exact: with n units (pairs, rows or tokens, as `Objective.unit` says) in this
+micro-batch and N in all micro-batches and processes of the optimizer step, the gradient is that of
+sum(n loss) / N, whatever the split. One limit: when the last batch of an epoch cannot be shared
+evenly, accelerate fills it by repeating examples (`dataloader_drop_last=True` avoids that).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError
+from tokenry.learn.compute import compute_scores
+from tokenry.learn.objective import Loss, Objective, check_needs, count_units
+from tokenry.learn.reference import (
+    Precomputed,
+    Reference,
+    ReferenceKind,
+    choose_reference,
+    precompute_reference,
+)
+
+
+class ObjectiveTrainer(Trainer):
+    """Trains any causal language model on any objective.
+
+    objective: what to minimise. lora: a `peft.PeftConfig`; the model is wrapped before training.
+    reference: "auto" (the adapter's base with LoRA, else a frozen copy, nothing if not needed),
+        "copy", "adapter", "precomputed" (reference log-probabilities are computed before training,
+        or taken from the columns `reference_{chosen,rejected}_logprob`), or a `Reference` value.
+    data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
+
+    Logged besides the loss: the objective's metrics, averaged over the units since the last log; in
+    evaluation also "kl" and "entropy" per completion token.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the whole optimizer step's units
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        *,
+        lora: Any = None,
+        reference: ReferenceKind | Reference = "auto",
+        **options: Any,
+    ):
+        needs = check_needs(objective)
+        if lora is not None:
+            from peft import get_peft_model
+
+            with torch.random.fork_rng():
+                torch.manual_seed(options["args"].seed)  # the same adapter in every process and run
+                model = get_peft_model(model, lora)
+        self.objective = objective
+        self.precomputed = reference == "precomputed"
+        self.reference: Reference | None = (
+            choose_reference(reference, model, needs) if isinstance(reference, str) else reference
+        )
+        options["args"].remove_unused_columns = False  # rows are for the collator, not the model
+        super().__init__(model, **options)
+        if self.precomputed:
+            self._precompute()
+        frozen = getattr(self.reference, "model", None)
+        if frozen is not None and frozen is not self.model:
+            frozen.to(self.args.device)
+        self._since_log: dict[str, list[Tensor]] = defaultdict(list)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a micro-batch, scaled to its share of the optimizer step."""
+        batch, reference = self._unpack(inputs)
+        result: Loss = self._inside(model, lambda policy: self._loss(policy, batch, reference))
+        loss, units = result.loss, count_units(self.objective.unit, batch)
+        for name, value in result.metrics.items():
+            if name != "loss":  # the Trainer logs the loss itself
+                self._since_log[name].append(_sum_and_count(value, units))
+        if num_items_in_batch is not None:
+            # Processes average their gradients: hence the factor of their number.
+            loss = loss * (units * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, result) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of one optimizer step, and their units over all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        units = sum(count_units(self.objective.unit, _batch_of(sample)) for sample in samples)
+        total = self.accelerator.gather(torch.tensor([units], device=device))
+        return samples, total.sum()  # type: ignore[union-attr]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the objective's metrics since the last log, over all processes."""
+        if self._since_log and "loss" in logs:
+            names = sorted(self._since_log)
+            sums = torch.stack([torch.stack(self._since_log[name]).sum(0) for name in names])
+            sums = self.accelerator.reduce(sums, reduction="sum")
+            logs |= {
+                name: (total / max(count, 1)).item()
+                for name, (total, count) in zip(names, sums, strict=True)  # type: ignore[arg-type]
+            }
+            self._since_log.clear()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Every metric over the whole set, exactly, and the KL and entropy per token."""
+        model: Any = self.model_wrapped
+        training, found = model.training, defaultdict(list)
+        model.eval()
+        for inputs in dataloader:
+            batch, reference = self._unpack(self._prepare_inputs(inputs))
+            values = self._inside(
+                model, lambda policy, b=batch, r=reference: self._evaluate_batch(policy, b, r)
+            )
+            gathered: Any = self.accelerator.gather_for_metrics(values)
+            for name, value in gathered.items():
+                found[name].append(value)
+            self.control = self.callback_handler.on_prediction_step(
+                self.args, self.state, self.control
+            )
+        model.train(training)
+        columns = {name: torch.cat(values) for name, values in found.items()}
+        tokens = columns.pop("tokens")
+        metrics = {
+            f"{metric_key_prefix}_{name}": (
+                (values.sum() / tokens.sum().clamp_min(1)) if name in PER_TOKEN else values.mean()
+            ).item()
+            for name, values in columns.items()
+        }
+        return EvalLoopOutput(None, None, metrics, len(tokens))  # type: ignore[arg-type]
+
+    def _evaluate_batch(
+        self, model: Any, batch: TokenBatch, reference: Reference | None
+    ) -> dict[str, Tensor]:
+        """One value per row group (pair or row) for each metric; sums for those per token."""
+        whole = reference is not None and not isinstance(reference, Precomputed)
+        also = ("policy.entropy", "policy.divergence") if whole else ("policy.entropy",)
+        policy, frozen = compute_scores(
+            self.objective, batch, model, reference, grad=False, also=also
+        )
+        result = self.objective(batch, policy, frozen)
+        pairs = self.objective.unit == "pair"
+        groups = len(batch.ids) // 2 if pairs else len(batch.ids)
+
+        def per_group(values: Tensor) -> Tensor:
+            sums = values.float().sum(-1)
+            return sums.view(2, groups).sum(0) if pairs else sums
+
+        found = {
+            "tokens": per_group(batch.target),
+            "entropy": per_group(policy.need("entropy")),
+            "loss": result.loss,
+            **result.metrics,
+        }
+        if whole:
+            found["kl"] = per_group(policy.need("divergence"))
+        return {
+            name: value.float() if value.shape == (groups,) else value.float().mean().repeat(groups)
+            for name, value in found.items()
+        }
+
+    def _loss(self, model: Any, batch: TokenBatch, reference: Reference | None) -> Loss:
+        return self.objective(
+            batch, *compute_scores(self.objective, batch, model, reference, grad=True)
+        )
+
+    def _unpack(self, inputs: dict[str, Any]) -> tuple[TokenBatch, Reference | None]:
+        if not self.precomputed:
+            return _batch_of(inputs), self.reference
+        if "reference_logprob" not in inputs:
+            raise InputError("precomputed reference log-probabilities are missing from the batch")
+        return _batch_of(inputs), Precomputed(inputs["reference_logprob"])
+
+    def _inside(self, wrapper: Any, function: Callable[[Any], Any]) -> Any:
+        """function(plain model), run inside the wrapper's forward.
+
+        DDP and FSDP prepare gradient synchronisation in their forward, and the objective does not
+        use the model's own forward: for one call it is redirected.
+        """
+        plain = self.accelerator.unwrap_model(wrapper, keep_fp32_wrapper=True)
+        with self.accelerator.autocast():
+            if plain is wrapper:
+                return function(plain)
+            own = plain.__dict__.get("forward")
+
+            def redirected() -> Any:
+                restore()
+                return function(plain)
+
+            def restore() -> None:
+                if own is not None:
+                    plain.forward = own
+                else:
+                    plain.__dict__.pop("forward", None)
+
+            plain.forward = redirected
+            try:
+                return wrapper()
+            finally:
+                restore()
+
+    def _precompute(self) -> None:
+        """Compute the reference's log-probabilities once, where the data do not have them."""
+        teacher = choose_reference(
+            "adapter" if hasattr(self.model, "disable_adapter") else "none", self.model, ()
+        )
+        if teacher is None:
+            from tokenry.learn.reference import FrozenModel
+
+            teacher = FrozenModel(self.model)  # before training the policy is the reference
+        for name in ("train_dataset", "eval_dataset"):
+            data = getattr(self, name)
+            if data is not None and "reference_chosen_logprob" not in data.column_names:
+                size = self.args.per_device_eval_batch_size
+                data = precompute_reference(data, self.data_collator, teacher, batch_size=size)
+                setattr(self, name, data)
+
+
+PER_TOKEN = ("kl", "entropy")
+
+
+def _batch_of(inputs: dict[str, Any]) -> TokenBatch:
+    return TokenBatch(inputs["ids"], inputs["attention"], inputs["target"], inputs.get("group"))
+
+
+def _sum_and_count(value: Tensor, units: int) -> Tensor:
+    """A metric's sum and weight, [2]: a vector has one value per unit, a scalar stands for all."""
+    value = value.detach().float()
+    count = value.numel() if value.ndim else units
+    return torch.stack([value.sum() if value.ndim else value * units, value.new_tensor(count)])

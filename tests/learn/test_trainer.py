@@ -1,0 +1,256 @@
+"""The trainer: the right loss, exactly normalised, whatever the reference or batch split."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokenry.core.errors import InputError
+from tokenry.core.scores import Scores
+from tokenry.learn.compute import compute_loss
+from tokenry.learn.data import PreferenceCollator, preference_dataset
+from tokenry.learn.objective import Loss
+from tokenry.learn.preference.dpo import DPO
+from tokenry.learn.preference.tdpo import TDPO
+from tokenry.learn.reference import FrozenModel
+from tokenry.learn.trainer import ObjectiveTrainer, _batch_of
+
+PAIRS = [
+    {
+        "prompt": f"the {noun}",
+        "chosen": " sat there" + "!" * (i % 3),
+        "rejected": " gathered" * (1 + i % 2),
+    }
+    for i, noun in enumerate(("cat", "dog", "mat", "theory", "father", "feather", "age", "name"))
+]
+
+
+@pytest.fixture
+def start(tiny_llama_text, tiny_tokenizer, tmp_path):
+    """Build a trainer on a fresh copy of the tiny model."""
+    from transformers import TrainingArguments
+
+    def build(objective, evaluate=False, **options):
+        arguments = {
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 3,
+            "learning_rate": 1e-3,
+            "num_train_epochs": 1,
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "seed": 1,
+            "save_strategy": "no",
+        }
+        rest = {k: options.pop(k) for k in ("lora", "reference", "model") if k in options}
+        data = preference_dataset(PAIRS, tiny_tokenizer)
+        return ObjectiveTrainer(
+            rest.pop("model", None) or copy.deepcopy(tiny_llama_text),
+            objective,
+            args=TrainingArguments(output_dir=str(tmp_path / "out"), **arguments | options),
+            train_dataset=data,
+            eval_dataset=data if evaluate else None,
+            data_collator=PreferenceCollator.of(tiny_tokenizer),
+            **rest,
+        )
+
+    return build
+
+
+def losses(trainer):
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def lora():
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=0.0)
+
+
+@pytest.mark.parametrize("objective", [DPO(), TDPO(), TDPO(variant="tdpo1")], ids=repr)
+def test_training_starts_at_ln_2_and_lowers_the_loss(start, objective):
+    found = losses(start(objective, num_train_epochs=4))
+    assert found[0] == pytest.approx(0.693147, abs=1e-5)
+    assert found[-1] < found[0] - 0.05
+
+
+def test_gradient_accumulation_gives_the_losses_of_the_whole_batch(start):
+    whole = losses(start(TDPO(), num_train_epochs=3, per_device_train_batch_size=6))
+    split = losses(
+        start(
+            TDPO(),
+            num_train_epochs=3,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=3,
+        )
+    )
+    assert split == pytest.approx(whole, abs=2e-5)
+
+
+def test_uneven_micro_batches_are_weighted_by_their_pairs(start):
+    """8 pairs in micro-batches of 5 and 3: the step is the one of 8 pairs at once, not a mean of
+    two means."""
+    whole, split = (
+        start(DPO(), num_train_epochs=3, optim="sgd", learning_rate=1.0, **sizes)
+        for sizes in (
+            {"per_device_train_batch_size": 8},
+            {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2},
+        )
+    )
+    assert losses(split) == pytest.approx(losses(whole), abs=2e-5)
+
+
+def test_a_token_mean_objective_is_normalised_by_tokens(start):
+    class TokenMean:
+        """Mean surprisal of chosen and rejected tokens; its unit is the token."""
+
+        needs = ("policy.logprob",)
+        unit = "token"
+
+        def __call__(self, batch, policy: Scores, reference):
+            return Loss(-policy.need("logprob").sum() / batch.target.sum())
+
+    whole = losses(start(TokenMean(), per_device_train_batch_size=8, num_train_epochs=2))
+    split = losses(
+        start(
+            TokenMean(),
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=3,
+            num_train_epochs=2,
+        )
+    )
+    assert split == pytest.approx(whole, abs=2e-5)
+
+
+def test_every_kind_of_reference_gives_the_same_losses(start):
+    wanted = losses(start(DPO(), reference="copy"))
+    assert losses(start(DPO(), reference="precomputed")) == pytest.approx(wanted, abs=1e-5)
+    assert losses(start(DPO())) == wanted
+    adapted = losses(start(TDPO(), lora=lora(), reference="adapter"))
+    assert losses(start(TDPO(), lora=lora(), reference="copy")) == pytest.approx(adapted, abs=1e-5)
+
+
+def test_lora_trains_the_adapter_only(start, tiny_llama_text):
+    trainer = start(TDPO(), lora=lora())
+    losses(trainer)
+    base = trainer.model.get_base_model().model.embed_tokens.weight
+    assert torch.equal(base, tiny_llama_text.model.embed_tokens.weight)
+    assert {n for n, p in trainer.model.named_parameters() if p.requires_grad} == {
+        n for n, _ in trainer.model.named_parameters() if "lora_" in n
+    }
+
+
+def test_a_frozen_copy_stays_as_it_was(start, tiny_llama_text):
+    trainer = start(DPO())
+    losses(trainer)
+    for ours, before in zip(
+        trainer.reference.model.parameters(), tiny_llama_text.parameters(), strict=True
+    ):
+        assert torch.equal(ours, before)
+    assert not torch.equal(
+        trainer.model.model.embed_tokens.weight, tiny_llama_text.model.embed_tokens.weight
+    )
+
+
+def test_divergence_cannot_come_from_precomputed_logprobs(start):
+    with pytest.raises(InputError, match="whole distributions"):
+        start(TDPO(), reference="precomputed")
+
+
+def test_training_metrics_are_the_objectives_own(start):
+    trainer = start(TDPO(), per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy"):
+        assert logged[name] == pytest.approx(0.0, abs=1e-5)
+    data = trainer.train_dataset
+    assert logged["length/chosen"] == pytest.approx(sum(map(len, data["chosen_ids"])) / 8)
+    assert logged["kl/rejected"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_evaluation_is_exact_over_batches_of_any_size(start, tiny_tokenizer):
+    """Batches of 3, 3 and 2 pairs against all 8 at once."""
+    trainer = start(TDPO(), evaluate=True)
+    trainer.train()
+    found = trainer.evaluate()
+    batch = _batch_of(trainer.data_collator(list(trainer.eval_dataset)))
+    reference = FrozenModel(trainer.reference.model)
+    expected = compute_loss(TDPO(), batch, trainer.model, reference, grad=False)
+    assert found["eval_loss"] == pytest.approx(float(expected.loss), abs=1e-5)
+    for name in ("rewards/margin", "rewards/accuracy", "length/chosen", "kl/chosen"):
+        wanted = float(expected.metrics[name].mean())
+        assert found[f"eval_{name}"] == pytest.approx(wanted, abs=1e-5), name
+    tokens = int(batch.target.sum())
+    total = float((expected.metrics["kl/chosen"] + expected.metrics["kl/rejected"]).sum())
+    assert found["eval_kl"] == pytest.approx(total / tokens, abs=1e-5)
+    assert found["eval_entropy"] > 0
+
+
+def test_kl_to_the_reference_is_evaluated_for_objectives_that_do_not_use_it(start):
+    trainer = start(DPO(), evaluate=True)
+    assert trainer.evaluate()["eval_kl"] == pytest.approx(0.0, abs=1e-6)
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] > 1e-4
+
+
+SCRIPT = """
+import sys, json
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import conftest
+from tokenry.learn.preference.tdpo import TDPO
+from tokenry.learn.run import train
+
+tokenizer = conftest.tiny_tokenizer._get_wrapped_function()()
+model = conftest.build_llama(vocab_size=len(tokenizer))
+pairs = json.loads({pairs!r})
+run = train(TDPO(), pairs, (model, tokenizer), {output!r}, num_train_epochs=2, learning_rate=1e-3,
+            per_device_train_batch_size={size}, eval_data=pairs[:5], per_device_eval_batch_size=2,
+            disable_tqdm=True, save_strategy="no", use_cpu=True, seed=3)
+torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+"""
+
+
+def run_script(folder, name, size, launcher):
+    import json
+
+    script = folder / f"{name}.py"
+    output = folder / name
+    tests = str(Path(__file__).parents[1])
+    pairs = json.dumps(PAIRS)
+    script.write_text(SCRIPT.format(tests=tests, pairs=pairs, output=str(output), size=size))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((output / "run.json").read_text())["history"]
+
+
+def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
+    """Two gloo processes with 2 pairs each, against one process with 4 pairs at once.
+
+    Started by torch's launcher: `accelerate launch --cpu --num_processes 2` (1.15) starts a single
+    process unless it is given an MPI host file.
+    """
+    options = "--nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
+    two = run_script(tmp_path, "two", 2, ["-m", "torch.distributed.run", *options.split()])
+    one = run_script(tmp_path, "one", 4, [])
+    assert len(one) == len(two)
+    for ours, theirs in zip(one, two, strict=True):
+        assert set(ours) == set(theirs)
+        for name in ours:
+            if not any(word in name for word in ("second", "runtime", "flos")):
+                assert theirs[name] == pytest.approx(ours[name], abs=2e-5, rel=1e-4), name
+    assert [entry["loss"] for entry in one if "loss" in entry][-1] < 0.69
