@@ -39,8 +39,8 @@ def main() -> None:
     lines = [
         "# Gallery of papers",
         "",
-        "Each method, its claim, and what its reproduction measured on two processor cores. This page",
-        "is built from `results/*.json`, which `tokenry reproduce KEY` writes.",
+        "Each method, its claim, and what its reproduction measured on two processor cores. This",
+        "page is built from `results/*.json`, which `tokenry reproduce KEY` writes.",
         "",
     ]
     for key in catalogue.papers():
