@@ -41,6 +41,8 @@ class Paper:
     role: what it is in the library (objective, sampler, drafter, ...); family: what it is about.
     claim: the paper's headline in one line.
     reproduce: shows the claim at laptop scale, in at most three minutes on two cores.
+    threads: how many torch threads it runs with; 1 for toy models, on whose small tensors a second
+        thread waits more than it works. None: torch's own choice.
     """
 
     number: int | None
@@ -51,3 +53,4 @@ class Paper:
     family: str
     claim: str
     reproduce: Callable[[int], Outcome]
+    threads: int | None = None

@@ -12,6 +12,8 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -45,7 +47,8 @@ def reproduce(key: str, seed: int = 0) -> tuple[dict[str, Any], Outcome]:
     """Run one reproduction: the record to be written, and the outcome with its figure."""
     record = paper(key)
     start = time.perf_counter()
-    outcome = record.reproduce(seed)
+    with threads(record.threads):
+        outcome = record.reproduce(seed)
     seconds = time.perf_counter() - start
     return {
         "key": record.key,
@@ -59,6 +62,19 @@ def reproduce(key: str, seed: int = 0) -> tuple[dict[str, Any], Outcome]:
         "seed": seed,
         "versions": versions(),
     }, outcome
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """So many torch threads inside; None leaves them alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_result(result: dict[str, Any], folder: Path) -> Path:

@@ -160,4 +160,5 @@ PAPER = Paper(
     claim="Classifying preference pairs by the policy's implicit reward reaches the optimum of "
     "KL-constrained RLHF without a reward model or sampling.",
     reproduce=reproduce,
+    threads=1,
 )

@@ -87,14 +87,17 @@ def passages(tokenizer: Any, seed: int) -> Tensor:
     import pydoc
 
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(MODULES), generator=generator)[:PASSAGES].tolist()
     rows = []
-    for index in chosen:
+    for index in torch.randperm(len(MODULES), generator=generator).tolist():
         text = pydoc.plain(pydoc.render_doc(MODULES[index]))
         ids = tokenizer(text, verbose=False)["input_ids"]
-        room = max(len(ids) - PROMPT - SCORED, 1)
-        start = int(torch.randint(0, room, (1,), generator=generator))
+        room = len(ids) - PROMPT - SCORED
+        if room < 0:
+            continue  # how long a module's documentation is depends on the version of Python
+        start = int(torch.randint(0, room + 1, (1,), generator=generator))
         rows.append(ids[start : start + PROMPT + SCORED])
+        if len(rows) == PASSAGES:
+            break
     return torch.tensor(rows)
 
 

@@ -27,7 +27,7 @@ from tokenry.text.stochastok import StochasTok
 VOCABULARY = 1200
 WORDS, HELD_OUT = 400, 100
 BLOCK, BATCH = 48, 24
-PRETRAINING, FINE_TUNING = 500, 300
+PRETRAINING, FINE_TUNING = 600, 400
 EVERY = 100
 TESTS = 200
 P = 0.3
@@ -44,7 +44,7 @@ class Run:
 
 
 def reproduce(seed: int) -> Outcome:
-    runs = [run(p, one) for one in (2 * seed, 2 * seed + 1) for p in (0.0, P)]
+    runs = [run(p, seed) for p in (0.0, P)]
     measurements = []
     for one in runs:
         name = f"p = {one.p}"
@@ -52,20 +52,18 @@ def reproduce(seed: int) -> Outcome:
             Measurement(f"{name}, unseen words", one.accuracy[-1], "accuracy", one.seed),
             Measurement(f"{name}, held-back text", one.loss, "nats per token", one.seed),
         ]
-    plain, split = (
-        torch.tensor([[one.accuracy[-1], one.loss] for one in runs if one.p == p]).mean(0).tolist()
-        for p in (0.0, P)
-    )
-    gain, cost = split[0] - plain[0], split[1] / plain[1] - 1
-    chance = max(plain[0], split[0]) < 0.35
+    plain, split = runs
+    gain = split.accuracy[-1] - plain.accuracy[-1]
+    cost = split.loss / plain.loss - 1
+    chance = max(plain.accuracy[-1], split.accuracy[-1]) < 0.35
     return Outcome(
         held=gain > 0.05 and cost < 0.03,
         needs="accuracy(p = 0.3) > accuracy(p = 0) + 0.05 and loss(p = 0.3) < 1.03 loss(p = 0)",
         measurements=measurements,
         reason=(
-            f"Over two seeds the accuracy on unseen words changes by {gain:+.3f} (chance: 0.25), "
-            f"the loss on ordinary tokens by {cost:+.1%}; {PRETRAINING} steps of pre-training."
-            + (" Neither model is clear of chance: too small, or trained too briefly." * chance)
+            f"the accuracy on unseen words changes by {gain:+.3f} (chance: 0.25), the loss on "
+            f"ordinary tokens by {cost:+.1%}, after {PRETRAINING} steps of pre-training"
+            + ("; neither model is clear of chance: the scale is too small to tell" * chance)
         ),
         figure=lambda figure: draw(figure, runs),
     )
@@ -235,4 +233,5 @@ PAPER = Paper(
     claim="Splitting tokens at random in pre-training teaches a model the letters of its tokens, "
     "at no cost to ordinary language modelling.",
     reproduce=reproduce,
+    threads=1,
 )

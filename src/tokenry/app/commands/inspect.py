@@ -1,0 +1,131 @@
+"""tokenry inspect: a text as a model sees it, token by token."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokenry.app.terminal import (
+    AsJson,
+    Model,
+    Seed,
+    check_writable,
+    load,
+    notes,
+    print_json,
+    read_text,
+    results,
+    working,
+    write_text,
+)
+from tokenry.core.errors import InputError, UnknownNameError
+
+
+def inspect(
+    text: Annotated[
+        str | None, typer.Argument(help="The text; [cyan]-[/] reads it from standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text here.")] = None,
+    model: Model = "smollm2",
+    against: Annotated[
+        str | None, typer.Option("--against", help="A second model to compare with.")
+    ] = None,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--signal",
+            "-s",
+            help="What to compute (repeat it): surprisal, entropy, varentropy, rank, margin; with "
+            "--against also difference and divergence. The first one colours the text.",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows of the table.")] = 10,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page with details on hover.")
+    ] = None,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Colour a text by how surprising each token is to a model.
+
+    Below it stand the most surprising tokens and what the model expected in their place. With
+    [cyan]--against[/], the two models are compared on the same bytes, even if their tokens differ.
+    Nothing here is random: the seed changes nothing.
+
+    Examples:
+
+    [cyan]tokenry inspect "The capital of France is Berlin."[/]
+
+    [cyan]tokenry inspect -f essay.txt -s entropy --html essay.html[/]
+
+    [cyan]tokenry inspect "Fourscore and seven years ago" --against gemma3-270m[/]
+    """
+    if (text is None) == (file is None):
+        raise InputError("give a text or --file, one of them")
+    content = read_text(file or "-") if file or text == "-" else text or ""
+    if not content.strip():
+        raise InputError("there is nothing to inspect in an empty text")
+    if html is not None:
+        check_writable(html)
+    wanted = signal or ["surprisal", "entropy"]
+    check_signals(wanted, against is not None)
+
+    from tokenry.measure import inspect as measure
+
+    first = load(model)
+    second = None if against is None else load(against)
+    with working("scoring the text"):
+        found = measure.inspect(
+            first.model, first.tokenizer, content, signals=wanted, against=second
+        )
+    if html is not None:
+        write_text(html, found.to_html(wanted[0]))
+    if as_json:
+        print_json(
+            {
+                "model": found.name,
+                "against": None if found.against is None else found.against.name,
+                "units": found.units,
+                "tokens": [found.row(position) for position in range(len(found.ids))],
+            }
+        )
+    else:
+        show(found, wanted[0], rows)
+    if html is not None:
+        notes().print(f"written to {html}")
+
+
+def check_signals(names: list[str], two_models: bool) -> None:
+    """Unknown signals are an error before the model is loaded, not after."""
+    from tokenry.core.registry import signal
+
+    known = [*signal.names(), "difference"]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("signal", name, known)
+        if name in ("difference", "divergence") and not two_models:
+            raise InputError(f"the signal {name} needs a second model: --against")
+
+
+def show(found: Any, shown: str, rows: int) -> None:
+    """The coloured text and the table of the most surprising tokens."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = results()
+    console.print(found.to_rich(shown), soft_wrap=False)
+    if not rows or not bool(found.scored.any()):
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("token")
+    for name in found.signals:
+        unit = found.units.get(name, "")
+        table.add_column(f"{name} ({unit})" if unit else name, justify="right")
+    table.add_column("expected instead", style="dim")
+    for row in found.table()[:rows]:
+        others = [f"{t!r} {share:.0%}" for t, share in row["alternatives"] if t != row["token"]]
+        values = [row[name] for name in found.signals]
+        numbers = [str(v) if isinstance(v, int) else f"{v:.2f}" for v in values]
+        table.add_row(Text(repr(row["token"])), *numbers, Text(", ".join(others[:3])))
+    console.print()
+    console.print(table)

@@ -1,0 +1,144 @@
+"""tokenry train: an objective, a file of preferences, a model."""
+
+import io
+import os
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokenry.app.terminal import AsJson, Model, Seed, load, print_json, progress, results
+from tokenry.core.errors import InputError
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option("--data", "-d", help="JSON lines: prompt, chosen, rejected.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that does not exist.")],
+    objective: Annotated[
+        str, typer.Option("--objective", help="What to minimise, such as tdpo or dpo.")
+    ] = "tdpo",
+    model: Model = "smollm2",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="YAML: the objective's parameters (beta), fields of transformers' "
+            "TrainingArguments (learning_rate), max_length, truncate, as_chat, and lora.",
+        ),
+    ] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train an adapter instead of all weights.")
+    ] = False,
+    eval_data: Annotated[
+        Path | None, typer.Option("--eval-data", help="Held-out pairs, measured at the end.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that --output holds.")
+    ] = False,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a model on preference pairs and save it.
+
+    The folder gets the model (or the adapter), its tokenizer, and [cyan]run.json[/]: what was run
+    on what, with which settings, versions and results.
+
+    Examples:
+
+    [cyan]tokenry train --objective tdpo --data prefs.jsonl --output trained --lora[/]
+
+    [cyan]tokenry train -d prefs.jsonl -o trained -c settings.yaml --eval-data heldout.jsonl[/]
+    """
+    from tokenry.core import registry
+
+    check_output(output, resume)
+    for path in (data, eval_data, config):
+        if path is not None and not path.is_file():
+            raise InputError(f"no such file: {path}")
+    registry.objective[objective]
+    check_pairs(data)
+
+    from tokenry.learn.run import train as run
+
+    loaded = load(model)
+    with progress() as bar, redirect_stdout(io.StringIO()):  # the Trainer prints its logs there
+        finished = run(
+            objective,
+            data,
+            loaded,
+            output,
+            config=config,
+            lora=lora,
+            eval_data=eval_data,
+            resume=resume,
+            seed=seed,
+            callbacks=[progress_callback(bar)],
+            disable_tqdm=True,
+        )
+    if as_json:
+        print_json(finished.record)
+    else:
+        show(finished)
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """A folder that exists is only gone on with when that is asked for."""
+    if output.exists() and not resume and os.environ.get("RANK", "0") == "0":
+        raise InputError(
+            f"the output folder {output} exists: choose another one, or --resume the run in it"
+        )
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"cannot write to {output}: {parent} is not a folder that can be written")
+
+
+def check_pairs(data: Path) -> None:
+    """A line that does not parse is an error before the model is loaded, not after."""
+    from tokenry.learn.data import read_jsonl
+
+    if not read_jsonl(data):
+        raise InputError(f"no preference pairs in {data}")
+
+
+def progress_callback(bar: Any) -> Any:
+    """A Trainer callback that shows the step and the loss on a rich progress bar."""
+    from transformers import TrainerCallback
+
+    class Shown(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.task = bar.add_task("training", total=state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bar.update(self.task, completed=state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                bar.update(self.task, description=f"training, loss {float(logs['loss']):.4f}")
+
+    return Shown()
+
+
+def show(finished: Any) -> None:
+    from rich.table import Table
+
+    record = finished.record
+    console = results()
+    console.print(
+        f"{record['steps']} steps in {record['seconds']:.0f} s, saved to {finished.output}"
+    )
+    logged = [entry for entry in record["history"] if "loss" in entry]
+    if not logged:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("", "first step", "last step", "held out"):
+        table.add_column(title, justify="right" if title else "left")
+    names = [n for n in logged[-1] if n not in ("epoch", "step", "learning_rate", "grad_norm")]
+    for name in names:
+        cells = [entry.get(name) for entry in (logged[0], logged[-1])]
+        cells.append(record["evaluation"].get(f"eval_{name}"))
+        table.add_row(name, *("" if cell is None else f"{float(cell):.4g}" for cell in cells))
+    console.print(table)

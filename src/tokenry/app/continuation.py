@@ -1,0 +1,278 @@
+"""Continuing a prompt in the three ways of `tokenry generate`, with one kind of result.
+
+sampled   weighted particles under a constraint (AWRS, masking)
+drafted   a drafter guesses, the model verifies: several tokens per pass
+cached    plain decoding on a bounded key-value cache
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core import registry
+from tokenry.core.errors import ConstraintError, InputError
+from tokenry.decode.constraints.base import Anything, Constraint, State
+from tokenry.decode.constraints.words import WordConstraint
+from tokenry.decode.generate import ends, prompt_ids
+from tokenry.decode.samplers.base import DEAD
+from tokenry.decode.samplers.masked import Masked
+from tokenry.decode.samplers.smc import smc
+from tokenry.decode.speculation.speculate import generate_with_drafter
+from tokenry.model.decoding import DecodingState
+
+OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how a text goes on; temperature 0 takes the likeliest token."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+        if not self.temperature >= 0:
+            raise InputError(f"temperature is {self.temperature}: it must be 0 (greedy) or more")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Texts with their log weights, the one to show, and what they took.
+
+    log_evidence: estimated log probability of the constraint; None where it is not estimated.
+    """
+
+    text: str
+    texts: list[str]
+    log_weights: list[float]
+    ids: list[list[int]]
+    log_evidence: float | None
+    seconds: float
+    forward_passes: int
+    tokens: int
+    checks_per_token: float
+    finished: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `tokenry generate --json` prints."""
+        samples = zip(self.texts, self.log_weights, self.ids, strict=True)
+        return {
+            "text": self.text,
+            "samples": [{"text": t, "log_weight": w, "tokens": ids} for t, w, ids in samples],
+            "log_evidence": self.log_evidence,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "forward_passes": self.forward_passes,
+            "tokens_per_pass": self.tokens / max(self.forward_passes, 1),
+            "checks_per_token": self.checks_per_token,
+            "finished": self.finished,
+        }
+
+
+def sampled(
+    loaded: tuple[Any, Any],
+    prompt: Any,
+    constraint: Constraint | None,
+    limits: Limits,
+    sampler: str = "awrs",
+    particles: int = 1,
+    must_end: bool = True,
+    on_token: OnToken | None = None,
+) -> Continuation:
+    """Particles under a constraint. must_end: a text that the limit cuts off counts for nothing."""
+    model, tokenizer = loaded
+    ids = prompt_ids(tokenizer, prompt)
+    reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    reader.initial()  # a constraint that nothing satisfies fails before the prompt is read
+    greedy = limits.temperature == 0
+    passes = 0
+
+    def progress(step: int, texts: list[list[int]]) -> None:
+        nonlocal passes
+        passes = step
+        if on_token is not None:
+            on_token(texts[0])
+
+    found = smc(
+        DecodingState.start(model, torch.tensor([ids], device=next(model.parameters()).device)),
+        reader,
+        particles=particles,
+        max_new_tokens=limits.max_new_tokens,
+        sampler=Masked(greedy=True) if greedy else registry.sampler[sampler](),
+        temperature=1.0 if greedy else limits.temperature,
+        weighted=not greedy and sampler != "mask",
+        must_end=constraint is not None and must_end,
+        prompt_ids=ids,
+        generator=limits.seed,
+        progress=progress,
+    )
+    texts = [tokenizer.decode(text, skip_special_tokens=True) for text in found.ids]
+    if found.dead_end is not None:
+        raise ConstraintError(
+            f"no token satisfies the constraint after {tokenizer.decode(found.dead_end)[-80:]!r}: "
+            "it leads into a dead end there"
+        )
+    log_weights = found.log_weights.tolist()
+    if max(log_weights) == DEAD:
+        longest = max(texts, key=len)
+        raise ConstraintError(
+            f"no text satisfied the constraint within {limits.max_new_tokens} tokens, for example "
+            f"{longest[:80]!r}: raise --max-new-tokens, or prompt for something shorter"
+        )
+    return Continuation(
+        text=texts[found.best],
+        texts=texts,
+        log_weights=log_weights,
+        ids=found.ids,
+        log_evidence=None if greedy else found.log_evidence,
+        seconds=found.seconds,
+        forward_passes=passes,
+        tokens=found.tokens,
+        checks_per_token=found.checks_per_token,
+        finished=found.finished[found.best],
+    )
+
+
+def drafted(
+    loaded: tuple[Any, Any],
+    prompt: Any,
+    constraint: Constraint | None,
+    limits: Limits,
+    drafter: Any,
+    on_token: OnToken | None = None,
+) -> Continuation:
+    """One text, as plain decoding would give it, with several tokens per pass."""
+    model, tokenizer = loaded
+    ids = prompt_ids(tokenizer, prompt)
+
+    def watch(text: Tensor, _: Tensor) -> bool:
+        if on_token is not None:
+            on_token(text[0, len(ids) :].tolist())
+        return False
+
+    found = generate_with_drafter(
+        model,
+        ids,
+        drafter,
+        limits.max_new_tokens,
+        temperature=limits.temperature,
+        eos_token_id=ends(*loaded),
+        processors=[ConstraintMask(constraint, len(ids))] if constraint else [],
+        stopping=[watch],
+        generator=torch.Generator().manual_seed(limits.seed),
+    )
+    return one_text(loaded, found.new_ids, found.seconds, found.forward_calls, constraint)
+
+
+def cached(
+    loaded: tuple[Any, Any],
+    prompt: Any,
+    constraint: Constraint | None,
+    limits: Limits,
+    policy: Any,
+    on_token: OnToken | None = None,
+) -> Continuation:
+    """One text on a bounded key-value cache, by transformers' own generate."""
+    model, tokenizer = loaded
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=next(model.parameters()).device)
+    watched: list[int] = []
+
+    def watch(text: Tensor, scores: Tensor) -> Tensor:
+        watched[:] = text[0, ids.shape[1] :].tolist()
+        if on_token is not None and watched:
+            on_token(watched)
+        return scores
+
+    started = time.perf_counter()
+    sampling: dict[str, Any] = {"do_sample": False}
+    if limits.temperature > 0:
+        sampling = {"do_sample": True, "temperature": limits.temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(limits.seed)  # transformers draws from the global generator
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=policy.cache(model),
+            max_new_tokens=limits.max_new_tokens,
+            eos_token_id=ends(*loaded),
+            pad_token_id=tokenizer.pad_token_id or ends(*loaded)[0],
+            logits_processor=[
+                *([ConstraintMask(constraint, ids.shape[1])] if constraint else []),
+                watch,
+            ],
+            **sampling,
+        )
+    new = output[0, ids.shape[1] :].tolist()
+    if on_token is not None:
+        on_token(new)
+    return one_text(loaded, new, time.perf_counter() - started, len(new), constraint)
+
+
+def one_text(
+    loaded: tuple[Any, Any],
+    ids: list[int],
+    seconds: float,
+    passes: int,
+    constraint: Constraint | None,
+) -> Continuation:
+    """The result of a decoding that has one text and no weights."""
+    ended = bool(ids) and ids[-1] in ends(*loaded)
+    text = loaded[1].decode(ids, skip_special_tokens=True)
+    body = ids[:-1] if ended else ids
+    if constraint is not None and not ended and not isinstance(constraint, WordsAfter):
+        raise ConstraintError(
+            f"the text did not satisfy the constraint within {len(ids)} tokens ({text[:80]!r}): "
+            "raise --max-new-tokens, or prompt for something shorter"
+        )
+    return Continuation(
+        text=text,
+        texts=[text],
+        log_weights=[0.0],
+        ids=[body],
+        log_evidence=None,
+        seconds=seconds,
+        forward_passes=passes,
+        tokens=len(ids),
+        checks_per_token=0.0,
+        finished=ended,
+    )
+
+
+class ConstraintMask:
+    """Any constraint as a logits processor, for one row and a prompt of `prompt_length` tokens."""
+
+    def __init__(self, constraint: Constraint, prompt_length: int):
+        self.constraint, self.read = constraint, prompt_length
+        self.state: State = constraint.initial()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits [1, V] with the refused tokens at -inf, after `input_ids` [1, T]."""
+        for token in input_ids[0, self.read :].tolist():
+            self.state = self.state.advance(token)
+        self.read = input_ids.shape[1]
+        mask = self.state.mask().to(scores.device)
+        if not mask.any():
+            raise ConstraintError("no token satisfies the constraint: it leads into a dead end")
+        mask = torch.nn.functional.pad(mask, (0, max(0, scores.shape[1] - len(mask))))
+        return scores.masked_fill(~mask[: scores.shape[1]], float("-inf"))
+
+
+class WordsAfter(Constraint):
+    """A word constraint that begins after a prompt: its last word may go on."""
+
+    def __init__(self, words: WordConstraint, prompt: Sequence[int]):
+        self.words = words
+        self.vocab_size, self.eos = words.vocab_size, words.eos
+        self.start = words.after(prompt)
+
+    def initial(self) -> State:
+        return self.start

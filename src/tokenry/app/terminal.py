@@ -1,0 +1,137 @@
+"""What the verbs share: where output goes, and how files are read and written."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokenry.core.errors import InputError
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name that [cyan]tokenry models[/] lists, a hub id (owner/name), or a folder.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def results() -> Any:
+    """The console for results."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)
+
+
+def notes() -> Any:
+    """The console for progress and remarks: standard error."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner while something takes its time; nothing when nobody watches."""
+    with notes().status(what):
+        yield
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A progress bar on standard error that vanishes when it is done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=notes(), transient=True) as bar:
+        yield bar
+
+
+def load(name: str) -> Any:
+    """The model and tokenizer, with a spinner while they are read."""
+    from tokenry.model import hub
+
+    if name in hub.NAMED_MODELS:
+        hub.folder(name)  # fetches with a progress bar of its own
+    with working(f"loading {name}"):
+        return hub.load(name)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; infinities and NaN become null."""
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for every number that JSON cannot write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text, `-` being standard input. Raises InputError."""
+    if str(path) == "-":
+        return sys.stdin.read()
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write under a temporary name, then rename: there is never half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    check_writable(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise InputError, before any work is done, if a file cannot be written there."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file to write")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"cannot write {path}: the folder is not writable")

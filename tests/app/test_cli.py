@@ -1,0 +1,389 @@
+"""The command line: every verb on a tiny model, and one line with exit code 2 for bad input."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from tokenry.app.cli import main
+from tokenry.papers import catalogue
+from tokenry.papers.base import Measurement, Outcome, Paper
+
+VERBS = ("inspect", "generate", "train", "tokenize", "papers", "reproduce", "models", "demo")
+PAIRS = [
+    {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " gathered feathers"},
+    {"prompt": "the dog", "chosen": " sat there", "rejected": " is a theory"},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama_text, tiny_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama_text.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capsys):
+    """Exit code, standard output and standard error of a command line."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(run, monkeypatch):
+    """The one line of an error; nothing may be on standard output."""
+    monkeypatch.delenv("TOKENRY_DEBUG", raising=False)
+
+    def refused(*arguments):
+        code, out, err = run(*arguments)
+        assert code == 2
+        assert out == ""
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return refused
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in PAIRS) + "\n")
+    return path
+
+
+@pytest.fixture
+def toy_paper(monkeypatch):
+    def reproduce(seed):
+        measured = [Measurement("method", 2.0, "tokens", seed), Measurement("rival", 1.0, "tokens")]
+        return Outcome(held=False, needs="method > rival + 5", measurements=measured, reason="toy")
+
+    paper = Paper(7, "toy", "A toy", "0000.00000", "sampler", "toys", "It plays.", reproduce)
+    monkeypatch.setattr(catalogue, "papers", lambda: {"toy": paper})
+    return paper
+
+
+# --- help and version -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches_with_an_example_and_every_verb_takes_a_seed(run, verb):
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"tokenry {verb}" in out
+    assert "--seed" in out
+
+
+def test_version(run):
+    import tokenry
+
+    assert run("--version")[:2] == (0, f"tokenry {tokenry.__version__}\n")
+
+
+def test_starting_loads_neither_torch_nor_transformers():
+    script = (
+        "import sys; from tokenry.app.cli import main; main(['--version']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+# --- what each verb prints ------------------------------------------------------------------------
+
+
+def test_inspect_prints_the_text_and_its_most_surprising_tokens(run, model):
+    code, out, _ = run("inspect", "the cat sat there", "-m", model, "--rows", 2)
+    assert code == 0
+    assert "the cat sat there" in out
+    assert "surprisal" in out
+
+
+def test_inspect_writes_a_page_and_prints_json(run, model, tmp_path):
+    page = tmp_path / "new" / "page.html"
+    code, out, _ = run("inspect", "the cat", "-m", model, "--html", page, "--json", "-s", "rank")
+    found = json.loads(out)
+    assert code == 0
+    assert "".join(row["token"] for row in found["tokens"]) == "the cat"
+    assert {"surprisal", "rank"} <= set(found["tokens"][0])
+    assert page.read_text().startswith("<!doctype html>")
+    assert [file.name for file in page.parent.iterdir()] == ["page.html"]
+
+
+def test_inspect_against_a_model_with_the_same_weights_differs_nowhere(run, model):
+    _, out, _ = run(
+        "inspect", "the cat sat", "-m", model, "--against", model, "-s", "divergence", "--json"
+    )
+    for row in json.loads(out)["tokens"]:
+        assert row["divergence"] == pytest.approx(0, abs=1e-5)
+        assert row["difference"] == pytest.approx(0, abs=1e-5)
+
+
+def test_inspect_reads_a_file_and_standard_input(run, model, tmp_path, monkeypatch):
+    import io
+
+    file = tmp_path / "text.txt"
+    file.write_text("the cat")
+    _, from_file, _ = run("inspect", "-f", file, "-m", model, "--json")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat"))
+    _, from_input, _ = run("inspect", "-", "-m", model, "--json")
+    assert from_file == from_input
+
+
+def test_tokenize_gives_bytes_that_spell_the_text(run, model):
+    _, out, _ = run("tokenize", "naïve 🙂", "-m", model, "--json")
+    found = json.loads(out)
+    spelled = b"".join(bytes.fromhex(row["bytes"]) for row in found["tokens"])
+    assert spelled.decode() == "naïve 🙂"
+    assert found["expanded"] is None
+
+
+def test_stochastok_splits_spell_the_same_and_name_their_origin(run, model):
+    text = "the cat sat on the mat and the dog sat there"
+    _, out, _ = run("tokenize", text, "-m", model, "--stochastok", 2, "--json", "--seed", 3)
+    found = json.loads(out)
+    assert len(found["expanded"]) > len(found["tokens"])
+    for row in found["tokens"]:
+        parts = [part["bytes"] for part in found["expanded"] if part["from"] == row["position"]]
+        assert " ".join(parts) == row["bytes"]
+    assert run("tokenize", text, "-m", model, "--stochastok", 2)[1].count("\n") > 3
+
+
+def test_generate_streams_the_text_that_json_holds(run, model):
+    code, streamed, _ = run("generate", "the cat", "-m", model, "-n", 12, "--seed", 4)
+    _, out, _ = run("generate", "the cat", "-m", model, "-n", 12, "--seed", 4, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert streamed == found["text"] + "\n"
+    wanted = {"text", "samples", "log_evidence", "tokens", "seconds", "forward_passes"}
+    assert wanted | {"checks_per_token"} <= set(found)
+    assert set(found["samples"][0]) == {"text", "log_weight", "tokens"}
+    assert found["tokens"] == found["forward_passes"] == 12
+
+
+def test_generate_under_a_schema_gives_weighted_json(run, model, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["cat", "dog", "mat"]}))
+    _, out, _ = run(
+        "generate", "the", "-m", model, "--json-schema", schema, "--particles", 4, "--json"
+    )
+    found = json.loads(out)
+    weights = [s["log_weight"] for s in found["samples"]]
+    assert len(weights) == 4
+    alive = [s for s in found["samples"] if s["log_weight"] is not None]
+    assert all(json.loads(s["text"]) in ("cat", "dog", "mat") for s in alive)
+    mean = sum(math.exp(s["log_weight"]) for s in alive) / 4
+    assert found["log_evidence"] == pytest.approx(math.log(mean))
+    assert found["text"] in [s["text"] for s in alive]
+
+
+@pytest.mark.parametrize("how", [["--sampler", "mask"], ["--draft", "recycling"], ["-t", "0"]])
+def test_a_regular_expression_holds_however_the_text_is_decoded(run, model, how):
+    code, out, _ = run("generate", "the", "-m", model, "--regex", "(cat|dog){2}", *how)
+    assert code == 0
+    assert out.strip() in ("catcat", "catdog", "dogcat", "dogdog")
+
+
+def test_constraints_on_text_and_words_hold_together(run, model):
+    _, out, _ = run(
+        "generate", "x ", "-m", model, "--regex", "[a-e]{3} [a-e]{2}", "--without-letter", "a",
+        "--without-letter", "e", "--sampler", "mask",
+    )  # fmt: skip
+    assert set(out.strip()) <= set("bcd ")
+
+
+def test_words_without_a_letter_may_be_cut_off_by_the_limit(run, model):
+    for how in ([], ["--draft", "recycling"], ["--cache", "h2o:16"]):
+        code, out, _ = run(
+            "generate", "the cat", "-m", model, "--without-letter", "e", "-n", 10, "--json", *how
+        )
+        assert code == 0
+        assert "e" not in json.loads(out)["text"].lower()
+
+
+def test_a_draft_and_a_full_cache_leave_greedy_text_as_it_is(run, model):
+    base = ["generate", "the cat sat on", "-m", model, "-t", "0", "-n", 16]
+    _, plain, _ = run(*base)
+    _, drafted, _ = run(*base, "--draft", "recycling")
+    _, cached, _ = run(*base, "--cache", "h2o:128")
+    assert plain == drafted == cached
+
+
+def test_chat_goes_through_the_template(run, model, tiny_tokenizer):
+    _, asked, _ = run("generate", "hi", "-m", model, "--chat", "-n", 8, "-t", 0)
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = tiny_tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    _, written_out, _ = run("generate", prompt, "-m", model, "-n", 8, "-t", 0)
+    assert asked == written_out
+
+
+def test_train_saves_a_run_and_prints_only_its_result(run, model, pairs, tmp_path):
+    output = tmp_path / "trained"
+    config = tmp_path / "settings.yaml"
+    config.write_text("beta: 0.2\nnum_train_epochs: 2\n")
+    code, out, _ = run(
+        "train", "--objective", "tdpo", "--data", pairs, "--model", model, "--output", output,
+        "--config", config, "--lora", "--eval-data", pairs, "--json",
+    )  # fmt: skip
+    record = json.loads(out)
+    assert code == 0
+    assert record["hyperparameters"]["beta"] == 0.2
+    assert record == json.loads((output / "run.json").read_text())
+    assert (output / "adapter_config.json").exists()
+
+
+def test_papers_print_the_fields_of_the_catalogue(run, toy_paper):
+    code, out, _ = run("papers", "--json", "--role", "sampler")
+    (row,) = json.loads(out)
+    fields = ["number", "key", "title", "arxiv", "role", "family", "claim", "held", "seconds"]
+    assert code == 0
+    assert list(row) == fields
+    assert "It plays." in run("papers")[1]
+
+
+def test_reproduce_prints_the_record_that_it_writes(run, toy_paper, tmp_path):
+    code, out, _ = run("reproduce", "toy", "--json", "--seed", 5, "--output", tmp_path / "results")
+    record = json.loads(out)
+    assert code == 0
+    assert record == json.loads((tmp_path / "results" / "toy.json").read_text())
+    wanted = {"key", "number", "claim", "held", "measurements", "seconds", "versions"}
+    assert wanted <= set(record)
+    assert record["held"] is False
+    assert record["measurements"][0] == {
+        "label": "method", "value": 2.0, "unit": "tokens", "seed": 5,
+    }  # fmt: skip
+    assert "not held" in run("reproduce", "toy", "--output", tmp_path / "results")[1]
+
+
+def test_models_lists_the_named_ones(run):
+    _, out, _ = run("models", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert {"smollm2", "gemma3-270m"} <= set(rows)
+    assert set(rows["smollm2"]) >= {"cached", "download_bytes", "licence"}
+    assert "Apache-2.0" in run("models")[1]
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_missing_files_are_named(refused, model, tmp_path):
+    gone = tmp_path / "gone.json"
+    assert f"no such file: {gone}" in refused("inspect", "-f", gone, "-m", model)
+    assert str(gone) in refused("generate", "x", "-m", model, "--json-schema", gone)
+    assert str(gone) in refused("generate", "x", "-m", model, "--grammar", gone)
+    assert str(gone) in refused("train", "-d", gone, "-o", tmp_path / "out", "-m", model)
+
+
+def test_unknown_names_come_with_the_nearest(refused, pairs, tmp_path, toy_paper):
+    assert "did you mean smollm2" in refused("inspect", "x", "-m", "smolm2")
+    assert "did you mean smollm2" in refused("models", "pull", "smollm")
+    assert "did you mean awrs" in refused("generate", "x", "--sampler", "awr")
+    assert "did you mean recycling" in refused("generate", "x", "--draft", "recyclin")
+    assert "did you mean h2o" in refused("generate", "x", "--cache", "h20:0.2")
+    assert "did you mean entropy" in refused("inspect", "x", "-s", "entropie")
+    wrong = ("train", "--objective", "tdop", "-d", pairs, "-o", tmp_path / "out")
+    assert "did you mean" in refused(*wrong)
+    assert "did you mean toy" in refused("reproduce", "toi")
+    assert "did you mean sampler" in refused("papers", "--role", "samplers")
+    assert "No such option" in refused("inspect", "x", "--signall", "rank")
+    assert "nspec" in refused("inspct", "x")
+
+
+def test_a_schema_that_is_none(refused, model, tmp_path):
+    schema = tmp_path / "schema.json"
+    for text in ("{", "42", '{"type": "strin"}', '{"$ref": "#/nowhere"}', "[]"):
+        schema.write_text(text)
+        line = refused("generate", "x", "-m", model, "--json-schema", schema)
+        assert "schema" in line
+    assert "regular expression" in refused("generate", "x", "-m", model, "--regex", "(")
+    grammar = tmp_path / "g.lark"
+    grammar.write_text("start: nothing_here")
+    assert "grammar" in refused("generate", "x", "-m", model, "--grammar", grammar)
+
+
+def test_constraints_that_nothing_satisfies(refused, model):
+    words = ["--only-letters", "xq", "--with-letter", "a"]
+    assert "lexicon" in refused("generate", "x ", "-m", model, *words)
+    assert refused("generate", "x", "-m", model, "--regex", r"a[^\s\S]")
+    both = ["--regex", "a+", "--without-letter", "a"]
+    assert refused("generate", "x ", "-m", model, *both)
+    too_long = ["--regex", "a{40}", "-n", 3]
+    for how in ([], ["--sampler", "mask"], ["--draft", "recycling"]):
+        assert "raise --max-new-tokens" in refused("generate", "x", "-m", model, *too_long, *how)
+    assert "2 to 1 letters" in refused(
+        "generate", "x", "-m", model, "--shortest-word", 2, "--longest-word", 1
+    )
+
+
+def test_a_line_that_does_not_parse_is_numbered(refused, model, pairs, tmp_path):
+    pairs.write_text(json.dumps(PAIRS[0]) + "\n{oops\n")
+    assert "line 2" in refused("train", "-d", pairs, "-o", tmp_path / "out", "-m", model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_texts(refused, model, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for verb in ("inspect", "tokenize"):
+        assert "empty" in refused(verb, "", "-m", model)
+        assert "empty" in refused(verb, "-f", empty, "-m", model)
+        assert "one of them" in refused(verb, "-m", model)
+    assert "empty" in refused("generate", "", "-m", model)
+    assert "no preference pairs" in refused("train", "-d", empty, "-o", tmp_path / "o", "-m", model)
+
+
+def test_an_output_folder_that_exists(refused, model, pairs, tmp_path):
+    assert "exists" in refused("train", "-d", pairs, "-o", tmp_path, "-m", model)
+
+
+def test_output_that_cannot_be_written(refused, model, pairs, toy_paper, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "cannot write" in refused("inspect", "x", "-m", model, "--html", file / "page.html")
+    assert "folder" in refused("inspect", "x", "-m", model, "--html", tmp_path)
+    assert "cannot write" in refused("train", "-d", pairs, "-o", file / "out", "-m", model)
+    assert "cannot write" in refused("reproduce", "toy", "--output", file)
+    assert "cannot write" in refused("demo", "--output", file / "report.html")
+
+
+def test_combinations_that_cannot_work(refused, model):
+    base = ("generate", "x", "-m", model)
+    assert "--particles" in refused(*base, "--draft", "recycling", "--particles", 2)
+    assert "--sampler" in refused(*base, "--draft", "recycling", "--sampler", "awrs")
+    assert "--cache" in refused(*base, "--draft", "recycling", "--cache", "h2o:0.2")
+    assert "--particles" in refused(*base, "--cache", "h2o:0.2", "--particles", 2)
+    assert "share" in refused(*base, "--cache", "h2o:much")
+    assert "share" in refused(*base, "--cache", "h2o:7.5")
+    assert "--against" in refused("inspect", "x", "-m", model, "-s", "divergence")
+    assert "temperature" in refused(*base, "-t", "-1")
+    assert "--particles" in refused(*base, "--particles", 0)
+    assert "at least 1" in refused(*base, "-n", 0)
+    assert "attempts" in refused("tokenize", "x", "-m", model, "--stochastok", "-1")
+
+
+def test_no_traceback_unless_asked_for(run, monkeypatch):
+    from tokenry.core.errors import InputError
+
+    monkeypatch.setenv("TOKENRY_DEBUG", "1")
+    with pytest.raises(InputError, match="empty"):
+        run("inspect", "")
+
+
+def test_interrupting_ends_with_130(run, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalogue, "listing", stop)
+    assert run("papers")[:2] == (130, "")
