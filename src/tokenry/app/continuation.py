@@ -15,16 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core import registry
 from tokenry.core.errors import ConstraintError, InputError
-from tokenry.decode.constraints.base import Anything, Constraint, State
-from tokenry.decode.constraints.words import WordConstraint
-from tokenry.decode.generate import ends, prompt_ids
+from tokenry.decode.constraints.base import Constraint, State
+from tokenry.decode.generate import ends, generate, prompt_ids
 from tokenry.decode.samplers.base import DEAD
-from tokenry.decode.samplers.masked import Masked
-from tokenry.decode.samplers.smc import smc
 from tokenry.decode.speculation.speculate import generate_with_drafter
-from tokenry.model.decoding import DecodingState
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
 
@@ -89,53 +84,34 @@ def sampled(
     on_token: OnToken | None = None,
 ) -> Continuation:
     """Particles under a constraint. must_end: a text that the limit cuts off counts for nothing."""
-    model, tokenizer = loaded
-    ids = prompt_ids(tokenizer, prompt)
-    reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
-    reader.initial()  # a constraint that nothing satisfies fails before the prompt is read
     greedy = limits.temperature == 0
-    passes = 0
-
-    def progress(step: int, texts: list[list[int]]) -> None:
-        nonlocal passes
-        passes = step
-        if on_token is not None:
-            on_token(texts[0])
-
-    found = smc(
-        DecodingState.start(model, torch.tensor([ids], device=next(model.parameters()).device)),
-        reader,
-        particles=particles,
-        max_new_tokens=limits.max_new_tokens,
-        sampler=Masked(greedy=True) if greedy else registry.sampler[sampler](),
-        temperature=1.0 if greedy else limits.temperature,
-        weighted=not greedy and sampler != "mask",
+    found = generate(
+        loaded,
+        prompt,
+        constraint,
+        "greedy" if greedy else sampler,
+        particles,
+        limits.max_new_tokens,
+        1.0 if greedy else limits.temperature,
+        limits.seed,
         must_end=constraint is not None and must_end,
-        prompt_ids=ids,
-        generator=limits.seed,
-        progress=progress,
+        progress=None if on_token is None else lambda _, texts: on_token(texts[0]),
     )
-    texts = [tokenizer.decode(text, skip_special_tokens=True) for text in found.ids]
-    if found.dead_end is not None:
-        raise ConstraintError(
-            f"no token satisfies the constraint after {tokenizer.decode(found.dead_end)[-80:]!r}: "
-            "it leads into a dead end there"
-        )
     log_weights = found.log_weights.tolist()
     if max(log_weights) == DEAD:
-        longest = max(texts, key=len)
+        longest = max(found.texts, key=len)
         raise ConstraintError(
             f"no text satisfied the constraint within {limits.max_new_tokens} tokens, for example "
             f"{longest[:80]!r}: raise --max-new-tokens, or prompt for something shorter"
         )
     return Continuation(
-        text=texts[found.best],
-        texts=texts,
+        text=found.texts[found.best],
+        texts=found.texts,
         log_weights=log_weights,
         ids=found.ids,
         log_evidence=None if greedy else found.log_evidence,
         seconds=found.seconds,
-        forward_passes=passes,
+        forward_passes=found.passes,
         tokens=found.tokens,
         checks_per_token=found.checks_per_token,
         finished=found.finished[found.best],
@@ -148,6 +124,7 @@ def drafted(
     constraint: Constraint | None,
     limits: Limits,
     drafter: Any,
+    must_end: bool = True,
     on_token: OnToken | None = None,
 ) -> Continuation:
     """One text, as plain decoding would give it, with several tokens per pass."""
@@ -166,11 +143,11 @@ def drafted(
         limits.max_new_tokens,
         temperature=limits.temperature,
         eos_token_id=ends(*loaded),
-        processors=[ConstraintMask(constraint, len(ids))] if constraint else [],
+        processors=[ConstraintMask(constraint, ids)] if constraint else [],
         stopping=[watch],
         generator=torch.Generator().manual_seed(limits.seed),
     )
-    return one_text(loaded, found.new_ids, found.seconds, found.forward_calls, constraint)
+    return one_text(loaded, found.new_ids, found.seconds, found.forward_calls, must_end)
 
 
 def cached(
@@ -179,6 +156,7 @@ def cached(
     constraint: Constraint | None,
     limits: Limits,
     policy: Any,
+    must_end: bool = True,
     on_token: OnToken | None = None,
 ) -> Continuation:
     """One text on a bounded key-value cache, by transformers' own generate."""
@@ -206,7 +184,7 @@ def cached(
             eos_token_id=ends(*loaded),
             pad_token_id=tokenizer.pad_token_id or ends(*loaded)[0],
             logits_processor=[
-                *([ConstraintMask(constraint, ids.shape[1])] if constraint else []),
+                *([ConstraintMask(constraint, ids[0].tolist())] if constraint else []),
                 watch,
             ],
             **sampling,
@@ -214,7 +192,7 @@ def cached(
     new = output[0, ids.shape[1] :].tolist()
     if on_token is not None:
         on_token(new)
-    return one_text(loaded, new, time.perf_counter() - started, len(new), constraint)
+    return one_text(loaded, new, time.perf_counter() - started, len(new), must_end)
 
 
 def one_text(
@@ -222,13 +200,13 @@ def one_text(
     ids: list[int],
     seconds: float,
     passes: int,
-    constraint: Constraint | None,
+    must_end: bool,
 ) -> Continuation:
     """The result of a decoding that has one text and no weights."""
     ended = bool(ids) and ids[-1] in ends(*loaded)
     text = loaded[1].decode(ids, skip_special_tokens=True)
     body = ids[:-1] if ended else ids
-    if constraint is not None and not ended and not isinstance(constraint, WordsAfter):
+    if must_end and not ended:
         raise ConstraintError(
             f"the text did not satisfy the constraint within {len(ids)} tokens ({text[:80]!r}): "
             "raise --max-new-tokens, or prompt for something shorter"
@@ -248,11 +226,11 @@ def one_text(
 
 
 class ConstraintMask:
-    """Any constraint as a logits processor, for one row and a prompt of `prompt_length` tokens."""
+    """Any constraint as a logits processor, for one row that goes on from `prompt`."""
 
-    def __init__(self, constraint: Constraint, prompt_length: int):
-        self.constraint, self.read = constraint, prompt_length
-        self.state: State = constraint.initial()
+    def __init__(self, constraint: Constraint, prompt: Sequence[int]):
+        self.read = len(prompt)
+        self.state: State = constraint.begin(prompt)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [1, V] with the refused tokens at -inf, after `input_ids` [1, T]."""
@@ -264,15 +242,3 @@ class ConstraintMask:
             raise ConstraintError("no token satisfies the constraint: it leads into a dead end")
         mask = torch.nn.functional.pad(mask, (0, max(0, scores.shape[1] - len(mask))))
         return scores.masked_fill(~mask[: scores.shape[1]], float("-inf"))
-
-
-class WordsAfter(Constraint):
-    """A word constraint that begins after a prompt: its last word may go on."""
-
-    def __init__(self, words: WordConstraint, prompt: Sequence[int]):
-        self.words = words
-        self.vocab_size, self.eos = words.vocab_size, words.eos
-        self.start = words.after(prompt)
-
-    def initial(self) -> State:
-        return self.start

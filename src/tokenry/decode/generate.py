@@ -38,6 +38,7 @@ def generate(
     ess_threshold: float = 0.5,
     resampling: str = "multinomial",
     critic: Critic | None = None,
+    must_end: bool | None = None,
     progress: Callable[[int, list[list[int]]], None] | None = None,
 ) -> Samples:
     """Continue `prompt` with `particles` texts that satisfy `constraint`.
@@ -48,9 +49,11 @@ def generate(
     most probable allowed token. temperature: of the model that is sampled from; the weights refer
     to that model. The other arguments are those of `smc`.
 
-    Without a constraint, texts that reach the limit keep their weight; with one they are not
-    `finished` and weigh nothing. Raises ConstraintError when no token can go on with any of the
-    texts, with the text at which that happened.
+    must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
+    does, without one it keeps its weight.
+
+    Raises ConstraintError when no token can go on with any of the texts, with the text at which
+    that happened.
     """
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
@@ -61,7 +64,7 @@ def generate(
         chosen = registry.sampler[sampler]() if isinstance(sampler, str) else sampler
     device = next(model.parameters()).device
     reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
-    reader.initial()  # a constraint that nothing satisfies fails before the prompt is read
+    reader.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
     samples = smc(
         DecodingState.start(model, torch.tensor([ids], device=device)),
         reader,
@@ -72,7 +75,7 @@ def generate(
         resampling=resampling,
         temperature=temperature,
         weighted=not plain,
-        must_end=constraint is not None,
+        must_end=constraint is not None if must_end is None else must_end,
         critic=critic,
         processors=processors,
         prompt_ids=ids,

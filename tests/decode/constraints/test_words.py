@@ -155,7 +155,7 @@ def test_words_that_a_prompt_holds_are_not_judged_and_those_it_begins_are(prompt
     # The prompt's tokens: single bytes, appended to the vocabulary for this purpose.
     pieces = [*PIECES, *(bytes([byte]) for byte in sorted({*prompt.encode()}))]
     built = WordConstraint(filter, pieces, eos=[EOS], lexicon=lexicon)
-    start = built.after([pieces.index(bytes([byte])) for byte in prompt.encode()])
+    start = built.begin([pieces.index(bytes([byte])) for byte in prompt.encode()])
 
     def accepts(word):
         return filter(word) and (lexicon is None or word in lexicon)

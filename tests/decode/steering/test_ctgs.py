@@ -195,7 +195,7 @@ def test_generated_words_hold_the_filter_on_every_decode_path(
     )
     copies = len(new) // len(PROMPTS)
     for row, tokens in enumerate(new.tolist()):
-        state = constraint.after(tiny_tokenizer(PROMPTS[row // copies])["input_ids"])
+        state = constraint.begin(tiny_tokenizer(PROMPTS[row // copies])["input_ids"])
         for token in tokens:
             if not state.finished:
                 assert state.allows(token)
@@ -216,7 +216,7 @@ def test_the_incremental_mask_is_that_of_the_state_read_anew(tiny_tokenizer):
         scores = torch.randn(3, len(tiny_tokenizer), generator=generator)
         filtered = processor(ids, scores)
         for row, kept in zip(ids.tolist(), filtered, strict=True):
-            state = constraint.after(row[:start])
+            state = constraint.begin(row[:start])
             for token in row[start:]:
                 state = state.advance(token) if not state.finished else state
             if not state.finished:

@@ -198,19 +198,24 @@ def generate(
         raise InputError(f"{model} has no chat template: leave --chat out")
     with working("preparing the constraint"):
         on_text = sources.constraint(loaded)
-        constraint = with_words(on_text, words, loaded, question)
-    plain = not as_json and on_text is None and particles == 1
+        constraint = with_words(on_text, words, loaded)
+    must_end = on_text is not None  # words may be cut off by the limit, a JSON object may not
+    plain = not as_json and not must_end and particles == 1
 
     def run(on_token: Callable[[list[int]], None]) -> Continuation:
         from tokenry.app import continuation
 
         if drafter is not None:
-            return continuation.drafted(loaded, question, constraint, limits, drafter(), on_token)
+            return continuation.drafted(
+                loaded, question, constraint, limits, drafter(), must_end, on_token
+            )
         if policy is not None:
-            return continuation.cached(loaded, question, constraint, limits, policy, on_token)
+            return continuation.cached(
+                loaded, question, constraint, limits, policy, must_end, on_token
+            )
         how = sampler or ("awrs" if constraint is not None else "mask")
         return continuation.sampled(
-            loaded, question, constraint, limits, how, particles, on_text is not None, on_token
+            loaded, question, constraint, limits, how, particles, must_end, on_token
         )
 
     if plain:
@@ -371,18 +376,16 @@ def letters(values: list[str], option: str) -> str:
 
 
 def with_words(
-    constraint: Constraint | None, words: WordFilter | None, loaded: Any, prompt: Any
+    constraint: Constraint | None, words: WordFilter | None, loaded: Any
 ) -> Constraint | None:
     """The constraint on the text, and the filter on its words."""
     if words is None:
         return constraint
-    from tokenry.app.continuation import WordsAfter
     from tokenry.decode.constraints.words import WordConstraint
-    from tokenry.decode.generate import ends, prompt_ids
+    from tokenry.decode.generate import ends
 
     on_words = WordConstraint(words, loaded.tokenizer, eos=ends(*loaded))
-    after = WordsAfter(on_words, prompt_ids(loaded.tokenizer, prompt))
-    return after if constraint is None else constraint & after
+    return on_words if constraint is None else constraint & on_words
 
 
 class Stream:

@@ -67,6 +67,11 @@ class Constraint(Protocol):
         """The state of the empty text. Raises ConstraintError if no text can satisfy it."""
         ...
 
+    def begin(self, prompt: Sequence[int]) -> State:
+        """The state of the empty text after a prompt: `initial`, unless the prompt matters, as it
+        does where its last word may go on."""
+        return self.initial()
+
     def __and__(self, other: Constraint) -> Constraint:
         return combine("and", self, other)
 
@@ -107,7 +112,10 @@ class Combination(Constraint):
         self.vocab_size, self.eos = first.vocab_size, first.eos
 
     def initial(self) -> State:
-        return _CombinedState(self, tuple(part.initial() for part in self.parts))
+        return self.begin(())
+
+    def begin(self, prompt: Sequence[int]) -> State:
+        return _CombinedState(self, tuple(part.begin(prompt) for part in self.parts))
 
 
 def combine(how: str, *constraints: Constraint) -> Combination:

@@ -117,7 +117,7 @@ class WordConstraint(Constraint):
     def initial(self) -> WordState:
         return WordState(self, START)
 
-    def after(self, prompt: Sequence[int]) -> WordState:
+    def begin(self, prompt: Sequence[int]) -> WordState:
         """The state after a prompt, whose words are not judged.
 
         Its last word may end as it is; if the text goes on with letters, these and the prompt's

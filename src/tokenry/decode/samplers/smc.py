@@ -50,7 +50,8 @@ class Samples:
     -inf for a particle that died or was cut off by the length limit. log_evidence: log of the
     estimated probability of the constraint (and of ending within the limit) under the model.
     finished: whether the text ended by itself. tokens: sampled in all, the ends included. checks,
-    masks: questions put to the constraint in all. forwards: rows of next-token distributions used.
+    masks: questions put to the constraint in all. passes: forward passes of the batch, the prompt's
+    included.
     """
 
     ids: list[list[int]]
@@ -58,6 +59,7 @@ class Samples:
     log_evidence: float
     finished: list[bool]
     tokens: int
+    passes: int
     checks: int
     masks: int
     resampled: int
@@ -154,8 +156,8 @@ def smc(
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     started = time.perf_counter()
-    checks = masks = sampled = resampled = 0
-    first = constraint.initial()
+    checks = masks = sampled = resampled = passes = 0
+    first = constraint.begin(prompt_ids)
     population = [_Particle(first, 0) for _ in range(particles)]
     local = [0.0] * particles  # log weights that `weighted=False` leaves out of the particles
     dead_end: list[int] | None = None
@@ -165,6 +167,7 @@ def smc(
         active = [index for index, particle in enumerate(population) if particle.active]
         if not active:
             break
+        passes += 1
         before = [population[index].ids for index in active]
         # the first step reads the prompt's one row for all particles
         rows = torch.tensor([population[index].row for index in active])
@@ -230,6 +233,7 @@ def smc(
         log_evidence=float(evidence.logsumexp(0)) - math.log(particles),
         finished=[particle.ended for particle in population],
         tokens=sampled,
+        passes=passes,
         checks=checks,
         masks=masks,
         resampled=resampled,

@@ -113,7 +113,7 @@ class VocabFilterProcessor(LogitsProcessor):
         length, state = self._longest_known(row)
         if state is None:
             length = len(row) if self.prompt_length is None else self.prompt_length
-            state = self.constraint.after(row[:length])
+            state = self.constraint.begin(row[:length])
         for token in row[length:]:
             state = read_on(state, token)
         return state
