@@ -36,7 +36,18 @@ _HOMES = {
     "score": "tokenry.model.score",
     "train": "tokenry.learn.run",
 }
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [
+    "DecodingState",
+    "Scores",
+    "TokenBatch",
+    "TokenryError",
+    "__version__",
+    "generate",
+    "inspect",
+    "load",
+    "score",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
