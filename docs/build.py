@@ -28,7 +28,8 @@ def section(key: str) -> list[str]:
     lines += ["| measured | value | seed |", "|---|---|---|"]
     for row in result["measurements"]:
         seed = "" if row["seed"] is None else row["seed"]
-        lines.append(f"| {row['label']} | {figure(row['value'], row['unit'])} | {seed} |")
+        label = row["label"].replace("|", "\\|")
+        lines.append(f"| {label} | {figure(row['value'], row['unit'])} | {seed} |")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     command = f"tokenry reproduce {key} --seed {result['seed']}"
     lines += ["", f"`{command}`, {result['seconds']} s with {versions}.", ""]
