@@ -87,8 +87,8 @@ def reproduce(seed: int) -> Outcome:
         needs="same texts; tokens per pass: cold > 1.4, cold > frozen, hot >= cold",
         measurements=measurements,
         reason=(
-            f"Judged in passes. In seconds the paper's tree ran at {speed(cold) / speed(plain):.2f} "
-            "times the speed of decoding without a draft: here 81 tokens do not cost as little as "
+            f"Judged in passes. In seconds the paper's tree ran at {speed(cold) / speed(plain):.2f}"
+            " times the speed of decoding without a draft: here 81 tokens do not cost as little as "
             "one, as on the paper's accelerators."
         ),
         figure=lambda figure: draw(figure, {"cold": cold, "hot": hot, "prompt lookup": lookup}),
