@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.core.errors import InputError
+from tokenry.core.files import write_whole
 
 Model = Annotated[
     str,
@@ -112,15 +113,12 @@ def read_text(path: str | Path) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write under a temporary name, then rename: there is never half a file."""
+    """Write a file that is there whole or not at all. Raises InputError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     check_writable(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 

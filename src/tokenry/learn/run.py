@@ -20,6 +20,7 @@ from typing import Any, get_args
 import torch
 
 from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.files import write_whole
 from tokenry.core.registry import objective as objectives
 from tokenry.learn.data import PreferenceCollator, Truncate, preference_dataset
 from tokenry.learn.objective import Objective
@@ -177,10 +178,8 @@ def last_checkpoint(output: Path) -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write under a temporary name, then rename: there is never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON that is there whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
 def _sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, Any]]:

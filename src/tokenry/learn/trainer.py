@@ -26,6 +26,7 @@ from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_scores
 from tokenry.learn.objective import Loss, Objective, check_needs, count_units
 from tokenry.learn.reference import (
+    FrozenModel,
     Precomputed,
     Reference,
     ReferenceKind,
@@ -229,8 +230,6 @@ class ObjectiveTrainer(Trainer):
             "adapter" if hasattr(self.model, "disable_adapter") else "none", self.model, ()
         )
         if teacher is None:
-            from tokenry.learn.reference import FrozenModel
-
             teacher = FrozenModel(self.model)  # before training the policy is the reference
         for name in ("train_dataset", "eval_dataset"):
             data = getattr(self, name)

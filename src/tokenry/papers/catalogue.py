@@ -8,9 +8,7 @@ versions}. The files that Tokenry ships with are the ones behind its gallery.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.files import write_whole
 from tokenry.core.registry import import_modules
 from tokenry.papers.base import Outcome, Paper
 
@@ -79,14 +78,10 @@ def threads(count: int | None) -> Iterator[None]:
 
 def write_result(result: dict[str, Any], folder: Path) -> Path:
     """Write `folder/KEY.json`; the file is there whole or not at all."""
+    target = folder / f"{result['key']}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        target = folder / f"{result['key']}.json"
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        write_whole(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     return target
