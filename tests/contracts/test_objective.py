@@ -1,75 +1,182 @@
 """The contract of the role `objective`: every registered objective is put through all of it.
 
-Objectives of pairs get a preference batch (chosen rows, then rejected rows); the others a batch of
-single rows. Scores are made by hand from random logits, so that no model is involved.
+Objectives of pairs get a preference batch (chosen rows, then rejected rows); others as many blocks
+of rows as they have sides; on-policy ones the batch that their own `prepare` makes of a rollout.
+Scores are made by hand from random logits, so that no model is involved: hidden states are the
+logits themselves, behind an identity head.
 """
 
 from dataclasses import fields, replace
+from functools import cache
 
 import pytest
 import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, divergence
+from tokenry.core.fused import LinearHead
 from tokenry.core.registry import objective as objectives
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import NEEDS, Objective, check_needs, count_units
+from tokenry.learn.objective import (
+    DATA,
+    Objective,
+    check_needs,
+    count_units,
+    is_on_policy,
+    sides_of,
+)
 
 KEYS = objectives.names()
 V, PAIRS, LENGTH = 5, 3, 7
 
+# Values of data columns, where uniform random numbers in (0, 1) are not what the method reads.
+COLUMNS = {
+    ("MAHDPO", "objective"): lambda batch, values: (values * 2).floor(),
+}
 
-def make_batch(generator, extra=0, side="right"):
-    """A preference batch with prompts and completions of different lengths."""
+
+def make_batch(generator, extra=0, side="right", sides=2):
+    """A batch with prompts and completions of different lengths, a block of rows for each side."""
     rows, targets = [], []
-    for row in range(2 * PAIRS):
+    for row in range(sides * PAIRS):
         prompt, completion = 1 + row % 2, 2 + (row * 5) % 4
         rows.append(torch.randint(V, (prompt + completion,), generator=generator).tolist())
         targets.append([False] * prompt + [True] * completion)
     batch = TokenBatch.from_ids(
-        rows, targets, group=[*range(PAIRS)] * 2, padding_side=side, pad_id=0
+        rows, targets, group=[*range(PAIRS)] * sides, padding_side=side, pad_id=0
     )
     if extra:
         filler = TokenBatch.from_ids([[0] * (batch.shape[1] + extra)], group=[0])
-        batch = batch.concat(filler, side=side).select(slice(0, 2 * PAIRS))
+        batch = batch.concat(filler, side=side).select(slice(0, sides * PAIRS))
     return batch
 
 
-def make_logits(batch, generator, dtype=torch.float64, scale=1.0):
-    """Logits [B, T, V] that depend on a token's place in its own row, not on its padding."""
-    table = torch.randn(len(batch.ids), 32, V, generator=generator, dtype=torch.float64) * scale
+def by_place(batch, generator, *shape):
+    """Random numbers [B, T, ...] that depend on a token's place in its own row, not its padding."""
+    table = torch.randn(len(batch.ids), 32, *shape, generator=generator, dtype=torch.float64)
     place = (batch.attention.cumsum(-1) - 1).clamp_min(0)
-    return table.gather(1, place[..., None].expand(-1, -1, V)).to(dtype)
+    return table[torch.arange(len(batch.ids))[:, None], place]
 
 
-def make_scores(goal, batch, policy_logits, reference_logits):
-    """Exactly what the objective's needs name; every other field is None."""
+def make_logits(batch, generator, dtype=torch.float64, scale=1.0):
+    return (by_place(batch, generator, V) * scale).to(dtype)
+
+
+def with_columns(goal, batch, seed=11):
+    """The columns that the objective needs of the data."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for need in goal.needs:
+        source, _, name = need.partition(".")
+        if source not in DATA:
+            continue
+        if source == "token":
+            values = by_place(batch, generator).sigmoid() * batch.target
+        else:
+            values = torch.rand(len(batch.ids), generator=generator, dtype=torch.float64)
+        make = COLUMNS.get((type(goal).__name__, name))
+        made[name] = values if make is None else make(batch, values)
+    return batch.with_columns(**made)
+
+
+def make_scores(goal, batch, logits_of, needs=None):
+    """Exactly what the needs name, from each source's logits; every other field is None."""
 
     def field(values):
         return torch.where(batch.target, values, 0.0)
 
-    def logprob(logits):
-        return field(logits.log_softmax(-1).gather(-1, batch.ids[..., None])[..., 0])
+    def values_of(source, quantity):
+        logits = logits_of[source]
+        logp = logits.log_softmax(-1)
+        states = logits * batch.target[..., None]
+        return {
+            "logprob": lambda: field(logp.gather(-1, batch.ids[..., None])[..., 0]),
+            "entropy": lambda: field(-(logp.exp() * logp).sum(-1)),
+            "divergence": lambda: field(
+                divergence(logits_of["reference"], logits, getattr(goal, "divergence", FORWARD_KL))
+            ),
+            "hidden": lambda: states,
+            "hidden_states": lambda: (states * 0.5, states),
+        }[quantity]()
 
-    logp = policy_logits.log_softmax(-1)
-    kind = getattr(goal, "divergence", FORWARD_KL)
-    possible = {
-        "policy.logprob": lambda: logprob(policy_logits),
-        "policy.entropy": lambda: field(-(logp.exp() * logp).sum(-1)),
-        "policy.divergence": lambda: field(divergence(reference_logits, policy_logits, kind)),
-        "reference.logprob": lambda: logprob(reference_logits),
-    }
-    made = {need: possible[need]() for need in goal.needs}
+    found = {"policy": {}, "reference": {}}
+    for need in goal.needs if needs is None else needs:
+        source, _, quantity = need.partition(".")
+        if source not in DATA:
+            found.setdefault(source, {})[quantity] = values_of(source, quantity)
 
-    def of(model):
-        named = {k.split(".")[1]: v for k, v in made.items() if k.startswith(model)}
-        return Scores(batch.ids, batch.target, **named)
+    def scores(source):
+        made = found[source]
+        head = LinearHead(torch.eye(V, dtype=logits_of[source].dtype)) if "hidden" in made else None
+        return Scores(batch.ids, batch.target, head=head, **made)
 
-    return of("policy"), of("reference") if "reference.logprob" in made else None
+    policy, reference = scores("policy"), scores("reference") if found["reference"] else None
+    others = {s: scores(s) for s in found if s not in ("policy", "reference")}
+    if hasattr(goal, "parts"):
+        torch.manual_seed(5)
+        parts = goal.parts(tiny_model())
+        if parts is not None:
+            others["parts"] = parts.double().eval()
+    return policy, reference, others
 
 
-def evaluate(goal, batch, policy_logits, reference_logits):
-    return goal(batch, *make_scores(goal, batch, policy_logits, reference_logits))
+@cache
+def tiny_model():
+    """A model whose hidden size and vocabulary are V, for parts that are made from one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=V,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=4,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+class Case:
+    """A batch and the logits of every model that the objective asks for."""
+
+    def __init__(self, goal, extra=0, side="right", dtype=torch.float64, scale=1.0, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.goal = goal
+        self.batch = make_batch(generator, extra, side, len(sides_of(goal)))
+        needs = (*goal.needs, *getattr(goal, "rollout_needs", ()))
+        names = {need.partition(".")[0] for need in needs} - set(DATA)
+        self.logits = {
+            name: make_logits(self.batch, generator, dtype, scale)
+            for name in ("policy", "reference", *sorted(names - {"policy", "reference"}))
+        }
+        if is_on_policy(goal):
+            self.prepare()
+        else:
+            self.batch = with_columns(goal, self.batch)
+
+    def prepare(self):
+        """A rollout: sampled from a policy that has moved a little since."""
+        generator = torch.Generator().manual_seed(7)
+        count = getattr(self.goal, "num_rewards", 1)
+        shape = (len(self.batch.ids),) if count == 1 else (len(self.batch.ids), count)
+        reward = torch.randn(shape, generator=generator, dtype=torch.float64)
+        old = {**self.logits, "policy": self.logits["policy"] * 0.95}
+        batch = self.batch.with_columns(reward=reward)
+        policy, reference, others = make_scores(self.goal, batch, old, self.goal.rollout_needs)
+        self.batch = self.goal.prepare(batch, policy, reference, **others)
+
+    def scores(self, policy=None, batch=None, logits=None):
+        logits = self.logits if logits is None else logits
+        policy = logits["policy"] if policy is None else policy
+        return make_scores(self.goal, batch or self.batch, {**logits, "policy": policy})
+
+    def loss(self, policy=None, batch=None, logits=None):
+        own, reference, others = self.scores(policy, batch, logits)
+        return self.goal(batch or self.batch, own, reference, **others)
 
 
 @pytest.fixture(params=KEYS)
@@ -78,19 +185,13 @@ def goal(request):
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
-def case(generator):
-    batch = make_batch(generator)
-    return batch, make_logits(batch, generator), make_logits(batch, generator)
+def case(goal):
+    return Case(goal)
 
 
 def test_follows_the_protocol(goal):
     assert isinstance(goal, Objective)
-    assert set(check_needs(goal)) <= set(NEEDS)
+    assert check_needs(goal)
     assert goal.unit in ("pair", "row", "token")
 
 
@@ -102,9 +203,8 @@ def test_hyperparameters_have_defaults_and_are_frozen(goal):
 
 
 def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(goal, case):
-    batch, policy, reference = case
-    policy = policy.requires_grad_()
-    result = evaluate(goal, batch, policy, reference)
+    policy = case.logits["policy"].clone().requires_grad_()
+    result = case.loss(policy)
     result.loss.backward()
     assert result.loss.ndim == 0
     assert torch.isfinite(result.loss)
@@ -114,121 +214,113 @@ def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(goa
     for name, value in result.metrics.items():
         assert not value.requires_grad, name
         assert torch.isfinite(value).all(), name
-        assert value.ndim == 0 or len(value) == count_units(goal.unit, batch), name
+        assert value.ndim == 0 or len(value) == count_units(goal.unit, case.batch), name
 
 
-def test_a_metric_named_loss_averages_to_the_loss(goal, case):
-    result = evaluate(goal, *case)
+def test_a_metric_named_loss_averages_to_the_loss(case):
+    result = case.loss()
     if "loss" in result.metrics:
         torch.testing.assert_close(result.metrics["loss"].mean(), result.loss.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_magnitude_1e4_do_not_overflow(goal, generator, dtype):
-    batch = make_batch(generator)
-    policy = make_logits(batch, generator, dtype, scale=1e4).float().requires_grad_()
-    result = evaluate(goal, batch, policy, make_logits(batch, generator, dtype, 1e4).float())
+def test_logits_of_magnitude_1e4_do_not_overflow(goal, dtype):
+    case = Case(goal, dtype=dtype, scale=1e4)
+    logits = {name: value.float() for name, value in case.logits.items()}
+    policy = logits["policy"].clone().requires_grad_()
+    result = case.loss(policy, logits=logits)
     result.loss.backward()
     assert torch.isfinite(result.loss)
     assert policy.grad is not None
     assert torch.isfinite(policy.grad).all()
 
 
-def test_bfloat16_scores_give_a_float32_loss(goal, case):
-    batch, policy, reference = case
-    scores = make_scores(goal, batch, policy, reference)
+def test_bfloat16_scores_give_a_float32_loss(case):
+    names = ("logprob", "entropy", "divergence")
 
     def halved(view):
-        fields = {
-            name: getattr(view, name).bfloat16()
-            for name in ("logprob", "entropy", "divergence")
-            if getattr(view, name) is not None
-        }
-        return replace(view, **fields)
+        if not isinstance(view, Scores):
+            return view
+        made = {n: getattr(view, n).bfloat16() for n in names if getattr(view, n) is not None}
+        return replace(view, **made)
 
-    low = [None if view is None else halved(view) for view in scores]
-    result = goal(batch, *low)
-    assert result.loss.dtype == torch.float32
-    torch.testing.assert_close(
-        result.loss.double(), goal(batch, *scores).loss.double(), rtol=0.05, atol=0.05
-    )
+    own, reference, others = case.scores()
+    low = {name: halved(view) for name, view in others.items()}
+    result = case.goal(case.batch, halved(own), halved(reference), **low)
+    whole = case.goal(case.batch, own, reference, **others).loss.double()
+    assert result.loss.dtype in (torch.float32, torch.float64)
+    torch.testing.assert_close(result.loss.double(), whole, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("extra", [0, 4])
 def test_padding_changes_nothing(goal, side, extra):
-    def run(extra, side):
-        generator = torch.Generator().manual_seed(3)
-        batch = make_batch(generator, extra, side)
-        return evaluate(
-            goal, batch, make_logits(batch, generator), make_logits(batch, generator)
-        ).loss
+    def value(*arguments):
+        return Case(goal, *arguments, seed=3).loss().loss
 
-    torch.testing.assert_close(run(extra, side), run(0, "right"))
+    torch.testing.assert_close(value(extra, side), value(0, "right"))
 
 
-def test_the_order_of_pairs_changes_nothing(goal, case):
-    batch, policy, reference = case
+def test_the_order_of_pairs_changes_nothing(case):
     order = torch.tensor([2, 0, 1])
-    rows = torch.cat([order, order + PAIRS])
-    shuffled = evaluate(goal, batch.select(rows), policy[rows], reference[rows])
-    torch.testing.assert_close(shuffled.loss, evaluate(goal, *case).loss)
+    rows = torch.cat([order + PAIRS * block for block in range(len(case.batch.ids) // PAIRS)])
+    logits = {name: value[rows] for name, value in case.logits.items()}
+    shuffled = case.loss(batch=case.batch.select(rows), logits=logits)
+    torch.testing.assert_close(shuffled.loss, case.loss().loss)
 
 
-def test_tokens_outside_the_target_do_not_matter(goal, case, generator):
-    batch, policy, reference = case
-    outside = ~batch.target
-    noise = torch.randn(policy.shape, generator=generator, dtype=policy.dtype) * 100
-    ids = torch.where(outside, (batch.ids + 1) % V, batch.ids)
-    changed = evaluate(
-        goal,
-        replace(batch, ids=ids),
-        torch.where(outside[..., None], noise, policy),
-        torch.where(outside[..., None], -noise, reference),
+def test_tokens_outside_the_target_do_not_matter(case):
+    generator = torch.Generator().manual_seed(1)
+    outside = ~case.batch.target
+    ids = torch.where(outside, (case.batch.ids + 1) % V, case.batch.ids)
+    logits = {}
+    for name, value in case.logits.items():
+        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype) * 100
+        logits[name] = torch.where(outside[..., None], noise, value)
+    changed = case.loss(batch=replace(case.batch, ids=ids), logits=logits)
+    torch.testing.assert_close(changed.loss, case.loss().loss)
+
+
+def test_even_garbage_in_the_scores_outside_the_target_does_not_matter(case):
+    batch = case.batch
+    own, reference, others = case.scores()
+    spoiled = {
+        name: torch.where(batch.target, getattr(own, name), torch.nan)
+        for name in ("logprob", "entropy", "divergence")
+        if getattr(own, name) is not None
+    }
+    torch.testing.assert_close(
+        case.goal(batch, replace(own, **spoiled), reference, **others).loss,
+        case.goal(batch, own, reference, **others).loss,
     )
-    torch.testing.assert_close(changed.loss, evaluate(goal, *case).loss)
-
-
-def test_even_garbage_in_the_scores_outside_the_target_does_not_matter(goal, case):
-    batch, policy, reference = case
-    own, frozen = make_scores(goal, batch, policy, reference)
-    spoiled = replace(
-        own,
-        **{
-            name: torch.where(batch.target, getattr(own, name), torch.nan)
-            for name in ("logprob", "entropy", "divergence")
-            if getattr(own, name) is not None
-        },
-    )
-    torch.testing.assert_close(goal(batch, spoiled, frozen).loss, goal(batch, own, frozen).loss)
 
 
 def test_value_when_policy_and_reference_agree(goal, case):
     if not hasattr(goal, "at_reference"):
         pytest.skip("no documented value")
-    batch, policy, _ = case
-    assert float(evaluate(goal, batch, policy, policy).loss) == pytest.approx(
-        goal.at_reference, abs=1e-6
-    )
+    same = {**case.logits, "policy": case.logits["reference"]}
+    assert float(case.loss(logits=same).loss) == pytest.approx(goal.at_reference, abs=1e-6)
 
 
-def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stops(goal, case):
+def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stops(case):
     """In float64, along random directions."""
-    batch, policy, reference = case
+    if hasattr(case.goal, "detaches"):
+        pytest.skip(f"held constant inside, with a test of its own: {case.goal.detaches}")
+    goal, batch, policy = case.goal, case.batch, case.logits["policy"]
     generator = torch.Generator().manual_seed(9)
-    held = make_scores(goal, batch, policy, reference)[0]
+    held = case.scores()[0]
     stops = goal.stopped(batch) if hasattr(goal, "stopped") else {}
 
     def documented(logits):
-        own, frozen = make_scores(goal, batch, logits, reference)
+        own, reference, others = case.scores(logits)
         fixed = {}
         for need, mask in stops.items():
             name = need.removeprefix("policy.")
             fixed[name] = torch.where(mask, getattr(held, name), getattr(own, name))
-        return goal(batch, replace(own, **fixed), frozen).loss
+        return goal(batch, replace(own, **fixed), reference, **others).loss
 
     leaf = policy.clone().requires_grad_()
-    evaluate(goal, batch, leaf, reference).loss.backward()
+    case.loss(leaf).loss.backward()
     assert leaf.grad is not None
     step = 1e-5
     for _ in range(4):
@@ -242,7 +334,6 @@ def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stop
 def test_a_missing_reference_or_field_is_an_error_that_speaks(goal, case):
     from tokenry.core.errors import TokenryError
 
-    batch, policy, reference = case
-    _, frozen = make_scores(goal, batch, policy, reference)
+    _, reference, others = case.scores()
     with pytest.raises(TokenryError):
-        goal(batch, Scores(batch.ids, batch.target), frozen)
+        goal(case.batch, Scores(case.batch.ids, case.batch.target), reference, **others)

@@ -8,7 +8,7 @@ token t given the tokens before it. Position 0 has nothing before it and is neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,8 @@ class TokenBatch:
 
     ids: [B, T] long. attention: [B, T] bool, True on real tokens. target: [B, T] bool, True on the
     tokens whose prediction counts (the completion). group: [B] long, rows that belong together
-    (the pair of a preference, the rollouts of one prompt), or None.
+    (the pair of a preference, the rollouts of one prompt), or None. columns: further numbers that
+    came with the data, by name: [B, ...] one per row, or [B, T] one per token.
 
     Raises ShapeError when the shapes differ, when a target lies on padding or on a row's first
     token, or when padding stands between real tokens.
@@ -35,6 +36,7 @@ class TokenBatch:
     attention: Tensor
     target: Tensor
     group: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.dtype != torch.long:
@@ -52,6 +54,11 @@ class TokenBatch:
             raise ShapeError(
                 f"group must be [{len(self.ids)}], one per row, got {list(self.group.shape)}"
             )
+        for name, column in self.columns.items():
+            if column.shape[:1] != self.ids.shape[:1]:
+                raise ShapeError(
+                    f"column {name!r} must have {len(self.ids)} rows, got {list(column.shape)}"
+                )
         gaps = (self.attention[:, 1:] & ~self.attention[:, :-1]).sum(-1)
         first = self.attention & (self.attention.cumsum(-1) == 1)
         for wrong, what in (
@@ -71,6 +78,19 @@ class TokenBatch:
         """Real tokens of each row, [B]."""
         return self.attention.sum(-1)
 
+    def column(self, name: str) -> Tensor:
+        """A column that must be there; raises InputError that names the ones that are."""
+        if name not in self.columns:
+            raise InputError(
+                f"this batch has no column {name!r} (it has: {', '.join(self.columns) or 'none'}); "
+                f"give it in the data, or as batch.with_columns({name}=...)"
+            )
+        return self.columns[name]
+
+    def with_columns(self, **columns: Tensor) -> TokenBatch:
+        """The same batch with more columns, or other values in those that it has."""
+        return replace(self, columns={**self.columns, **columns})
+
     def to(self, device: Any) -> TokenBatch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device))
@@ -87,17 +107,28 @@ class TokenBatch:
         if (self.group is None) != (other.group is None):
             raise ShapeError("cannot concat a batch that has groups with one that has none")
         one, two = (batch._widen(width, pad_id, side) for batch in (self, other))
+        if set(self.columns) != set(other.columns):
+            raise ShapeError(
+                f"cannot concat batches with columns {sorted(self.columns)} and "
+                f"{sorted(other.columns)}"
+            )
         group = None if one.group is None else torch.cat([one.group, _not_none(two.group)])
         return TokenBatch(
             torch.cat([one.ids, two.ids]),
             torch.cat([one.attention, two.attention]),
             torch.cat([one.target, two.target]),
             group,
+            {name: torch.cat([one.columns[name], two.columns[name]]) for name in one.columns},
         )
 
     def _each(self, change: Any) -> TokenBatch:
-        group = None if self.group is None else change(self.group)
-        return TokenBatch(change(self.ids), change(self.attention), change(self.target), group)
+        return TokenBatch(
+            change(self.ids),
+            change(self.attention),
+            change(self.target),
+            None if self.group is None else change(self.group),
+            {name: change(column) for name, column in self.columns.items()},
+        )
 
     def _widen(self, width: int, pad_id: int, side: Side) -> TokenBatch:
         missing = width - self.ids.shape[1]
@@ -111,6 +142,10 @@ class TokenBatch:
             ids=widen(self.ids, pad_id),
             attention=widen(self.attention, False),
             target=widen(self.target, False),
+            columns={
+                name: widen(column, 0) if column.shape == self.ids.shape else column
+                for name, column in self.columns.items()
+            },
         )
 
     @classmethod

@@ -7,7 +7,7 @@
     objective["tdpo"]          # the class
     objective.names("*dpo*")   # ['dpo', 'tdpo']
 
-A role knows the package its methods live in and imports that package's modules when it is first
+A role knows the packages its methods live in and imports their modules when it is first
 asked, so a new method is found by being a file in the right folder.
 """
 
@@ -37,7 +37,7 @@ class Role:
     """A catalogue of interchangeable methods. Calling it registers, indexing it looks up."""
 
     name: str
-    package: str
+    packages: tuple[str, ...]
     entries: dict[str, Entry] = field(default_factory=dict)
     discovered: bool = False
 
@@ -68,10 +68,11 @@ class Role:
         return [entry.key for entry in self if fnmatch.fnmatch(entry.key, pattern)]
 
     def discover(self) -> None:
-        """Import every module of this role's package, once."""
+        """Import every module of this role's packages, once."""
         if not self.discovered:
             self.discovered = True
-            import_modules(self.package)
+            for package in self.packages:
+                import_modules(package)
 
 
 def import_modules(package: str) -> list[Any]:
@@ -83,11 +84,13 @@ def import_modules(package: str) -> list[Any]:
     return [importlib.import_module(name) for name in sorted(info.name for info in found)]
 
 
-signal = Role("signal", "tokenry.core.signals")
-objective = Role("objective", "tokenry.learn.preference")
-sampler = Role("sampler", "tokenry.decode.samplers")
-constraint = Role("constraint", "tokenry.decode.constraints")
-controller = Role("logits controller", "tokenry.decode.steering")
-drafter = Role("drafter", "tokenry.decode.speculation")
-cache_policy = Role("cache policy", "tokenry.model.cache")
-tokenizer = Role("tokenizer", "tokenry.text")
+signal = Role("signal", ("tokenry.core.signals",))
+objective = Role(
+    "objective", ("tokenry.learn.preference", "tokenry.learn.policy", "tokenry.learn.rewards")
+)
+sampler = Role("sampler", ("tokenry.decode.samplers",))
+constraint = Role("constraint", ("tokenry.decode.constraints",))
+controller = Role("logits controller", ("tokenry.decode.steering",))
+drafter = Role("drafter", ("tokenry.decode.speculation",))
+cache_policy = Role("cache policy", ("tokenry.model.cache",))
+tokenizer = Role("tokenizer", ("tokenry.text",))

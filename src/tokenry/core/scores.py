@@ -27,6 +27,7 @@ class Scores:
     divergence: [B, T], D(reference || this model) at t, when a reference was given.
     hidden: [B, T, D], the last hidden state that *predicts* token t; 0 outside the mask.
     head: the output layer that turns hidden into logits.
+    hidden_states: [B, T, D] of every block (without the embeddings), placed like `hidden`.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class Scores:
     hidden: Tensor | None = None
     head: LinearHead | None = None
     full_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
     def logits(self, mask: Tensor | None = None) -> Tensor:
         """The logits that predicted the tokens in `mask` (default: all scored), [n, V] float32.
@@ -53,7 +55,7 @@ class Scores:
             raise InputError('logits on demand need scores made with needs=(..., "hidden")')
         return self.head.logits(self.hidden[mask])
 
-    def need(self, name: str) -> Tensor:
+    def need(self, name: str) -> Any:
         """A field that must be there; raises InputError naming what to ask for when it is not."""
         value = getattr(self, name)
         if value is None:
@@ -66,4 +68,6 @@ class Scores:
             name: value.detach() if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
+        if self.hidden_states is not None:
+            fields["hidden_states"] = tuple(states.detach() for states in self.hidden_states)
         return Scores(**fields)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Objective, check_needs
+from tokenry.learn.objective import DATA, Loss, Objective, check_needs, data_columns
 from tokenry.learn.reference import Reference
 from tokenry.model.score import score
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What an objective is called with. others: scores of further frozen models, and parts."""
+
+    policy: Scores
+    reference: Scores | None
+    others: dict[str, Any] = field(default_factory=dict)
 
 
 def compute_scores(
@@ -19,35 +30,53 @@ def compute_scores(
     model: Any,
     reference: Reference | None = None,
     *,
+    frozen: Mapping[str, Reference] | None = None,
+    parts: Any = None,
+    needs: Collection[str] | None = None,
     grad: bool = True,
     also: tuple[str, ...] = (),
-) -> tuple[Scores, Scores | None]:
-    """The policy's and the reference's scores that `objective` (and `also`) need.
+) -> Computed:
+    """The scores that `objective` (and `also`) need.
 
-    also: further needs, for metrics. Raises InputError for a need that nothing computes, and when
-    the reference is needed and missing.
+    frozen: further frozen models by the names that the needs use. parts: the objective's own
+    weights. needs: other needs than the objective's (those of a rollout). also: further needs, for
+    metrics. Raises InputError for a need that nothing computes, and when a model or a column of the
+    data is missing.
     """
-    needs = {*check_needs(objective), *also}
-    frozen = None
-    if needs & {"reference.logprob", "policy.divergence"}:
-        if reference is None:
-            raise InputError(
-                f"{type(objective).__name__} needs a reference: pass a frozen model, an adapter to "
-                "switch off, or precomputed log-probabilities"
-            )
-        wanted = {"reference.logprob": "logprob", "policy.divergence": "hidden"}
-        frozen = reference(batch, tuple(wanted[need] for need in wanted if need in needs))
+    wanted = {*check_needs(objective), *also} if needs is None else {*needs}
+    if needs is None:
+        for need in data_columns(objective):
+            batch.column(need.partition(".")[2])
+    by_source: dict[str, list[str]] = {}
+    for need in sorted(wanted):
+        source, _, quantity = need.partition(".")
+        by_source.setdefault(source, []).append(quantity)
+    if "divergence" in by_source.get("policy", ()):
+        hidden = by_source.setdefault("reference", [])
+        hidden.extend({"hidden"} - set(hidden))
+    sources = {"reference": reference, **(frozen or {})}
+    found: dict[str, Scores] = {}
+    for source, quantities in by_source.items():
+        if source in DATA or source == "policy":
+            continue
+        model_of = sources.get(source)
+        if model_of is None:
+            raise missing_source(objective, source)
+        found[source] = model_of(batch, tuple(quantities))
+    own = getattr(objective, "prefix", None)
     policy = score(
         model,
         batch,
-        needs=tuple(
-            need.removeprefix("policy.") for need in sorted(needs) if need.startswith("policy.")
-        ),
-        reference=frozen if "policy.divergence" in needs else None,
+        needs=by_source.get("policy", ["logprob"]),
+        reference=found.get("reference"),
         divergence=getattr(objective, "divergence", FORWARD_KL),
+        prefix=own(batch, parts) if own is not None else None,
         grad=grad,
     )
-    return policy, frozen
+    others: dict[str, Any] = {k: v for k, v in found.items() if k != "reference"}
+    if parts is not None:
+        others["parts"] = parts
+    return Computed(policy, found.get("reference"), others)
 
 
 def compute_loss(
@@ -56,8 +85,26 @@ def compute_loss(
     model: Any,
     reference: Reference | None = None,
     *,
+    frozen: Mapping[str, Reference] | None = None,
+    parts: Any = None,
     grad: bool = True,
 ) -> Loss:
     """The objective's loss of a batch under a model."""
-    policy, frozen = compute_scores(objective, batch, model, reference, grad=grad)
-    return objective(batch, policy, frozen)
+    scores = compute_scores(
+        objective, batch, model, reference, frozen=frozen, parts=parts, grad=grad
+    )
+    return objective(batch, scores.policy, scores.reference, **scores.others)
+
+
+def missing_source(objective: Any, source: str) -> InputError:
+    """The error for a frozen model that an objective needs and was not given."""
+    name = type(objective).__name__
+    if source == "reference":
+        return InputError(
+            f"{name} needs a reference: pass a frozen model, an adapter to switch off, or "
+            "precomputed log-probabilities"
+        )
+    return InputError(
+        f'{name} needs the frozen model "{source}": pass it as frozen={{"{source}": ...}} '
+        f"(on the command line: --frozen {source}=FOLDER)"
+    )

@@ -6,11 +6,16 @@
 
 Rows are checked and tokenized once, when they are read, so that an error can name the line and the
 field. Prompt and completion are tokenized apart: their boundary is a token boundary.
+
+Further columns of a row stay with it. What an objective needs as "token.weight" stands in the
+columns `chosen_weight` and `rejected_weight`, one number per completion token (the end token
+included); what it needs as "row.csr" in `chosen_csr` and `rejected_csr`, one number each.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,68 +26,136 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
+from tokenry.learn.objective import PAIR_SIDES
 
 Truncate = Literal["error", "prompt", "completion"]
+BadRows = Literal["error", "skip"]
 
 
-def preference_dataset(
+@dataclass(frozen=True)
+class Skipped:
+    """Rows that were left out because they could not be used, and why the first of them was."""
+
+    count: int = 0
+    first: str | None = None
+
+
+def preference_rows(
     source: str | Path | Iterable[dict[str, Any]],
     tokenizer: Any,
     *,
     max_length: int | None = None,
     truncate: Truncate = "error",
     as_chat: bool = False,
-) -> Any:
-    """A `datasets.Dataset` with the texts and the columns prompt_ids, chosen_ids, rejected_ids.
+    bad_rows: BadRows = "error",
+    prompts_only: bool = False,
+) -> tuple[list[dict[str, Any]], Skipped]:
+    """Rows with texts, prompt_ids, chosen_ids, rejected_ids and their own further columns.
 
     source: a JSONL file, or rows (dicts, a Dataset). max_length: tokens of prompt and completion
     together. truncate: what may go when a row is longer: nothing ("error"), the prompt's first
     tokens ("prompt", the same for both completions) or the completion's last ones ("completion").
     as_chat: put plain texts through the chat template as one user and one assistant message.
+    bad_rows: "skip" leaves out the rows that cannot be used and counts them. prompts_only: what
+    on-policy objectives want; completions, where there are any, are not looked at.
 
     Raises InputError naming the line (or row) and the field of the first row that cannot be used.
     """
+    rows, skipped = [], Skipped()
+    for place, row in _numbered(source):
+        try:
+            if prompts_only:
+                texts = _prompt(row, tokenizer, place, as_chat)
+                ids = {"prompt_ids": _prompt_ids(texts, tokenizer)}
+            else:
+                texts = _texts(row, tokenizer, place, as_chat)
+                ids = _token_ids(texts, tokenizer, place, max_length, truncate)
+        except InputError as error:
+            if bad_rows != "skip":
+                raise
+            skipped = Skipped(skipped.count + 1, skipped.first or str(error))
+            continue
+        del texts["ends"]
+        rows.append({**row, **texts, **ids, "place": place})
+    if not rows:
+        why = f": all {skipped.count} rows were skipped ({skipped.first})" if skipped.count else ""
+        raise InputError(f"no preference pairs in {_title(source)}{why}")
+    return rows, skipped
+
+
+def as_dataset(
+    rows: Sequence[dict[str, Any]],
+    sides: Sequence[str] = PAIR_SIDES,
+    columns: Sequence[str] = (),
+) -> Any:
+    """A `datasets.Dataset` of the texts, the ids of `sides`, and the columns that are needed.
+
+    columns: "token.NAME" and "row.NAME". Raises InputError naming the row and the field of a column
+    that is missing, of the wrong length, not finite, or (when its name ends in "weight") negative.
+    """
     from datasets import Dataset
 
-    rows = []
-    for place, row in _numbered(source):
-        texts = _texts(row, tokenizer, place, as_chat)
-        rows.append(texts | _token_ids(texts, tokenizer, place, max_length, truncate))
-        for column in ("reference_chosen_logprob", "reference_rejected_logprob"):
-            if row.get(column) is not None:
-                rows[-1][column] = row[column]
-    if not rows:
-        raise InputError(f"no preference pairs in {_title(source)}")
+    texts = [name for name in ("prompt", "chosen", "rejected") if name in rows[0]]
+    wanted = [*(texts if sides else texts[:1]), "prompt_ids", *(f"{side}_ids" for side in sides)]
+    references = [f"reference_{side}_logprob" for side in sides]
+    wanted += [name for name in references if all(row.get(name) is not None for row in rows)]
     for row in rows:
-        del row["ends"]
-    return Dataset.from_list(rows)
+        for side in sides:
+            if not row.get(f"{side}_ids"):
+                raise InputError(f'{row["place"]}: "{side}" has no tokens')
+            for column in columns:
+                _check_column(row, side, *column.split(".", 1))
+    wanted += [f"{side}_{column.split('.', 1)[1]}" for column in columns for side in sides]
+    return Dataset.from_list([{name: row[name] for name in wanted} for row in rows])
+
+
+def preference_dataset(
+    source: str | Path | Iterable[dict[str, Any]], tokenizer: Any, **options: Any
+) -> Any:
+    """`preference_rows` as a Dataset, for objectives that need nothing but the pairs."""
+    return as_dataset(preference_rows(source, tokenizer, **options)[0])
 
 
 @dataclass(frozen=True)
 class PreferenceCollator:
-    """Rows of `preference_dataset` -> the fields of a TokenBatch, chosen rows first.
+    """Dataset rows -> the fields of a TokenBatch: a block of rows for each side.
 
-    `reference_logprob` [2B, T] is there when the rows carry precomputed log-probabilities.
+    sides: which completions, in this order; none makes a batch of prompts, left-padded, for
+    rollouts. columns: "token.NAME" and "row.NAME", which become "column.NAME" [rows, T], [rows].
+    `reference_logprob` is there when the rows carry precomputed log-probabilities.
     """
 
     pad_id: int
     padding_side: Literal["left", "right"] = "right"
+    sides: tuple[str, ...] = PAIR_SIDES
+    columns: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer: Any) -> PreferenceCollator:
+    def of(
+        cls, tokenizer: Any, sides: Sequence[str] = PAIR_SIDES, columns: Sequence[str] = ()
+    ) -> PreferenceCollator:
         pad_id = tokenizer.pad_token_id
-        return cls(next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0))
+        known = next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0)
+        return cls(known, sides=tuple(sides), columns=tuple(columns))
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        if not self.sides:
+            prompts = TokenBatch.from_ids(
+                [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
+            )
+            return {"prompts": prompts.ids, "prompts_attention": prompts.attention}
         ids, targets = [], []
-        for side in ("chosen", "rejected"):
+        for side in self.sides:
             for row in rows:
                 prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
                 ids.append([*prompt, *completion])
                 targets.append([False] * len(prompt) + [True] * len(completion))
-        group = [*range(len(rows))] * 2
         batch = TokenBatch.from_ids(
-            ids, targets, pad_id=self.pad_id, padding_side=self.padding_side, group=group
+            ids,
+            targets,
+            pad_id=self.pad_id,
+            padding_side=self.padding_side,
+            group=[*range(len(rows))] * len(self.sides),
         )
         assert batch.group is not None
         fields = {
@@ -91,22 +164,67 @@ class PreferenceCollator:
             "target": batch.target,
             "group": batch.group,
         }
-        if all(row.get("reference_chosen_logprob") is not None for row in rows):
-            logprob = torch.zeros(batch.shape)
-            values = [
-                value
-                for side in ("chosen", "rejected")
-                for row in rows
-                for value in row[f"reference_{side}_logprob"]
-            ]
-            if len(values) != int(batch.target.sum()):
-                raise InputError(
-                    f"{len(values)} precomputed log-probabilities for {int(batch.target.sum())} "
-                    "completion tokens: they were made with another tokenizer or maximum length"
-                )
-            logprob[batch.target] = torch.tensor(values)
-            fields["reference_logprob"] = logprob
+        for column in self.columns:
+            kind, name = column.split(".", 1)
+            values = [row[f"{side}_{name}"] for side in self.sides for row in rows]
+            fields[f"column.{name}"] = (
+                _per_token(values, batch, name) if kind == "token" else torch.tensor(values).float()
+            )
+        references = [f"reference_{side}_logprob" for side in self.sides]
+        if all(row.get(name) is not None for row in rows for name in references):
+            logprobs = [row[name] for name in references for row in rows]
+            fields["reference_logprob"] = _per_token(logprobs, batch, "reference_logprob")
         return fields
+
+
+def batch_of(fields: dict[str, Any]) -> TokenBatch:
+    """The TokenBatch of a collator's fields."""
+    columns = {
+        name.removeprefix("column."): value
+        for name, value in fields.items()
+        if name.startswith("column.")
+    }
+    return TokenBatch(
+        fields["ids"], fields["attention"], fields["target"], fields.get("group"), columns
+    )
+
+
+def _per_token(values: Sequence[Sequence[float]], batch: TokenBatch, name: str) -> Tensor:
+    """Numbers of completion tokens at their places, [rows, T]; 0 elsewhere."""
+    for row, count in zip(values, batch.target.sum(-1).tolist(), strict=True):
+        if len(row) != count:
+            raise InputError(
+                f"{len(row)} values of {name} for {count} completion tokens: they were made with "
+                "another tokenizer or maximum length"
+            )
+    placed = torch.zeros(batch.shape)
+    placed[batch.target] = torch.tensor([value for row in values for value in row])
+    return placed
+
+
+def _check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:
+    field = f"{side}_{name}"
+    value = row.get(field)
+    if value is None:
+        raise InputError(
+            f'{row["place"]}: the field "{field}" is missing, and this objective needs it'
+        )
+    if kind == "token" and (
+        not isinstance(value, list | tuple) or len(value) != len(row[f"{side}_ids"])
+    ):
+        length = len(value) if isinstance(value, list | tuple) else type(value).__name__
+        raise InputError(
+            f'{row["place"]}: "{field}" must be a list with one number for each of the '
+            f"{len(row[f'{side}_ids'])} completion tokens (end token included), got {length}"
+        )
+    numbers = value if isinstance(value, list | tuple) else [value]
+    for place, number in enumerate(numbers):
+        good = isinstance(number, int | float) and math.isfinite(number)
+        if not good or (name.endswith("weight") and number < 0):
+            bound = " and not negative" if name.endswith("weight") else ""
+            raise InputError(
+                f'{row["place"]}: "{field}" must be finite{bound}, got {number!r} at {place}'
+            )
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
@@ -178,6 +296,19 @@ def _texts(row: dict[str, Any], tokenizer: Any, place: str, as_chat: bool) -> di
     return _render(fields, tokenizer, place) | {"ends": True}
 
 
+def _prompt(row: dict[str, Any], tokenizer: Any, place: str, as_chat: bool) -> dict[str, Any]:
+    """The prompt alone, as text."""
+    if row.get("prompt") is None:
+        raise InputError(f'{place}: the field "prompt" is missing')
+    prompt = _checked(row["prompt"], place, "prompt")
+    if isinstance(prompt, str) and not as_chat:
+        return {"prompt": prompt, "ends": False}
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    _check_template(tokenizer, place)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return {"prompt": text, "ends": True}
+
+
 def _checked(value: Any, place: str, name: str) -> Any:
     if isinstance(value, str):
         return value
@@ -220,10 +351,7 @@ def _split_prompt(
 
 def _render(fields: dict[str, Any], tokenizer: Any, place: str) -> dict[str, Any]:
     """Messages as text: what the chat template writes before and for the answer."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError(
-            f"{place} holds messages, and this tokenizer has no chat template; use texts instead"
-        )
+    _check_template(tokenizer, place)
     prompt = tokenizer.apply_chat_template(
         fields["prompt"], tokenize=False, add_generation_prompt=True
     )
@@ -239,14 +367,25 @@ def _render(fields: dict[str, Any], tokenizer: Any, place: str) -> dict[str, Any
     return texts
 
 
+def _check_template(tokenizer: Any, place: str) -> None:
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(
+            f"{place} holds messages, and this tokenizer has no chat template; use texts instead"
+        )
+
+
+def _prompt_ids(texts: dict[str, Any], tokenizer: Any) -> list[int]:
+    if texts["prompt"]:
+        return tokenizer(texts["prompt"], add_special_tokens=not texts["ends"])["input_ids"]
+    start = tokenizer.bos_token_id
+    return [tokenizer.eos_token_id if start is None else start]
+
+
 def _token_ids(
     texts: dict[str, Any], tokenizer: Any, place: str, max_length: int | None, truncate: Truncate
 ) -> dict[str, list[int]]:
     templated = texts["ends"]  # the template wrote the special tokens
-    prompt = tokenizer(texts["prompt"], add_special_tokens=not templated)["input_ids"]
-    if not texts["prompt"]:
-        start = tokenizer.bos_token_id
-        prompt = [tokenizer.eos_token_id if start is None else start]
+    prompt = _prompt_ids(texts, tokenizer)
     sides = {}
     for name in ("chosen", "rejected"):
         completion = tokenizer(texts[name], add_special_tokens=False)["input_ids"]

@@ -4,13 +4,19 @@ An objective is a value (usually a frozen dataclass of hyper-parameters) that na
 and turns scores into a loss. `learn.compute` computes just those needs; the objective never sees a
 model, so it runs unchanged on toy tables, tiny models and real ones.
 
-    needs                  meaning, all aligned [B, T] like `batch.ids`
-    "policy.logprob"       log pi(y_t | s_t), with gradient
-    "policy.entropy"       entropy of pi(. | s_t), with gradient
-    "policy.divergence"    D(reference || policy) at s_t over the whole vocabulary, gradient to the
-                           policy only; D is the objective's attribute `divergence`, by default
-                           the forward KL
-    "reference.logprob"    log pi_ref(y_t | s_t), no gradient
+    needs, "source.quantity"  meaning, all aligned [B, T] like `batch.ids`
+    policy.logprob            log pi(y_t | s_t), with gradient
+    policy.entropy            entropy of pi(. | s_t), with gradient
+    policy.divergence         D(reference || policy) at s_t over the whole vocabulary, gradient to
+                              the policy only; D is the objective's attribute `divergence`, by
+                              default the forward KL
+    policy.hidden             [B, T, D], the state that predicts y_t, with gradient, and the head
+    policy.hidden_states      the same of every block
+    reference.logprob         log pi_ref(y_t | s_t), no gradient; also entropy, hidden, ...
+    NAME.logprob              the same of any other frozen model, passed as `frozen={"NAME": ...}`
+                              and handed to the objective as the keyword argument NAME
+    token.NAME                numbers of the data, one per token: `batch.column(NAME)`, [B, T]
+    row.NAME                  numbers of the data, one (or n) per row: `batch.column(NAME)`, [B]
 """
 
 from __future__ import annotations
@@ -24,9 +30,12 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
 
-NEEDS = ("policy.logprob", "policy.entropy", "policy.divergence", "reference.logprob")
+POLICY = ("logprob", "entropy", "divergence", "hidden", "hidden_states")
+FROZEN = ("logprob", "entropy", "hidden", "hidden_states")
+DATA = ("token", "row")
 
 Unit = Literal["pair", "row", "token"]
+PAIR_SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,22 @@ class Objective(Protocol):
     divergence: the `FDivergence` behind "policy.divergence" (default: forward KL);
     at_reference: the value of the loss when policy and reference agree, if it is a constant;
     stopped(batch): need -> mask [B, T] of the entries through which no gradient flows, by design.
-        The contract test checks it by finite differences that hold just these entries fixed.
+        The contract test checks it by finite differences that hold just these entries fixed;
+    detaches: what it holds constant inside (a weight made of the policy's own log-probabilities),
+        in words, when `stopped` cannot say it; the method's own tests check it;
+    num_rewards: how many reward functions an on-policy objective mixes (default: 1);
+    sides: which completions of a dataset row become rows of the batch, block after block: all
+        first sides, then all second ones; by default ("chosen", "rejected");
+    annotate(rows, context): dataset rows with more columns `{side}_{NAME}` for "token.NAME" and
+        "row.NAME", or with more sides, computed once before training (`learn.annotation`);
+    parts(model): a module of further weights or running state (mask networks, heads, soft
+        prompts), trained and saved beside the policy and handed over as the keyword `parts`;
+    prefix(batch, parts): soft-prompt embeddings [B, n, D] that stand before the policy's rows;
+    trains_policy: False keeps the policy's own weights as they are (default: True);
+    prepare(batch, policy, reference, **others) and rollout_needs: make it an on-policy objective.
+        Completions are sampled from the policy, "row.reward" is filled in, `rollout_needs` are
+        scored without gradient, and `prepare` returns the batch with the columns that the loss
+        needs (advantages, old log-probabilities).
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -59,22 +83,58 @@ class Objective(Protocol):
     unit: ClassVar[Unit]
     """What the loss is a mean over; gradient accumulation and devices are weighted by it."""
 
-    def __call__(self, batch: TokenBatch, policy: Scores, reference: Scores | None) -> Loss: ...
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **others: Any
+    ) -> Loss: ...
+
+
+def sides_of(objective: Any) -> tuple[str, ...]:
+    """Which completions of a dataset row the objective's batches hold."""
+    return tuple(getattr(objective, "sides", PAIR_SIDES))
+
+
+def is_on_policy(objective: Any) -> bool:
+    return hasattr(objective, "prepare")
 
 
 def count_units(unit: Unit, batch: TokenBatch) -> int:
-    """How many units a batch holds: pairs (half its rows), rows, or target tokens."""
+    """How many units a batch holds: pairs (groups of rows), rows, or target tokens."""
     if unit == "pair":
-        return len(batch.ids) // 2
+        return len(batch.ids) // 2 if batch.group is None else len(batch.group.unique())
     return len(batch.ids) if unit == "row" else int(batch.target.sum())
 
 
 def check_needs(objective: Any) -> tuple[str, ...]:
     """The objective's needs, or an InputError that names the ones nobody can compute."""
-    unknown = sorted(set(objective.needs) - set(NEEDS))
+    unknown = [need for need in objective.needs if not _can_be_met(need)]
     if unknown:
         raise InputError(
             f"{type(objective).__name__} needs {', '.join(unknown)}, which nothing computes; "
-            f"possible needs: {', '.join(NEEDS)}"
+            f"possible needs: policy.{{{', '.join(POLICY)}}}, reference.{{{', '.join(FROZEN)}}} "
+            "(or of another frozen model by its name), token.NAME and row.NAME of the data"
         )
     return tuple(objective.needs)
+
+
+def frozen_sources(objective: Any) -> tuple[str, ...]:
+    """Names of the frozen models that it needs beside the reference."""
+    needs = (*objective.needs, *getattr(objective, "rollout_needs", ()))
+    names = {need.partition(".")[0] for need in needs} - {"policy", "reference", *DATA}
+    return tuple(sorted(names | set(getattr(objective, "annotators", ()))))
+
+
+def data_columns(objective: Any) -> tuple[str, ...]:
+    """The columns that it needs of the data, as "token.NAME" and "row.NAME"."""
+    return tuple(need for need in objective.needs if need.partition(".")[0] in DATA)
+
+
+def needs_reference(objective: Any) -> bool:
+    needs = (*objective.needs, *getattr(objective, "rollout_needs", ()))
+    return any(need.startswith("reference.") or need == "policy.divergence" for need in needs)
+
+
+def _can_be_met(need: str) -> bool:
+    source, dot, quantity = need.partition(".")
+    if source in DATA:
+        return bool(quantity)
+    return bool(dot) and quantity in (POLICY if source == "policy" else FROZEN)

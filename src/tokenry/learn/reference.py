@@ -8,7 +8,7 @@ Precomputed       log-probabilities computed once and stored as dataset columns
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.scores import Scores
-from tokenry.model.score import score
+from tokenry.learn.data import batch_of
+from tokenry.model.score import score, unwrap
 
 ReferenceKind = Literal["auto", "copy", "adapter", "precomputed", "none"]
-COLUMNS = ("reference_chosen_logprob", "reference_rejected_logprob")
 
 
 class Reference(Protocol):
@@ -80,21 +80,27 @@ class Precomputed:
         return Scores(batch.ids, batch.target, logprob=self.logprob)
 
 
-def choose_reference(kind: ReferenceKind, model: Any, needs: tuple[str, ...]) -> Any:
+def choose_reference(kind: str, model: Any, needs: tuple[str, ...]) -> Any:
     """The reference for a policy that is about to be trained, or None.
 
     "auto" takes the adapter's base for a PEFT model, a frozen copy otherwise, and nothing when the
     objective asks for nothing about the reference.
     """
-    wanted = any(need in needs for need in ("reference.logprob", "policy.divergence"))
+    distributions = [
+        need
+        for need in needs
+        if need == "policy.divergence"
+        or (need.startswith("reference.") and need != "reference.logprob")
+    ]
+    wanted = bool(distributions) or "reference.logprob" in needs
     if kind == "none" or (kind == "auto" and not wanted):
         if wanted:
             raise InputError(f"this objective needs a reference ({', '.join(needs)})")
         return None
     if kind == "precomputed":
-        if "policy.divergence" in needs:
+        if distributions:
             raise InputError(
-                'this objective needs "policy.divergence", the reference\'s whole distributions, '
+                f'this objective needs "{distributions[0]}", the reference\'s whole distributions, '
                 'which precomputed log-probabilities lack; use reference="copy" or "adapter"'
             )
         return None
@@ -105,25 +111,47 @@ def choose_reference(kind: ReferenceKind, model: Any, needs: tuple[str, ...]) ->
     raise InputError(f'reference must be "auto", "copy", "adapter" or "precomputed", got {kind!r}')
 
 
+def check_vocabulary(name: str, reference: Any, model: Any) -> None:
+    """Raise VocabularyError unless a frozen model predicts the same tokens as the policy."""
+    frozen = getattr(reference, "model", None)
+    if frozen is None:
+        return
+    ours, theirs = (unwrap(m).get_output_embeddings() for m in (model, frozen))
+    sizes = [None if layer is None else len(layer.weight) for layer in (ours, theirs)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise VocabularyError(
+            f"the {name} predicts {sizes[1]} tokens and the policy {sizes[0]}: they have other "
+            "tokenizers; choose a model of the same family"
+        )
+
+
+def reference_columns(collate: Any) -> list[str]:
+    """Where a dataset keeps the reference's log-probabilities, one column for each side."""
+    return [f"reference_{side}_logprob" for side in collate.sides]
+
+
 def precompute_reference(
     dataset: Any,
-    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    collate: Any,
     reference: Reference,
     *,
     batch_size: int = 8,
 ) -> Any:
-    """The dataset with two more columns: the reference's logprob of every completion token."""
+    """The dataset with more columns: the reference's logprob of every completion token.
+
+    collate: the `PreferenceCollator` of the training run, whose sides are annotated.
+    """
     device = next(iter(getattr(reference, "model").parameters())).device  # noqa: B009
-    columns: dict[str, list[list[float]]] = {name: [] for name in COLUMNS}
+    names = reference_columns(collate)
+    columns: dict[str, list[list[float]]] = {name: [] for name in names}
     for start in range(0, len(dataset), batch_size):
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        inputs = collate(rows)
-        batch = TokenBatch(*(inputs[name] for name in ("ids", "attention", "target", "group")))
+        batch = batch_of(collate(rows))
         scores = reference(batch.to(device), ("logprob",))
         for number, (logprob, target) in enumerate(
             zip(scores.need("logprob").cpu(), batch.target, strict=True)
         ):
-            columns[COLUMNS[number >= len(rows)]].append(logprob[target].tolist())
+            columns[names[number // len(rows)]].append(logprob[target].tolist())
     for name, values in columns.items():
         dataset = dataset.add_column(name, values)
     return dataset

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.learn.data import PreferenceCollator, preference_dataset
+from tokenry.learn.data import PreferenceCollator, batch_of, preference_dataset
 from tokenry.learn.reference import Reference, evaluating
 from tokenry.model.score import score
 
@@ -86,9 +86,7 @@ def preference_report(
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        fields = collate(part)
-        fields.pop("reference_logprob", None)
-        batch = TokenBatch(**fields).to(device)
+        batch = batch_of(collate(part)).to(device)
         frozen = reference(batch, ("logprob", "hidden"))
         with evaluating(model):
             policy = score(model, batch, needs=("logprob", "divergence"), reference=frozen)

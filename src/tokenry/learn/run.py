@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,13 +22,32 @@ import torch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.files import write_whole
 from tokenry.core.registry import objective as objectives
-from tokenry.learn.data import PreferenceCollator, Truncate, preference_dataset
-from tokenry.learn.objective import Objective
-from tokenry.learn.reference import Reference, ReferenceKind
+from tokenry.learn.annotation import Annotation, annotate
+from tokenry.learn.compute import missing_source
+from tokenry.learn.data import (
+    BadRows,
+    PreferenceCollator,
+    Skipped,
+    Truncate,
+    as_dataset,
+    preference_rows,
+)
+from tokenry.learn.objective import (
+    Objective,
+    data_columns,
+    frozen_sources,
+    is_on_policy,
+    sides_of,
+)
+from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
+from tokenry.learn.reference import FrozenModel, Reference, ReferenceKind
+from tokenry.learn.user_code import user_value
 from tokenry.model.hub import load
 
 RECORD = "run.json"
-DATA_KEYS = {"max_length": None, "truncate": "error", "as_chat": False}
+DATA_KEYS = {"max_length": None, "truncate": "error", "as_chat": False, "bad_rows": "error"}
+ROLLOUT_KEYS = {field.name: field.default for field in dataclasses.fields(RolloutSettings)}
+MAPPINGS = ("lora", "frozen", "rewards")
 LORA_DEFAULTS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRAINING_DEFAULTS = {
     "per_device_train_batch_size": 4,
@@ -63,7 +82,9 @@ def train(
     config: str | Path | dict[str, Any] | None = None,
     lora: bool | dict[str, Any] = False,
     eval_data: Any = None,
-    reference: ReferenceKind | Reference = "auto",
+    reference: Any = "auto",
+    frozen: Mapping[str, Any] | None = None,
+    rewards: Sequence[str | RewardFunction] = (),
     resume: bool = False,
     seed: int = 0,
     callbacks: Sequence[Any] | None = None,
@@ -71,11 +92,16 @@ def train(
 ) -> TrainedRun:
     """Train a model on preference pairs and save it to `output`.
 
-    objective: a key of the catalogue ("tdpo") or an objective value. data, eval_data: a JSONL file
-    or rows (see `learn.data`). model: what `tokenry.load` takes, or a (model, tokenizer) pair.
+    objective: a key of the catalogue ("tdpo"), "file.py:name" of an objective value or class, or an
+    objective value. data, eval_data: a JSONL file or rows (see `learn.data`). model: what
+    `tokenry.load` takes, or a (model, tokenizer) pair. reference: see `ObjectiveTrainer`, or a
+    folder or several (their weights are averaged).
+    frozen: further frozen models by the names that the objective uses: folders, hub ids, models.
+    rewards: for on-policy objectives, functions (prompt, completion) -> number or "file.py:name".
     config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),
     fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...), `max_length`,
-    `truncate`, `as_chat`, and a mapping `lora` of peft.LoraConfig fields. settings: the same keys,
+    `truncate`, `as_chat`, `bad_rows` ("error" or "skip"), fields of RolloutSettings, and mappings
+    `lora` (peft.LoraConfig fields) and `frozen` and the list `rewards`. settings: the same keys,
     stronger than config. lora: True, or such a mapping, trains an adapter.
     resume: go on from the folder's last complete checkpoint, or from the start if it has none.
 
@@ -83,30 +109,55 @@ def train(
     empty (unless resume), UnknownNameError with the nearest names for an unknown one.
     """
     output = Path(output)
-    kind = objectives[objective] if isinstance(objective, str) else type(objective)
+    if isinstance(objective, str) and ".py:" in objective:
+        objective = user_value(objective)
+    kind = objectives[objective] if isinstance(objective, str) else objective
+    kind = kind if isinstance(kind, type) else type(kind)
     chosen = _sort_settings({**read_config(config), **settings}, kind)
-    if isinstance(objective, str):
+    if isinstance(objective, str | type):
         goal = _build_objective(kind, chosen["objective"])
     else:
         goal = dataclasses.replace(objective, **chosen["objective"])  # type: ignore[type-var]
     adapter = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
     use_adapter = bool(lora) or bool(adapter)
     _check_output(output, resume)
+    functions = _rewards([*chosen["rewards"], *rewards], goal)
     policy, tokenizer = load(model) if isinstance(model, str | Path) else model
-    datasets = [
-        None if source is None else preference_dataset(source, tokenizer, **chosen["data"])
-        for source in (data, eval_data)
-    ]
+    others = _frozen_models({**chosen["frozen"], **(frozen or {})}, goal)
+    held: Any = _reference(reference)
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
     arguments = _arguments(output, chosen["training"], use_adapter, seed, eval_data is not None)
+    context = Annotation(
+        tokenizer,
+        policy,
+        held if not isinstance(held, str) else FrozenModel(policy),  # they are still the same
+        others,
+        seed,
+        arguments.per_device_eval_batch_size,
+    )
+    datasets, skipped = [], []
+    for source in (data, eval_data):
+        if source is None:
+            datasets.append(None)
+            continue
+        rows, left_out = preference_rows(
+            source, tokenizer, **chosen["data"], prompts_only=is_on_policy(goal)
+        )
+        rows = annotate(goal, rows, context)
+        # Asked for after annotation: it may have decided how many completions there are.
+        datasets.append(as_dataset(rows, _sides(goal), _columns(goal)))
+        skipped.append(left_out)
     record = {
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
         "hyperparameters": _plain(goal),
         "model": str(model) if isinstance(model, str | Path) else policy.name_or_path,
-        "data": _provenance(data, datasets[0]),
+        "frozen": {
+            name: str(value) for name, value in {**chosen["frozen"], **(frozen or {})}.items()
+        },
+        "data": _provenance(data, datasets[0], skipped[0]),
         "lora": LORA_DEFAULTS | adapter if use_adapter else None,
         "training": {**chosen["training"], "learning_rate": arguments.learning_rate, "seed": seed},
     }
@@ -116,11 +167,14 @@ def train(
         policy,
         goal,
         lora=_lora_config(adapter) if use_adapter else None,
-        reference=reference,
+        reference=held,
+        frozen=others,
+        rewards=functions,
+        rollout=RolloutSettings(**chosen["rollout"]),
         args=arguments,
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
-        data_collator=PreferenceCollator.of(tokenizer),
+        data_collator=PreferenceCollator.of(tokenizer, _sides(goal), _columns(goal)),
         processing_class=tokenizer,
         callbacks=list(callbacks or ()),
     )
@@ -192,23 +246,33 @@ def _sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, A
         for f in dataclasses.fields(TrainingArguments)
         if f.init and f.name not in ("output_dir", "remove_unused_columns", "seed")
     }
-    owners = {"objective": own, "data": DATA_KEYS, "training": training}
-    sorted_: dict[str, dict[str, Any]] = {name: {} for name in (*owners, "lora")}
+    owners = {
+        "objective": own,
+        "data": DATA_KEYS,
+        "rollout": ROLLOUT_KEYS,
+        "training": training,
+    }
+    sorted_: dict[str, Any] = {name: {} for name in (*owners, *MAPPINGS)}
     for key, value in settings.items():
-        if key == "lora":
-            if not isinstance(value, dict):
-                raise InputError(f"lora must be a mapping of LoraConfig fields, got {value!r}")
-            sorted_["lora"] = value
+        if key in MAPPINGS:
+            wanted = list if key == "rewards" else dict
+            if not isinstance(value, wanted):
+                raise InputError(f"{key} must be a {_KINDS[wanted]}, got {value!r}")
+            sorted_[key] = value
             continue
         owner = next((name for name, keys in owners.items() if key in keys), None)
         if owner is None:
-            known = ["lora", *(name for keys in owners.values() for name in keys)]
+            known = [*MAPPINGS, *(name for keys in owners.values() for name in keys)]
             raise _unknown_setting(key, known)
         sorted_[owner][key] = _typed(key, value, owners[owner][key])
-    truncate = sorted_["data"].get("truncate", "error")
-    if truncate not in get_args(Truncate):
-        raise InputError(f"truncate must be one of {get_args(Truncate)}, got {truncate!r}")
+    for key, allowed in (("truncate", Truncate), ("bad_rows", BadRows)):
+        value = sorted_["data"].get(key, "error")
+        if value not in get_args(allowed):
+            raise InputError(f"{key} must be one of {get_args(allowed)}, got {value!r}")
     return sorted_
+
+
+_KINDS = {dict: "mapping", list: "list"}
 
 
 def _unknown_setting(key: Any, known: list[str]) -> Exception:
@@ -217,7 +281,8 @@ def _unknown_setting(key: Any, known: list[str]) -> Exception:
         return error
     return InputError(
         f"unknown setting {key!r}: neither a hyper-parameter of the objective, nor a field of "
-        "transformers.TrainingArguments, nor one of max_length, truncate, as_chat, lora"
+        "transformers.TrainingArguments, nor one of "
+        + ", ".join((*DATA_KEYS, *ROLLOUT_KEYS, *MAPPINGS))
     )
 
 
@@ -293,13 +358,69 @@ def _plain(objective: Any) -> dict[str, Any]:
     }
 
 
-def _provenance(data: Any, dataset: Any) -> dict[str, Any]:
+def _rewards(given: list[Any], goal: Any) -> list[RewardFunction]:
+    found = [user_value(item) if isinstance(item, str) else item for item in given]
+    if found and not is_on_policy(goal):
+        raise InputError(
+            f"{type(goal).__name__} learns from the data's completions and has no use for rewards"
+        )
+    for function in found:
+        if not callable(function):
+            raise InputError(f"a reward must be a function (prompt, completion), got {function!r}")
+    return found
+
+
+def _frozen_models(given: Mapping[str, Any], goal: Any) -> dict[str, Reference]:
+    known = frozen_sources(goal)
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"{type(goal).__name__} has no use for a frozen model {name!r}"
+                + (f"; it needs {', '.join(known)}" if known else "")
+            )
+    for name in known:
+        if name not in given:
+            raise missing_source(goal, name)
+    return {
+        name: FrozenModel(load(value).model.requires_grad_(False))
+        if isinstance(value, str | Path)
+        else value
+        for name, value in given.items()
+    }
+
+
+def _reference(given: Any) -> Any:
+    """A kind or a value as it is; a folder, or the average of several, as a frozen model."""
+    if isinstance(given, str) and given in get_args(ReferenceKind):
+        return given
+    folders = [given] if isinstance(given, str | Path) else given
+    if not isinstance(folders, list | tuple):
+        return given
+    from tokenry.model.averaging import soup_models
+
+    models = [load(folder).model for folder in folders]
+    model = models[0] if len(models) == 1 else soup_models(models)
+    return FrozenModel(model.requires_grad_(False).eval())
+
+
+def _sides(goal: Any) -> tuple[str, ...]:
+    return () if is_on_policy(goal) else sides_of(goal)
+
+
+def _columns(goal: Any) -> tuple[str, ...]:
+    """The data's columns; those of an on-policy objective come from its rollouts."""
+    return () if is_on_policy(goal) else data_columns(goal)
+
+
+def _provenance(data: Any, dataset: Any, skipped: Skipped) -> dict[str, Any]:
     from_file = isinstance(data, str | Path)
     content = Path(data).read_bytes() if from_file else repr(list(dataset)).encode()
     return {
         "file": str(data) if from_file else None,
         "sha256": hashlib.sha256(content).hexdigest(),
         "pairs": len(dataset),
+        "skipped": skipped.count,
+        "first_skipped": skipped.first,
     }
 
 

@@ -13,7 +13,8 @@ evenly, accelerate fills it by repeating examples (`dataloader_drop_last=True` a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +24,34 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.learn.compute import compute_scores
-from tokenry.learn.objective import Loss, Objective, check_needs, count_units
+from tokenry.core.files import replacing
+from tokenry.learn.compute import Computed, compute_scores, missing_source
+from tokenry.learn.data import PreferenceCollator, batch_of
+from tokenry.learn.objective import (
+    Loss,
+    Objective,
+    check_needs,
+    count_units,
+    frozen_sources,
+    is_on_policy,
+)
+from tokenry.learn.policy.rollouts import (
+    RewardFunction,
+    RolloutSettings,
+    reward_rollouts,
+    sample_rollouts,
+)
 from tokenry.learn.reference import (
     FrozenModel,
     Precomputed,
     Reference,
-    ReferenceKind,
+    check_vocabulary,
     choose_reference,
     precompute_reference,
+    reference_columns,
 )
+
+PARTS_FILE = "objective.safetensors"
 
 
 class ObjectiveTrainer(Trainer):
@@ -42,10 +61,14 @@ class ObjectiveTrainer(Trainer):
     reference: "auto" (the adapter's base with LoRA, else a frozen copy, nothing if not needed),
         "copy", "adapter", "precomputed" (reference log-probabilities are computed before training,
         or taken from the columns `reference_{chosen,rejected}_logprob`), or a `Reference` value.
+    frozen: further frozen models, by the names that the objective's needs use.
+    rewards, rollout: for on-policy objectives, functions (prompt, completion) -> number, and how
+        completions are sampled; the collator then gives prompts (`PreferenceCollator(sides=())`).
     data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
 
-    Logged besides the loss: the objective's metrics, averaged over the units since the last log; in
-    evaluation also "kl" and "entropy" per completion token.
+    An objective's own weights (`parts`) are trained by the same optimizer and saved beside the
+    model. Logged besides the loss: the objective's metrics, averaged over the units since the last
+    log; in evaluation also "kl" and "entropy" per completion token.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole optimizer step's units
@@ -56,10 +79,15 @@ class ObjectiveTrainer(Trainer):
         objective: Objective,
         *,
         lora: Any = None,
-        reference: ReferenceKind | Reference = "auto",
+        reference: str | Reference = "auto",
+        frozen: Mapping[str, Reference] | None = None,
+        rewards: Sequence[RewardFunction] = (),
+        rollout: RolloutSettings | None = None,
         **options: Any,
     ):
-        needs = check_needs(objective)
+        needs = (*check_needs(objective), *getattr(objective, "rollout_needs", ()))
+        self.frozen = dict(frozen or {})
+        self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
         if lora is not None:
             from peft import get_peft_model
 
@@ -71,13 +99,26 @@ class ObjectiveTrainer(Trainer):
         self.reference: Reference | None = (
             choose_reference(reference, model, needs) if isinstance(reference, str) else reference
         )
+        sources = {"reference": self.reference, **self.frozen}
+        missing = [name for name in frozen_sources(objective) if name not in self.frozen]
+        if missing:
+            raise missing_source(objective, missing[0])
+        for name, source in sources.items():
+            check_vocabulary(name, source, model)
+        if not getattr(objective, "trains_policy", True):
+            model.requires_grad_(False)
         options["args"].remove_unused_columns = False  # rows are for the collator, not the model
         super().__init__(model, **options)
+        make = getattr(objective, "parts", None)
+        self.parts: Any = None if make is None else make(self.model)
+        if self.parts is not None:
+            self.parts.to(self.args.device)
         if self.precomputed:
             self._precompute()
-        frozen = getattr(self.reference, "model", None)
-        if frozen is not None and frozen is not self.model:
-            frozen.to(self.args.device)
+        for source in sources.values():
+            other = getattr(source, "model", None)
+            if other is not None and other is not self.model:
+                other.to(self.args.device)
         self._since_log: dict[str, list[Tensor]] = defaultdict(list)
 
     def compute_loss(
@@ -102,7 +143,9 @@ class ObjectiveTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimizer step, and their units over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        units = sum(count_units(self.objective.unit, _batch_of(sample)) for sample in samples)
+        if is_on_policy(self.objective):
+            samples = [self._roll_out(self._prepare_inputs(sample)) for sample in samples]
+        units = sum(count_units(self.objective.unit, batch_of(sample)) for sample in samples)
         total = self.accelerator.gather(torch.tensor([units], device=device))
         return samples, total.sum()  # type: ignore[union-attr]
 
@@ -133,7 +176,10 @@ class ObjectiveTrainer(Trainer):
         training, found = model.training, defaultdict(list)
         model.eval()
         for inputs in dataloader:
-            batch, reference = self._unpack(self._prepare_inputs(inputs))
+            inputs = self._prepare_inputs(inputs)
+            if is_on_policy(self.objective):
+                inputs = self._roll_out(inputs)
+            batch, reference = self._unpack(inputs)
             values = self._inside(
                 model, lambda policy, b=batch, r=reference: self._evaluate_batch(policy, b, r)
             )
@@ -160,16 +206,15 @@ class ObjectiveTrainer(Trainer):
         """One value per row group (pair or row) for each metric; sums for those per token."""
         whole = reference is not None and not isinstance(reference, Precomputed)
         also = ("policy.entropy", "policy.divergence") if whole else ("policy.entropy",)
-        policy, frozen = compute_scores(
-            self.objective, batch, model, reference, grad=False, also=also
-        )
-        result = self.objective(batch, policy, frozen)
+        scores = self._scores(model, batch, reference, grad=False, also=also)
+        result = self._apply(batch, scores)
+        policy = scores.policy
         pairs = self.objective.unit == "pair"
-        groups = len(batch.ids) // 2 if pairs else len(batch.ids)
+        groups = count_units("pair" if pairs else "row", batch)
 
         def per_group(values: Tensor) -> Tensor:
             sums = values.float().sum(-1)
-            return sums.view(2, groups).sum(0) if pairs else sums
+            return sums.view(-1, groups).sum(0) if pairs else sums  # blocks of rows, one per side
 
         found = {
             "tokens": per_group(batch.target),
@@ -185,16 +230,98 @@ class ObjectiveTrainer(Trainer):
         }
 
     def _loss(self, model: Any, batch: TokenBatch, reference: Reference | None) -> Loss:
-        return self.objective(
-            batch, *compute_scores(self.objective, batch, model, reference, grad=True)
+        return self._apply(batch, self._scores(model, batch, reference))
+
+    def _scores(
+        self, model: Any, batch: TokenBatch, reference: Reference | None, **options: Any
+    ) -> Computed:
+        return compute_scores(
+            self.objective,
+            batch,
+            model,
+            reference,
+            frozen=self.frozen,
+            parts=self.parts,
+            **options,
         )
+
+    def _apply(self, batch: TokenBatch, scores: Computed) -> Loss:
+        return self.objective(batch, scores.policy, scores.reference, **scores.others)
+
+    @torch.no_grad()
+    def _roll_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Prompts -> sampled completions with rewards and what `prepare` makes of them."""
+        tokenizer: Any = self.processing_class
+        model = self.accelerator.unwrap_model(self.model)
+        pad_id = PreferenceCollator.of(tokenizer).pad_id
+        batch = sample_rollouts(
+            model,
+            inputs["prompts"],
+            inputs["prompts_attention"],
+            self.rollout,
+            eos=tokenizer.eos_token_id,
+            pad_id=pad_id,
+        )
+        batch = reward_rollouts(batch, tokenizer, self.rewards)
+        needs = self.objective.rollout_needs  # type: ignore[attr-defined]
+        training = model.training
+        model.eval()
+        scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
+        model.train(training)
+        batch = self.objective.prepare(  # type: ignore[attr-defined]
+            batch, scores.policy, scores.reference, **scores.others
+        )
+        fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
+        columns = {f"column.{name}": column for name, column in batch.columns.items()}
+        return {**fields, "group": batch.group, **columns}
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's optimizer, with the objective's own weights as one more group."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        own = [] if self.parts is None else [p for p in self.parts.parameters() if p.requires_grad]
+        if fresh and own:
+            rate = getattr(self.objective, "parts_learning_rate", None)
+            group: dict[str, Any] = {"params": own, "lr": rate or self.args.learning_rate}
+            decay = getattr(self.objective, "parts_weight_decay", None)
+            group["weight_decay"] = self.args.weight_decay if decay is None else decay
+            optimizer.add_param_group(group)
+        return optimizer
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """One micro-batch; the parts' gradients are averaged over processes as the model's are."""
+        loss = super().training_step(*arguments, **options)
+        alone = self.accelerator.num_processes == 1 or not self.accelerator.sync_gradients
+        for parameter in () if self.parts is None or alone else self.parts.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.parts is not None:
+            from safetensors.torch import save_file
+
+            tensors = {k: v.detach().cpu().contiguous() for k, v in self.parts.state_dict().items()}
+            with replacing(Path(output_dir or str(self.args.output_dir)) / PARTS_FILE) as path:
+                save_file(tensors, path)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.parts is not None:
+            from safetensors.torch import load_file
+
+            path = Path(resume_from_checkpoint) / PARTS_FILE
+            if not path.is_file():
+                raise InputError(f"{path} is missing: this checkpoint is of another objective")
+            self.parts.load_state_dict(load_file(path))
 
     def _unpack(self, inputs: dict[str, Any]) -> tuple[TokenBatch, Reference | None]:
         if not self.precomputed:
-            return _batch_of(inputs), self.reference
+            return batch_of(inputs), self.reference
         if "reference_logprob" not in inputs:
             raise InputError("precomputed reference log-probabilities are missing from the batch")
-        return _batch_of(inputs), Precomputed(inputs["reference_logprob"])
+        return batch_of(inputs), Precomputed(inputs["reference_logprob"])
 
     def _inside(self, wrapper: Any, function: Callable[[Any], Any]) -> Any:
         """function(plain model), run inside the wrapper's forward.
@@ -231,19 +358,16 @@ class ObjectiveTrainer(Trainer):
         )
         if teacher is None:
             teacher = FrozenModel(self.model)  # before training the policy is the reference
+        columns = reference_columns(self.data_collator)
         for name in ("train_dataset", "eval_dataset"):
             data = getattr(self, name)
-            if data is not None and "reference_chosen_logprob" not in data.column_names:
+            if data is not None and not set(columns) <= set(data.column_names):
                 size = self.args.per_device_eval_batch_size
                 data = precompute_reference(data, self.data_collator, teacher, batch_size=size)
                 setattr(self, name, data)
 
 
 PER_TOKEN = ("kl", "entropy")
-
-
-def _batch_of(inputs: dict[str, Any]) -> TokenBatch:
-    return TokenBatch(inputs["ids"], inputs["attention"], inputs["target"], inputs.get("group"))
 
 
 def _sum_and_count(value: Tensor, units: int) -> Tensor:

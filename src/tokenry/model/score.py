@@ -17,7 +17,7 @@ from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
 from tokenry.core.scores import Scores
 
-NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "divergence"})
+NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
 _is_linear: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -29,12 +29,15 @@ def score(
     top_k: int = 10,
     reference: Scores | None = None,
     divergence: FDivergence = FORWARD_KL,
+    prefix: Tensor | None = None,
     grad: bool = False,
     tokens_per_batch: int = 8192,
 ) -> Scores:
     """Score the target tokens of a batch.
 
-    needs: any of "logprob", "entropy", "topk", "hidden", "divergence"; just these are computed.
+    needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
+        "divergence"; just these are computed. prefix: [B, n, D] embeddings (a soft prompt) that
+        stand before each row.
     reference: another model's scores of the same batch, made with "hidden", for the per-token
         D(reference || model). grad: keep the graph, so that a loss can be differentiated.
     tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
@@ -57,13 +60,13 @@ def score(
         head = linear_head(model)
         places, flat = [], []
         for rows in _micro_batches(batch, tokens_per_batch):
-            where, hidden, logits = _predicting_states(model, batch, rows, head is None)
-            places.append(where)
-            flat.append(
-                {"hidden": hidden}
-                if logits is None
-                else _from_logits(logits, hidden, batch, where, needs, top_k)
+            where, states, logits = _predicting_states(
+                model, batch, rows, head is None, "hidden_states" in needs, prefix
             )
+            places.append(where)
+            if logits is not None:
+                states |= _from_logits(logits, batch, where, needs, top_k)
+            flat.append(states)
         where = torch.cat(places)  # [n, 2]
         values = {name: torch.cat([part[name] for part in flat]) for name in flat[0]}
         if head is not None:
@@ -94,10 +97,12 @@ def linear_head(model: Any) -> LinearHead | None:
         was_training = plain.training
         plain.eval()
         with torch.no_grad():
-            _, hidden, logits = _predicting_states(plain, batch, torch.tensor([0]), True)
+            _, states, logits = _predicting_states(plain, batch, torch.tensor([0]), True)
         plain.train(was_training)
         assert logits is not None
-        off = (head.logits(hidden) - logits.float()).abs().max() / logits.abs().max().clamp_min(1.0)
+        off = (
+            head.logits(states["hidden"]) - logits.float()
+        ).abs().max() / logits.abs().max().clamp_min(1.0)
         _is_linear[plain] = bool(off < (1e-3 if layer.weight.dtype == torch.float32 else 5e-2))
     return head if _is_linear[plain] else None
 
@@ -128,10 +133,16 @@ def _micro_batches(batch: TokenBatch, budget: int) -> Iterator[Tensor]:
 
 
 def _predicting_states(
-    model: Any, batch: TokenBatch, rows: Tensor, with_logits: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """For the targets in `rows`: their places [n, 2] (row, position), the last hidden states that
-    predict them [n, D], and the logits [n, V] if wanted.
+    model: Any,
+    batch: TokenBatch,
+    rows: Tensor,
+    with_logits: bool,
+    every_block: bool = False,
+    prefix: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """For the targets in `rows`: their places [n, 2] (row, position), the hidden states that
+    predict them ("hidden" [n, D] and, if wanted, "block 0" ... of every block), and the logits
+    [n, V] if wanted.
 
     The forward pass goes through the outermost wrapper, so that distributed training sees it; the
     last hidden state is caught on its way from the decoder to the head.
@@ -140,30 +151,42 @@ def _predicting_states(
     used = part.attention.any(0).nonzero()[:, 0]
     first, last = int(used[0]), int(used[-1]) + 1
     ids, attention = part.ids[:, first:last], part.attention[:, first:last]
+    inputs: dict[str, Tensor] = {"input_ids": ids}
+    shift = 0
+    if prefix is not None:
+        shift = prefix.shape[1]
+        embedded = unwrap(model).get_input_embeddings()(ids)
+        inputs = {"inputs_embeds": torch.cat([prefix[rows].to(embedded.dtype), embedded], 1)}
+        attention = torch.cat([attention.new_ones(len(ids), shift), attention], 1)
     caught: list[Tensor] = []
     decoder = unwrap(model).get_decoder()
     hook = decoder.register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
     try:
         output = model(
-            input_ids=ids,
+            **inputs,
             attention_mask=attention.long(),
             position_ids=(attention.cumsum(1) - 1).clamp_min(0),
             logits_to_keep=0 if with_logits else 1,
             use_cache=False,
+            **({"output_hidden_states": True} if every_block else {}),
         )
     finally:
         hook.remove()
     hidden = caught[-1]
-    if hidden.shape[:2] != ids.shape:
+    if hidden.shape[:2] != attention.shape:
         raise ModelError(
-            f"the model turned {list(ids.shape)} tokens into {list(hidden.shape[:2])} states: "
-            "soft prompts and other length-changing adapters cannot be scored"
+            f"the model turned {list(attention.shape)} tokens into {list(hidden.shape[:2])} "
+            "states: adapters that change the length cannot be scored"
         )
     where = part.target[:, first:last].nonzero()  # [n, 2]
-    row, position = where[:, 0], where[:, 1] - 1
+    row, position = where[:, 0], where[:, 1] - 1 + shift
     logits = output.logits[row, position] if with_logits else None
     places = torch.stack([rows.to(row.device)[row], where[:, 1] + first], dim=1)
-    return places, hidden[row, position], logits
+    states = {"hidden": hidden[row, position]}
+    if every_block:
+        blocks = output.hidden_states[1:]
+        states |= {f"block {n}": block[row, position] for n, block in enumerate(blocks)}
+    return places, states, logits
 
 
 def _from_hidden(
@@ -182,11 +205,11 @@ def _from_hidden(
 
 
 def _from_logits(
-    logits: Tensor, hidden: Tensor, batch: TokenBatch, where: Tensor, needs: set[str], top_k: int
+    logits: Tensor, batch: TokenBatch, where: Tensor, needs: set[str], top_k: int
 ) -> dict[str, Tensor]:
     logprobs = logits.float().log_softmax(-1)  # [n, V]
     targets = batch.ids[where[:, 0], where[:, 1]]
-    values = {"hidden": hidden, "logprob": logprobs.gather(1, targets[:, None])[:, 0]}
+    values = {"logprob": logprobs.gather(1, targets[:, None])[:, 0]}
     if "entropy" in needs:
         values["entropy"] = torch.special.entr(logprobs.exp()).sum(-1)
     if "topk" in needs:
@@ -224,11 +247,15 @@ def _assemble(
     wanted = set(needs)
     if "topk" in needs:
         wanted |= {"topk_ids", "topk_logprobs"}
-    fields: dict[str, Any] = {}
-    for name in wanted & set(values):
-        value = values[name]
+
+    def placed(value: Tensor) -> Tensor:
         empty = value.new_zeros(*batch.ids.shape, *value.shape[1:])
-        fields[name] = empty.index_put((where[:, 0], where[:, 1]), value)
+        return empty.index_put((where[:, 0], where[:, 1]), value)
+
+    fields: dict[str, Any] = {name: placed(values[name]) for name in wanted & set(values)}
+    if "hidden_states" in needs:
+        blocks = [name for name in values if name.startswith("block ")]
+        fields["hidden_states"] = tuple(placed(values[name]) for name in blocks)
     if "full_logits" in values:
         by_place = (where[:, 0] * batch.ids.shape[1] + where[:, 1]).argsort()
         fields["full_logits"] = values["full_logits"][by_place]

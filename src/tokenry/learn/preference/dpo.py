@@ -21,17 +21,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
-from tokenry.learn.preference.pairs import (
-    check_pairs,
-    full_precision,
-    halves,
-    pair_metrics,
-    sequence_sum,
-)
+from tokenry.learn.preference.weighted import preference_loss
 
 
 def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
@@ -54,19 +47,7 @@ class DPO:
     unit: ClassVar[Unit] = "pair"
     at_reference: ClassVar[float] = math.log(2)
 
-    def __call__(self, batch: TokenBatch, policy: Scores, reference: Scores | None) -> Loss:
-        check_pairs(batch)
-        chosen, rejected = log_ratios(batch, policy, reference)
-        losses = dpo_loss(chosen, rejected, beta=self.beta)
-        metrics = pair_metrics(batch, losses, self.beta * chosen, self.beta * rejected)
-        return Loss(losses.mean(), metrics)
-
-
-def log_ratios(
-    batch: TokenBatch, policy: Scores, reference: Scores | None
-) -> tuple[Tensor, Tensor]:
-    """R of the chosen and of the rejected rows, [B] each."""
-    if reference is None:
-        raise InputError("a log-ratio needs the scores of a reference model")
-    ratio = full_precision(policy.need("logprob")) - full_precision(reference.need("logprob"))
-    return halves(sequence_sum(ratio, batch))
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
+    ) -> Loss:
+        return preference_loss(batch, policy, reference, beta=self.beta)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import ShapeError
+from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.scores import Scores
 
 
 def sequence_sum(values: Tensor, batch: TokenBatch) -> Tensor:
@@ -20,6 +21,32 @@ def sequence_sum(values: Tensor, batch: TokenBatch) -> Tensor:
 def full_precision(values: Tensor) -> Tensor:
     """At least float32: half-precision sums over a long completion lose whole tokens."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def token_log_ratios(batch: TokenBatch, policy: Scores, reference: Scores | None) -> Tensor:
+    """rho_t = log pi(y_t|s_t) - log pi_ref(y_t|s_t), [rows, T]; 0 outside the target."""
+    if reference is None:
+        raise InputError("a log-ratio needs the scores of a reference model")
+    own, frozen = (full_precision(scores.need("logprob")) for scores in (policy, reference))
+    return torch.where(batch.target, own, 0.0) - torch.where(batch.target, frozen, 0.0)
+
+
+def implicit_token_rewards(
+    batch: TokenBatch, policy: Scores, reference: Scores | None, *, beta: float
+) -> Tensor:
+    """beta rho_t, [rows, T]: the token reward that a policy trained by DPO encodes.
+
+    In the token-level problem it is the optimal advantage, r + V(s_t+1) - V(s_t): the token's
+    reward up to potential shaping (arXiv 2404.12358).
+    """
+    return beta * token_log_ratios(batch, policy, reference)
+
+
+def blocks(rows: Tensor, count: int) -> Tensor:
+    """[count * B, ...] -> [count, B, ...]: one block of rows for each side of the batch."""
+    if count < 1 or len(rows) % count:
+        raise ShapeError(f"{len(rows)} rows are not {count} blocks of equal size")
+    return rows.view(count, -1, *rows.shape[1:])
 
 
 def halves(rows: Tensor) -> tuple[Tensor, Tensor]:

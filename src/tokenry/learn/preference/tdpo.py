@@ -31,8 +31,8 @@ from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
-from tokenry.learn.preference.dpo import log_ratios
-from tokenry.learn.preference.pairs import check_pairs, halves, pair_metrics, sequence_sum
+from tokenry.learn.preference.pairs import halves, sequence_sum
+from tokenry.learn.preference.weighted import preference_loss
 
 Variant = Literal["tdpo1", "tdpo2"]
 
@@ -54,6 +54,28 @@ def tdpo_loss(
     else:
         margin = margin - alpha * (rejected_kl - chosen_kl.detach())
     return -logsigmoid(beta * margin)
+
+
+@dataclass(frozen=True)
+class KLMargin:
+    """alpha times each row's sequential KL to the reference, as a margin: [2B].
+
+    alpha: its weight. detach_chosen: no gradient through the KL of chosen rows (TDPO2).
+    """
+
+    alpha: float = 0.5
+    detach_chosen: bool = True
+
+    needs: ClassVar[tuple[str, ...]] = ("policy.divergence",)
+
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
+    ) -> Tensor:
+        kl = sequence_sum(policy.need("divergence"), batch)
+        if self.detach_chosen:
+            chosen, rejected = halves(kl)
+            kl = torch.cat([chosen.detach(), rejected])
+        return self.alpha * kl
 
 
 @objective("tdpo", paper=0)
@@ -87,23 +109,21 @@ class TDPO:
             {"policy.divergence": rows[:, None] & batch.target} if self.variant == "tdpo2" else {}
         )
 
-    def __call__(self, batch: TokenBatch, policy: Scores, reference: Scores | None) -> Loss:
-        check_pairs(batch)
-        chosen, rejected = log_ratios(batch, policy, reference)
-        chosen_kl, rejected_kl = halves(sequence_sum(policy.need("divergence"), batch))
-        losses = tdpo_loss(
-            chosen,
-            rejected,
-            chosen_kl,
-            rejected_kl,
-            beta=self.beta,
-            alpha=self.alpha,
-            variant=self.variant,
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
+    ) -> Loss:
+        margin = KLMargin(1.0, False) if self.variant == "tdpo1" else KLMargin(self.alpha)
+        result = preference_loss(
+            batch, policy, reference, beta=self.beta, margin=margin(batch, policy, reference)
         )
-        metrics = pair_metrics(
-            batch, losses, self.beta * (chosen + chosen_kl), self.beta * (rejected + rejected_kl)
-        )
-        metrics["kl/chosen"] = chosen_kl.detach()
-        metrics["kl/rejected"] = rejected_kl.detach()
-        metrics["kl/gap"] = (chosen_kl - rejected_kl).detach().abs()
-        return Loss(losses.mean(), metrics)
+        kl = sequence_sum(policy.need("divergence"), batch).detach()
+        chosen_kl, rejected_kl = halves(kl)
+        for side, total in (("chosen", chosen_kl), ("rejected", rejected_kl)):
+            ratio = result.metrics[f"log_ratio/{side}"]
+            result.metrics[f"rewards/{side}"] = self.beta * (ratio + total)
+            result.metrics[f"kl/{side}"] = total
+        margins = result.metrics["rewards/chosen"] - result.metrics["rewards/rejected"]
+        result.metrics["rewards/margin"] = margins
+        result.metrics["rewards/accuracy"] = (margins > 0).float()
+        result.metrics["kl/gap"] = (chosen_kl - rejected_kl).abs()
+        return result

@@ -9,6 +9,7 @@ measured on fresh samples.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -94,26 +95,58 @@ def train_in_world(
     seed: int = 0,
     measure_every: int = 50,
     samples: int = 1024,
+    frozen: Mapping[str, Any] | None = None,
+    columns: Mapping[str, Tensor] | None = None,
+    parts: Any = None,
 ) -> tuple[Any, list[WorldPoint]]:
     """Train a copy of the reference on the pairs; the policy and its measurements on the way.
 
-    The same seed gives every objective the same batches.
+    The same seed gives every objective the same batches. frozen: further frozen models by name.
+    columns: the data columns that the objective needs, [2, N, length] per token or [2, N] per row:
+    those of the chosen, then of the rejected sequences. parts: the objective's own weights, made
+    with `objective.parts(model)`; when left out they are made here.
     """
     generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(reference).requires_grad_(True).train()
-    frozen = FrozenModel(reference)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
-    points = [measure_in_world(policy, world, frozen, pairs, samples=samples)]
+    held = FrozenModel(reference)
+    others = {name: FrozenModel(model) for name, model in (frozen or {}).items()}
+    if parts is None and hasattr(objective, "parts"):
+        parts = objective.parts(policy)  # type: ignore[attr-defined]
+    if not getattr(objective, "trains_policy", True):
+        policy.requires_grad_(False)
+    weights = [
+        weight
+        for module in (policy, parts)
+        if module is not None
+        for weight in module.parameters()
+        if weight.requires_grad
+    ]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+
+    def measure(step: int) -> WorldPoint:
+        return measure_in_world(policy, world, held, pairs, step, samples=samples)
+
+    points = [measure(0)]
     for step in range(1, steps + 1):
         index = torch.randint(len(pairs), (batch_size,), generator=generator)
-        loss = compute_loss(objective, world.batch(pairs, index), policy, frozen).loss
+        batch = world.batch(pairs, index)
+        batch = batch.with_columns(
+            **{name: _of_rows(column, index) for name, column in (columns or {}).items()}
+        )
+        loss = compute_loss(objective, batch, policy, held, frozen=others, parts=parts).loss
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if step % measure_every == 0 or step == steps:
-            points.append(measure_in_world(policy, world, frozen, pairs, step, samples=samples))
+            points.append(measure(step))
     return policy.eval(), points
+
+
+def _of_rows(column: Tensor, index: Tensor) -> Tensor:
+    """A column's values for the drawn pairs, chosen rows first; tokens stand behind the start."""
+    rows = column[:, index].flatten(0, 1)
+    return torch.nn.functional.pad(rows, (1, 0)) if rows.ndim > 1 else rows
 
 
 def measure_in_world(

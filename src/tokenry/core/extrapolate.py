@@ -1,0 +1,92 @@
+"""Extrapolation: the distribution beyond one model, seen from another.
+
+    z = z_a + w (z_a - z_b)          softmax z  is proportional to  p_a (p_a / p_b)^w
+
+with z_a and z_b the logits of two models at the same place and w >= 0 a number or one per token
+(w = 0 gives a; w < 0 leads from a towards b). Linear heads make it a linear head again: with h the
+hidden states, W the matrices and c the biases,
+
+    z = [ (1 + w) h_a, -w h_b, (1 + w), -w ] . [ W_a, W_b, c_a, c_b ]
+
+so that `core.fused` works on it as on any model and no logits are made.
+
+Source: the operation behind contrastive decoding and proxy tuning; papers that use it cite it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError, ShapeError, VocabularyError
+from tokenry.core.fused import LinearHead, fused_scores
+from tokenry.core.scores import Scores
+
+
+def extrapolate(
+    a: Scores, b: Scores, weight: float | Tensor, needs: Collection[str] = ("logprob",)
+) -> Scores:
+    """The scores of softmax(z_a + weight (z_a - z_b)), with hidden states and a head of its own.
+
+    a, b: scores of the same batch, made with "hidden". weight: a number, or [B, T] one per token.
+    needs: which of "logprob", "entropy" to compute as well. Gradients flow to the hidden states.
+    Raises VocabularyError for heads of different vocabularies, InputError for a head with a soft
+    cap (its logits are not linear) and for scores without hidden states.
+    """
+    if a.ids.shape != b.ids.shape or not torch.equal(a.mask, b.mask):
+        raise ShapeError("both sides must have scored the same tokens of the same batch")
+    if isinstance(weight, Tensor) and weight.shape != a.ids.shape:
+        raise ShapeError(
+            f"weight must be a number or {list(a.ids.shape)}, got {list(weight.shape)}"
+        )
+    if a.full_logits is not None and b.full_logits is not None:
+        per_token = weight[a.mask][:, None] if isinstance(weight, Tensor) else weight
+        logits = a.full_logits + per_token * (a.full_logits - b.full_logits)
+        logprobs = logits.log_softmax(-1)
+        chosen = logprobs.gather(1, a.ids[a.mask][:, None])[:, 0]
+        entropy = torch.special.entr(logprobs.exp()).sum(-1)
+        return _placed(Scores(a.ids, a.mask, full_logits=logits), chosen, entropy, needs)
+    if a.hidden is None or b.hidden is None or a.head is None or b.head is None:
+        raise InputError('extrapolation needs both sides scored with needs=(..., "hidden")')
+    head = _joined(a.head, b.head)
+    factor = torch.as_tensor(weight, dtype=a.hidden.dtype, device=a.hidden.device)
+    factor = factor.expand(a.ids.shape)[..., None]  # [B, T, 1]
+    pieces = [(1 + factor) * a.hidden, -factor * b.hidden]
+    if head.weight.shape[1] > a.hidden.shape[-1] + b.hidden.shape[-1]:
+        pieces += [1 + factor, -factor]  # the biases' columns
+    hidden = torch.cat(pieces, -1) * a.mask[..., None]
+    mixed = Scores(a.ids, a.mask, hidden=hidden, head=head)
+    if not set(needs) & {"logprob", "entropy"}:
+        return mixed
+    fused = fused_scores(hidden[a.mask], head, a.ids[a.mask], entropy="entropy" in needs)
+    return _placed(mixed, fused.logprob, fused.entropy, needs)
+
+
+def _joined(a: LinearHead, b: LinearHead) -> LinearHead:
+    if len(a.weight) != len(b.weight):
+        raise VocabularyError(
+            f"vocabularies of {len(a.weight)} and {len(b.weight)} tokens cannot be extrapolated"
+        )
+    if a.softcap is not None or b.softcap is not None:
+        raise InputError("a head with a soft cap is not linear and cannot be extrapolated")
+    columns = [head.weight.detach() / head.temperature for head in (a, b)]
+    if a.bias is not None or b.bias is not None:
+        for head in (a, b):
+            bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+            columns.append(bias.detach()[:, None] / head.temperature)
+    return LinearHead(torch.cat(columns, 1))
+
+
+def _placed(
+    scores: Scores, logprob: Tensor, entropy: Tensor | None, needs: Collection[str]
+) -> Scores:
+    """Values of the scored tokens, back in their places [B, T]."""
+    fields = {}
+    for name, value in (("logprob", logprob), ("entropy", entropy)):
+        if name in needs and value is not None:
+            empty = value.new_zeros(scores.ids.shape)
+            fields[name] = empty.masked_scatter(scores.mask, value)
+    return replace(scores, **fields)

@@ -1,0 +1,97 @@
+"""Annotation: columns of the data that are computed once, before training.
+
+Token rewards that the reference gives itself, weights of fields in a JSON answer, sampled anchors,
+markers: whatever does not change while the policy is trained is a column of the dataset. An
+objective that needs such columns has `annotate(rows, context)`; the context is what it works with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError
+from tokenry.learn.reference import Reference
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What an annotating objective may use.
+
+    tokenizer: of the policy. model: the policy as it is before training. reference: the frozen
+    model that the policy is held to, or None. frozen: further frozen models by name. seed: of any
+    drawing. batch_size: rows scored at once.
+    """
+
+    tokenizer: Any
+    model: Any = None
+    reference: Reference | None = None
+    frozen: Mapping[str, Reference] = field(default_factory=dict)
+    seed: int = 0
+    batch_size: int = 8
+
+    def logprobs(
+        self,
+        source: Reference,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+    ) -> list[list[float]]:
+        """log p of every completion token behind its prompt, ids joined and never re-tokenized."""
+        found: list[list[float]] = []
+        device = _device(source)
+        for start in range(0, len(prompts), self.batch_size):
+            batch = joined_batch(
+                prompts[start : start + self.batch_size],
+                completions[start : start + self.batch_size],
+            )
+            logprob = source(batch.to(device), ("logprob",)).need("logprob").cpu()
+            found += [
+                row[wanted].tolist() for row, wanted in zip(logprob, batch.target, strict=True)
+            ]
+        return found
+
+    def offsets(self, row: Mapping[str, Any], side: str) -> list[tuple[int, int]]:
+        """(first, last + 1) characters of `row[side]` that each id of `{side}_ids` covers.
+
+        An end token, and whatever else is not in the text, is an empty span at its end.
+        """
+        text, ids = row[side], row[f"{side}_ids"]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+        known = encoded["input_ids"]
+        shared = min(len(known), len(ids))
+        if list(known[:shared]) != list(ids[:shared]):
+            raise InputError(f'the text of "{side}" is not what its token ids were made from')
+        return spans[: len(ids)] + [(len(text), len(text))] * (len(ids) - len(spans))
+
+
+def joined_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> TokenBatch:
+    """Rows of prompt and completion ids; the completions are the targets."""
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, completions, strict=True)]
+    target = [
+        [False] * len(prompt) + [True] * len(answer)
+        for prompt, answer in zip(prompts, completions, strict=True)
+    ]
+    return TokenBatch.from_ids(rows, target)
+
+
+def annotate(objective: Any, rows: list[dict[str, Any]], context: Annotation) -> list[dict]:
+    """The rows with the columns that the objective computes; the rows given stay as they are."""
+    if not hasattr(objective, "annotate") or not rows:
+        return rows
+    annotated = objective.annotate([copy.copy(row) for row in rows], context)
+    if len(annotated) != len(rows):
+        raise InputError(
+            f"{type(objective).__name__}.annotate turned {len(rows)} rows into {len(annotated)}"
+        )
+    return annotated
+
+
+def _device(source: Any) -> Any:
+    model = getattr(source, "model", None)
+    return "cpu" if model is None else next(model.parameters()).device

@@ -1,0 +1,31 @@
+"""Values from a user's own Python file, named on the command line as `file.py:name`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from tokenry.core.errors import InputError, UnknownNameError
+
+
+def user_value(place: str) -> Any:
+    """What the file defines under the name. Raises InputError when the file cannot be run."""
+    file, colon, name = place.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise InputError(f"{place!r} must have the form file.py:name")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        known = [key for key in vars(module) if not key.startswith("_")]
+        raise UnknownNameError(f"name in {path}", name, known)
+    return getattr(module, name)
