@@ -31,7 +31,7 @@ V, PAIRS, LENGTH = 5, 3, 7
 
 # Values of data columns, where uniform random numbers in (0, 1) are not what the method reads.
 COLUMNS = {
-    ("MAHDPO", "objective"): lambda batch, values: (values * 2).floor(),
+    ("MAHDPO", "objective"): lambda batch, values: (batch.group % 2).double(),
 }
 
 

@@ -12,12 +12,12 @@ import torch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
 from tokenry.learn.compute import compute_loss
-from tokenry.learn.data import PreferenceCollator, preference_dataset
+from tokenry.learn.data import PreferenceCollator, batch_of, preference_dataset
 from tokenry.learn.objective import Loss
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tdpo import TDPO
 from tokenry.learn.reference import FrozenModel
-from tokenry.learn.trainer import ObjectiveTrainer, _batch_of
+from tokenry.learn.trainer import ObjectiveTrainer
 
 PAIRS = [
     {
@@ -179,7 +179,7 @@ def test_evaluation_is_exact_over_batches_of_any_size(start, tiny_tokenizer):
     trainer = start(TDPO(), evaluate=True)
     trainer.train()
     found = trainer.evaluate()
-    batch = _batch_of(trainer.data_collator(list(trainer.eval_dataset)))
+    batch = batch_of(trainer.data_collator(list(trainer.eval_dataset)))
     reference = FrozenModel(trainer.reference.model)
     expected = compute_loss(TDPO(), batch, trainer.model, reference, grad=False)
     assert found["eval_loss"] == pytest.approx(float(expected.loss), abs=1e-5)
