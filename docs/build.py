@@ -1,7 +1,10 @@
-"""Builds docs/gallery.md from the results of the reproductions. `make docs` runs it."""
+"""Builds docs/gallery.md and docs/guide/objectives.md from results/*.json. `make docs` runs it."""
 
+import json
 from pathlib import Path
 
+from tokenry.app.commands.objectives import listing
+from tokenry.core.registry import objective
 from tokenry.papers import catalogue
 
 
@@ -36,7 +39,74 @@ def section(key: str) -> list[str]:
     return lines
 
 
+WORLDS = {
+    "toy": ("reward", "kl", "entropy"),
+    "smollm2": ("accuracy", "margin", "kl"),
+}
+
+
+def objectives_page() -> list[str]:
+    """Every objective: what it is, what it needs, and the table of all with one budget."""
+    lines = [
+        "# Objectives",
+        "",
+        "What `tokenry train --objective NAME` can minimise. The columns say what is computed of",
+        "the policy and the frozen models, and what you bring beside preference pairs. `tokenry",
+        "objectives` shows the same with all hyper-parameters.",
+        "",
+        "| name | what it is | needs | bring | paper |",
+        "|---|---|---|---|---|",
+    ]
+    numbers = {entry.key: entry.paper for entry in objective}
+    arxiv = {paper.number: paper.arxiv for paper in catalogue.papers().values()}
+    for row in listing():
+        link = arxiv.get(numbers[row["name"]], "")
+        link = f"[{link}](https://arxiv.org/abs/{link})" if link else ""
+        cells = [
+            f"`{row['name']}`",
+            row["summary"],
+            ", ".join(row["needs"]),
+            "<br>".join(f"`{option}`" for option in row["bring"]),
+            link,
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    path = Path(__file__).parents[1] / "results" / "objectives.json"
+    if not path.is_file():
+        return lines
+    measured = json.loads(path.read_text())
+    lines += [
+        "",
+        "## All of them with one budget",
+        "",
+        "`python benchmarks/objectives.py`: each objective with its defaults, the same steps,",
+        "batches, learning rate and seed; nothing is tuned for any of them, so this shows what",
+        "they do out of the box, not how good they can be. *Toy world*: true reward, KL from the",
+        "reference and entropy (nats) of fresh samples. *SmolLM2*: implicit reward accuracy and",
+        "margin on the 12 held-out pairs, KL in nats per token. Objectives that learn a value",
+        "model, a control prompt or heads beside the policy (tvm, meet, mah-dpo) leave little of",
+        "it in the policy itself.",
+        "",
+    ]
+    worlds = [name for name in WORLDS if name in measured]
+    for name in worlds:
+        budget = ", ".join(f"{k} {v}" for k, v in measured[name]["budget"].items())
+        lines.append(f"- {name}: {budget}, seed {measured[name]['seed']}")
+    titles = [f"{world}: {field}" for world in worlds for field in WORLDS[world]]
+    lines += ["", "| name | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    for key in ["reference", *objective.names()]:
+        cells = []
+        for world in worlds:
+            table = measured[world]
+            row = table["reference"] if key == "reference" else table["rows"].get(key, {})
+            cells += [f"{row[f]:.3g}" if f in row else "" for f in WORLDS[world]]
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def main() -> None:
+    Path(__file__).parent.joinpath("guide", "objectives.md").write_text(
+        "\n".join(objectives_page())
+    )
     lines = [
         "# Gallery of papers",
         "",

@@ -11,7 +11,17 @@ from tokenry.app.cli import main
 from tokenry.papers import catalogue
 from tokenry.papers.base import Measurement, Outcome, Paper
 
-VERBS = ("inspect", "generate", "train", "tokenize", "papers", "reproduce", "models", "demo")
+VERBS = (
+    "inspect",
+    "generate",
+    "train",
+    "tokenize",
+    "objectives",
+    "papers",
+    "reproduce",
+    "models",
+    "demo",
+)
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " gathered feathers"},
     {"prompt": "the dog", "chosen": " sat there", "rejected": " is a theory"},
@@ -342,6 +352,91 @@ def test_empty_texts(refused, model, tmp_path):
         assert "one of them" in refused(verb, "-m", model)
     assert "empty" in refused("generate", "", "-m", model)
     assert "no preference pairs" in refused("train", "-d", empty, "-o", tmp_path / "o", "-m", model)
+
+
+def test_objectives_are_listed_with_what_they_need(run, refused):
+    code, out, _ = run("objectives", "t*dpo", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == {"tdpo", "tgdpo"}
+    assert rows["tgdpo"]["bring"] == ["--frozen guide=MODEL"]
+    assert rows["tdpo"]["hyperparameters"]["alpha"] == "0.5"
+    assert "Token-level Direct Preference Optimization" in rows["tdpo"]["summary"]
+    code, out, _ = run("objectives")
+    assert code == 0
+    assert "--reward" in out
+
+
+def test_a_run_shows_which_tokens_it_moved(run, refused, model, pairs, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("learning_rate: 0.05\nnum_train_epochs: 3\nbeta: 0.5\n")
+    trained = tmp_path / "trained"
+    assert (
+        run("train", "--objective", "dpo", "-d", pairs, "-o", trained, "-m", model, "-c", config)[0]
+        == 0
+    )
+    code, out, _ = run("inspect", "--against", trained, "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert len(report["pairs"]) == 2
+    first = report["pairs"][0]["chosen"]
+    assert len(first["tokens"]) == len(first["log_ratio"]) == len(first["kl"])
+    assert any(abs(value) > 1e-3 for value in first["log_ratio"])
+    margin = sum(first["log_ratio"]) - sum(report["pairs"][0]["rejected"]["log_ratio"])
+    assert report["pairs"][0]["margin"] == pytest.approx(0.5 * margin, rel=1e-4)
+    code, out, _ = run("inspect", "--against", trained, "--pairs", pairs, "--rows", 3)
+    assert code == 0
+    assert "reward accuracy" in out
+    assert "chosen" in out or "rejected" in out
+    # on a text, the tokens that differ most come first
+    code, out, _ = run("inspect", "the cat sat", "-m", model, "--against", trained)
+    assert code == 0
+    assert "difference" in out
+    assert "run.json" in refused("inspect", "--against", model)
+    assert "no such file" in refused("inspect", "--against", trained, "--pairs", tmp_path / "no")
+    assert "--pairs" in refused("inspect", "x", "-m", model, "--pairs", pairs)
+    (trained / "run.json").write_text('{"state": "running"}')
+    assert "not finished" in refused("inspect", "--against", trained)
+
+
+def test_frozen_models_and_rewards_are_named_on_the_command_line(
+    run, refused, model, pairs, tmp_path
+):
+    base = ("train", "-d", pairs, "-m", model, "-o", tmp_path / "out")
+    assert run(*base, "--objective", "tgdpo", "--frozen", f"guide={model}")[0] == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["frozen"] == {"guide": model}
+    base = (*base[:-1], tmp_path / "rl")
+    assert "NAME=MODEL" in refused(*base, "--objective", "tgdpo", "--frozen", model)
+    assert "guide=FOLDER" in refused(*base, "--objective", "tgdpo")
+    rules = tmp_path / "rules.py"
+    rules.write_text("def short(prompt, completion):\n    return -len(completion)\n")
+    config = tmp_path / "c.yaml"
+    config.write_text("samples: 2\nmax_new_tokens: 4\n")
+    options = ("--objective", "rto", "--frozen", f"dpo={model}", "-c", config)
+    assert "shrot" in refused(*base, *options, "--reward", f"{rules}:shrot")
+    code, out, _ = run(*base, *options, "--reward", f"{rules}:short", "--json")
+    assert code == 0
+    assert json.loads(out)["state"] == "finished"
+
+
+def test_a_reference_may_be_the_average_of_several_models(run, model, pairs, tmp_path):
+    code, _, _ = run(
+        "train",
+        "--objective",
+        "dpo",
+        "-d",
+        pairs,
+        "-m",
+        model,
+        "-o",
+        tmp_path / "out",
+        "--reference",
+        model,
+        "--reference",
+        model,
+    )
+    assert code == 0
 
 
 def test_an_output_folder_that_exists(refused, model, pairs, tmp_path):

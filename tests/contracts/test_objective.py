@@ -31,6 +31,7 @@ V, PAIRS, LENGTH = 5, 3, 7
 
 # Values of data columns, where uniform random numbers in (0, 1) are not what the method reads.
 COLUMNS = {
+    ("AdaptiveUnlearning", "tri"): lambda batch, values: (values * 2.99).floor() * batch.target,
     ("MAHDPO", "objective"): lambda batch, values: (batch.group % 2).double(),
 }
 
@@ -137,7 +138,10 @@ def tiny_model():
         bos_token_id=0,
         eos_token_id=1,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.eye(V))  # as the hidden states of these tests want it
+    return model
 
 
 class Case:
@@ -269,6 +273,19 @@ def test_the_order_of_pairs_changes_nothing(case):
     torch.testing.assert_close(shuffled.loss, case.loss().loss)
 
 
+def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(goal, case):
+    if not getattr(goal, "separable", True):
+        pytest.skip("couples the rows of a batch, as it says")
+    batch, place = case.batch, torch.arange(len(case.batch.ids)) % PAIRS
+    total, units = 0.0, 0
+    for rows in (place == 0, place > 0):
+        part = batch.select(rows)
+        logits = {name: value[rows] for name, value in case.logits.items()}
+        count = count_units(goal.unit, part)
+        total, units = total + count * case.loss(batch=part, logits=logits).loss, units + count
+    torch.testing.assert_close(total / units, case.loss().loss)
+
+
 def test_tokens_outside_the_target_do_not_matter(case):
     generator = torch.Generator().manual_seed(1)
     outside = ~case.batch.target
@@ -299,7 +316,7 @@ def test_value_when_policy_and_reference_agree(goal, case):
     if not hasattr(goal, "at_reference"):
         pytest.skip("no documented value")
     same = {**case.logits, "policy": case.logits["reference"]}
-    assert float(case.loss(logits=same).loss) == pytest.approx(goal.at_reference, abs=1e-6)
+    assert case.loss(logits=same).loss.item() == pytest.approx(goal.at_reference, abs=1e-6)
 
 
 def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stops(case):

@@ -42,6 +42,12 @@ GENERATORS = {
         math.log(2) / 2,
         math.log(2) / 2,
     ),
+    "jensen_shannon_sum": (
+        lambda u: u * (2 * u / (1 + u)).log() + (2 / (1 + u)).log(),
+        lambda u: (2 * u / (1 + u)).log(),
+        math.log(2),
+        math.log(2),
+    ),
     "total_variation": (lambda u: (u - 1).abs() / 2, lambda u: (u - 1).sign() / 2, 0.5, 0.5),
     "squared_hellinger": (
         lambda u: (u.sqrt() - 1) ** 2 / 2,
@@ -50,6 +56,7 @@ GENERATORS = {
         0.5,
     ),
     "chi_squared": (lambda u: (u - 1) ** 2, lambda u: 2 * (u - 1), 1.0, INF),
+    "reverse_chi_squared": (lambda u: (1 - u) ** 2 / u, lambda u: 1 - u**-2, INF, 1.0),
     "alpha:0.5": (lambda u: 2 * (u.sqrt() - 1) ** 2, lambda u: 2 * (1 - u**-0.5), 2.0, 2.0),
     "alpha:2": (lambda u: (u - 1) ** 2 / 2, lambda u: u - 1, 0.5, INF),
     "alpha:-1": (
@@ -423,3 +430,86 @@ def test_wrong_inputs_say_what_is_wrong():
         divergence(p, p, FORWARD_KL, top_k=0)
     with pytest.raises(InputError, match="order"):
         renyi(p, p, -1)
+
+
+@kinds
+def test_derivative_is_the_slope_in_the_policys_probability(kind):
+    """By autograd through the divergence itself, up to the constant that makes it 0 at p = q."""
+    p, q = (x.softmax(-1) for x in pair(21, 40, spread=2.0))
+    q.requires_grad_()
+    (slope,) = torch.autograd.grad(kind.terms(p.log(), q.log()).sum(), q)
+    log_ratio = (q.detach() / p).log()
+    found = kind.derivative(log_ratio)
+    at_equality = kind.slopes(torch.zeros(1, dtype=p.dtype), torch.zeros(1, dtype=p.dtype))
+    torch.testing.assert_close(found, slope - at_equality)
+    assert kind.derivative(torch.zeros(3)).abs().max() < 1e-6
+
+
+@kinds
+def test_derivative_grows_and_is_differentiable_and_finite_however_far_apart(kind):
+    near = torch.linspace(-6, 6, 41, dtype=torch.float64, requires_grad=True)
+    if kind != TOTAL_VARIATION:  # a step
+        assert torch.autograd.gradcheck(kind.derivative, near)
+    for dtype in (torch.float32, torch.float64):
+        far = torch.tensor([-1e18, -1e4, -500, -50, 0, 50, 500, 1e4, 1e18], dtype=dtype)
+        far.requires_grad_()
+        values = kind.derivative(far)
+        (gradient,) = torch.autograd.grad(values.sum(), far)
+        assert (values.diff() >= 0).all()
+        assert gradient.isfinite().all()
+        assert (gradient >= 0).all()
+        if kind not in (REVERSE_KL, JENSEN_SHANNON, JEFFREYS):
+            assert values.square().sum().isfinite() or kind.name.startswith(("jensen", "skew_rev"))
+
+
+INVERTIBLE = [kind for kind in KINDS if kind.inverse_link is not None]
+
+
+@pytest.mark.parametrize("kind", INVERTIBLE, ids=lambda kind: kind.name)
+def test_inverse_derivative_undoes_derivative_and_saturates_outside_its_values(kind):
+    log_ratio = torch.linspace(-8, 8, 41, dtype=torch.float64)
+    values = kind.derivative(log_ratio)
+    torch.testing.assert_close(kind.inverse_derivative(values), log_ratio, rtol=1e-6, atol=1e-6)
+    beyond = kind.derivative(torch.tensor([-30.0, 30.0], dtype=torch.float64))
+    below, above = kind.inverse_derivative(beyond + torch.tensor([-1e30, 1e30]))
+    assert below <= -30
+    assert above >= 30
+    assert not below.isnan()
+    assert not above.isnan()
+
+
+def test_derivatives_have_the_closed_forms_of_the_papers():
+    """f'(t) at t = 2, and at log t = ±ln 2 of f-DPO's table; constants fixed by f'(1) = 0."""
+    log_two = torch.tensor([math.log(2), -math.log(2)], dtype=torch.float64)
+    expected = {
+        "reverse_kl": (math.log(2), -math.log(2)),
+        "forward_kl": (0.5, -1.0),
+        "jensen_shannon_sum": (math.log(4 / 3), math.log(2 / 3)),
+        "alpha:0.5": (2 * (1 - 0.5**0.5), 2 * (1 - 2**0.5)),
+        "total_variation": (0.5, -0.5),
+        "chi_squared": (0.75, -3.0),
+        "reverse_chi_squared": (2.0, -1.0),
+    }
+    for name, values in expected.items():
+        found = divergence_named(name).derivative(log_two)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64))
+
+
+def test_jensen_shannon_sum_is_twice_the_mean():
+    p, q = pair(22, 3, 6)
+    torch.testing.assert_close(
+        divergence(p, q, "jensen_shannon_sum"), 2 * divergence(p, q, JENSEN_SHANNON)
+    )
+    log_ratio = torch.linspace(-5, 5, 11)
+    torch.testing.assert_close(
+        divergence_named("jensen_shannon_sum").derivative(log_ratio),
+        2 * JENSEN_SHANNON.derivative(log_ratio),
+    )
+
+
+def test_a_divergence_without_link_or_inverse_says_so():
+    own = FDivergence.from_generator("own", torch.expm1, torch.ones_like)
+    with pytest.raises(InputError, match="no `link`"):
+        own.derivative(torch.zeros(1))
+    with pytest.raises(InputError, match="no inverse"):
+        JEFFREYS.inverse_derivative(torch.zeros(1))

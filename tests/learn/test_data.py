@@ -7,7 +7,13 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.learn.data import PreferenceCollator, preference_dataset
+from tokenry.learn.data import (
+    PreferenceCollator,
+    as_dataset,
+    batch_of,
+    preference_dataset,
+    preference_rows,
+)
 
 GOOD = {"prompt": "the cat", "chosen": " sat there", "rejected": " gathered"}
 
@@ -149,3 +155,72 @@ def test_precomputed_logprobs_land_on_the_completion_tokens(tiny_tokenizer):
     assert (fields["reference_logprob"][~fields["target"]] == 0).all()
     with pytest.raises(InputError, match="another tokenizer"):
         collate([row | {"reference_rejected_logprob": [-9.0]}])
+
+
+def test_columns_of_the_data_reach_their_tokens(tiny_tokenizer):
+    rows, _ = preference_rows([GOOD, GOOD | {"prompt": "a longer prompt"}], tiny_tokenizer)
+    for number, row in enumerate(rows):
+        for side in ("chosen", "rejected"):
+            row[f"{side}_weight"] = [
+                number + place / 100 for place in range(len(row[f"{side}_ids"]))
+            ]
+            row[f"{side}_csr"] = number + (side == "chosen") / 2
+    columns = ("token.weight", "row.csr")
+    data = as_dataset(rows, columns=columns)
+    batch = batch_of(PreferenceCollator.of(tiny_tokenizer, columns=columns)(list(data)))
+    assert batch.column("csr").tolist() == [0.5, 1.5, 0.0, 1.0]
+    weight = batch.column("weight")
+    assert not weight[~batch.target].any()
+    for row, (number, side) in enumerate([(0, "chosen"), (1, "chosen"), (0, "rejected")]):
+        expected = torch.tensor(rows[number][f"{side}_weight"])
+        torch.testing.assert_close(weight[row][batch.target[row]], expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "missing"),
+        ([1.0], "one number for each of the"),
+        ("negative", "not negative"),
+        ("nan", "finite"),
+        (1.0, "one number for each of the"),
+    ],
+)
+def test_a_bad_column_names_the_row_and_the_field(jsonl, tiny_tokenizer, value, message):
+    rows, _ = preference_rows(jsonl(GOOD, GOOD), tiny_tokenizer)
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[f"{side}_weight"] = [1.0] * len(row[f"{side}_ids"])
+    length = len(rows[1]["rejected_ids"])
+    bad = {"negative": -0.5, "nan": float("nan")}
+    rows[1]["rejected_weight"] = (
+        [1.0] * (length - 1) + [bad[value]] if isinstance(value, str) else value
+    )
+    with pytest.raises(InputError, match=message) as error:
+        as_dataset(rows, columns=("token.weight",))
+    assert "line 2" in str(error.value)
+    assert '"rejected_weight"' in str(error.value)
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(jsonl, tiny_tokenizer):
+    lines = [GOOD, GOOD | {"rejected": GOOD["chosen"]}, GOOD | {"chosen": " "}, GOOD]
+    rows, skipped = preference_rows(jsonl(*lines), tiny_tokenizer, bad_rows="skip")
+    assert len(rows) == 2
+    assert skipped.count == 2
+    assert "line 2" in skipped.first
+    assert "equal" in skipped.first
+    with pytest.raises(InputError, match="all 1 rows were skipped"):
+        preference_rows(jsonl(lines[1]), tiny_tokenizer, bad_rows="skip")
+
+
+def test_prompts_for_rollouts_need_no_completions_and_are_padded_on_the_left(tiny_tokenizer):
+    rows, _ = preference_rows(
+        [{"prompt": "the cat sat"}, {"prompt": "a"}], tiny_tokenizer, prompts_only=True
+    )
+    data = as_dataset(rows, sides=())
+    fields = PreferenceCollator.of(tiny_tokenizer, sides=())(list(data))
+    assert fields["prompts"].shape == fields["prompts_attention"].shape
+    assert fields["prompts_attention"][:, -1].all()
+    assert not fields["prompts_attention"][1, 0]
+    with pytest.raises(InputError, match='"prompt" is missing'):
+        preference_rows([{"chosen": "a"}], tiny_tokenizer, prompts_only=True)

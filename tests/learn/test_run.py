@@ -13,7 +13,8 @@ import torch
 
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.learn.preference.tdpo import TDPO
-from tokenry.learn.run import last_checkpoint, read_config, train
+from tokenry.learn.run import last_checkpoint, train
+from tokenry.learn.settings import read_config
 
 PAIRS = [
     {"prompt": f"the {noun}", "chosen": " sat there", "rejected": " gathered" * (1 + i % 2)}
@@ -171,3 +172,83 @@ def test_resuming_another_run_is_refused(loaded, tmp_path):
         train(TDPO(beta=0.9), PAIRS, loaded(), tmp_path / "out", resume=True, max_steps=1, **QUIET)
     with pytest.raises(InputError, match="the data are not those"):
         train("tdpo", PAIRS[:4], loaded(), tmp_path / "out", resume=True, max_steps=1, **QUIET)
+
+
+def test_skipped_rows_are_counted_in_the_record(loaded, tmp_path):
+    bad = PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}
+    run = train(
+        "dpo", [*PAIRS, bad], loaded(), tmp_path / "out", bad_rows="skip", max_steps=1, **QUIET
+    )
+    assert run.record["data"]["pairs"] == 8
+    assert run.record["data"]["skipped"] == 1
+    assert "row 8" in run.record["data"]["first_skipped"]
+
+
+def test_a_users_own_objective_and_reward_come_from_a_file(loaded, tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "from tokenry.learn.preference.tdpo import KLMargin\n"
+        "from tokenry.learn.preference.weighted import PreferenceObjective\n"
+        "mixed = PreferenceObjective(beta=0.3, margin=KLMargin(0.5), reduction='mean')\n"
+    )
+    run = train(f"{code}:mixed", PAIRS, loaded(), tmp_path / "out", max_steps=1, **QUIET)
+    assert run.record["objective"] == "PreferenceObjective"
+    assert run.record["hyperparameters"]["beta"] == 0.3
+    with pytest.raises(UnknownNameError, match="mixed"):
+        train(f"{code}:mixt", PAIRS, loaded(), tmp_path / "other", **QUIET)
+    with pytest.raises(InputError, match="no such file"):
+        train("nowhere.py:mixed", PAIRS, loaded(), tmp_path / "other", **QUIET)
+    code.write_text("1 / 0\n")
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        train(f"{code}:mixed", PAIRS, loaded(), tmp_path / "other", **QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+def test_frozen_models_and_rewards_that_nobody_wants_or_brings_are_errors(loaded, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="no use for a frozen model 'guide'"):
+        train("dpo", PAIRS, loaded(), out, frozen={"guide": "somewhere"}, **QUIET)
+    with pytest.raises(InputError, match="--frozen guide=FOLDER"):
+        train("tgdpo", PAIRS, loaded(), out, **QUIET)
+    with pytest.raises(InputError, match="no use for rewards"):
+        train("dpo", PAIRS, loaded(), out, rewards=[len], **QUIET)
+
+
+def test_objective_parts_resume_with_the_policy(loaded, tmp_path):
+    """Two steps, then two more in another process's stead: as four in one go."""
+    options = {
+        **QUIET,
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        "lr_scheduler_type": "constant",
+    }
+    whole = train("sparsepo", PAIRS, loaded(), tmp_path / "whole", max_steps=4, **options)
+
+    class StoppedError(Exception):
+        pass
+
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(
+            "sparsepo",
+            PAIRS,
+            loaded(),
+            tmp_path / "part",
+            max_steps=4,
+            callbacks=[Kill()],
+            **options,
+        )
+    again = train(
+        "sparsepo", PAIRS, loaded(), tmp_path / "part", max_steps=4, resume=True, **options
+    )
+    assert losses(again.record) == losses(whole.record)
+    one, two = (
+        (tmp_path / name / "objective.safetensors").read_bytes() for name in ("whole", "part")
+    )
+    assert one == two

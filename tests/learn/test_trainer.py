@@ -47,7 +47,8 @@ def start(tiny_llama_text, tiny_tokenizer, tmp_path):
             "seed": 1,
             "save_strategy": "no",
         }
-        rest = {k: options.pop(k) for k in ("lora", "reference", "model") if k in options}
+        own = ("lora", "reference", "model", "tokens_per_pass")
+        rest = {k: options.pop(k) for k in own if k in options}
         data = preference_dataset(PAIRS, tiny_tokenizer)
         return ObjectiveTrainer(
             rest.pop("model", None) or copy.deepcopy(tiny_llama_text),
@@ -254,3 +255,36 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
             if not any(word in name for word in ("second", "runtime", "flos")):
                 assert theirs[name] == pytest.approx(ours[name], abs=2e-5, rel=1e-4), name
     assert [entry["loss"] for entry in one if "loss" in entry][-1] < 0.69
+
+
+def test_passes_of_any_size_give_the_same_training(start):
+    """One pair at a time or all at once: the same gradients, so the same weights."""
+    found = []
+    for tokens in (1, 40, None):
+        trainer = start(TDPO(), tokens_per_pass=tokens, optim="sgd")
+        trainer.train()
+        found.append([p.detach().clone() for p in trainer.model.parameters()])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_an_objective_that_couples_rows_is_never_split(start):
+    class Coupled(DPO):
+        separable = False
+        seen: list[int] = []  # noqa: RUF012
+
+        def __call__(self, batch, policy, reference, **others):
+            self.seen.append(len(batch.ids))
+            return super().__call__(batch, policy, reference)
+
+    trainer = start(Coupled(), tokens_per_pass=1)
+    trainer.train()
+    assert Coupled.seen == [8, 8]
+
+
+def test_a_reference_with_another_vocabulary_is_refused(start, tiny_llama):
+    from tokenry.core.errors import VocabularyError
+
+    with pytest.raises(VocabularyError, match="the reference predicts 64 tokens"):
+        start(DPO(), reference=FrozenModel(tiny_llama))

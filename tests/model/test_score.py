@@ -158,3 +158,34 @@ def test_unknown_and_unmet_needs_are_refused(tiny_llama):
         score(tiny_llama, batch, ("divergence",))
     with pytest.raises(InputError, match="lack entropy"):
         score(tiny_llama, batch).need("entropy")
+
+
+def test_a_soft_prompt_of_token_embeddings_scores_like_those_tokens(tiny_model):
+    rows = [[5, 9, 7, 3], [8, 2, 6]]
+    prefix_ids = torch.tensor([[11, 12, 13], [14, 15, 16]])
+    target = [[False, False, True, True], [False, True, True]]
+    embed = tiny_model.get_input_embeddings()
+    for side in ("left", "right"):
+        batch = TokenBatch.from_ids(rows, target, padding_side=side)
+        soft = score(tiny_model, batch, needs=("logprob", "hidden"), prefix=embed(prefix_ids))
+        joined = TokenBatch.from_ids(
+            [[*before, *row] for before, row in zip(prefix_ids.tolist(), rows, strict=True)],
+            [[False] * 3 + wanted for wanted in target],
+        )
+        plain = score(tiny_model, joined, needs=("logprob",))
+        torch.testing.assert_close(
+            soft.need("logprob")[batch.target], plain.need("logprob")[joined.target]
+        )
+        assert soft.hidden.shape[:2] == batch.shape
+
+
+def test_hidden_states_of_every_block_stand_where_they_predict(tiny_llama):
+    batch = TokenBatch.from_ids([[5, 9, 7, 3], [8, 2]])
+    found = score(tiny_llama, batch, needs=("hidden", "hidden_states"))
+    plain = tiny_llama(batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
+    assert len(found.hidden_states) == tiny_llama.config.num_hidden_layers
+    for block, states in zip(found.hidden_states, plain.hidden_states[1:], strict=True):
+        for row, length in ((0, 4), (1, 2)):
+            torch.testing.assert_close(block[row, 1:length], states[row, : length - 1])
+        assert not block[~batch.target].any()
+    assert not found.detach().hidden_states[0].requires_grad

@@ -21,6 +21,7 @@ from tokenry.app.commands import (
     generate,
     inspect,
     models,
+    objectives,
     papers,
     reproduce,
     tokenize,
@@ -48,7 +49,7 @@ def paragraphs(verb: Callable[..., None]) -> str:
 
 for verb in (inspect.inspect, generate.generate, train.train, tokenize.tokenize):
     app.command(help=paragraphs(verb))(verb)
-for verb in (papers.papers, reproduce.reproduce):
+for verb in (objectives.objectives, papers.papers, reproduce.reproduce):
     app.command(help=paragraphs(verb))(verb)
 app.add_typer(models.app, name="models", help=paragraphs(models.models))
 app.command(help=paragraphs(demo.demo))(demo.demo)

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core import generators
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError, VocabularyError
+from tokenry.core.generators import NEGATIVE_INFINITY, Kernel
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
-NEGATIVE_INFINITY = float("-inf")
+Elementwise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,18 @@ class FDivergence:
     slope            d term / d q_logprob = q (f(u) - u f'(u)).
     reference_slope  d term / d p_logprob = p f'(u).
 
-    They are written out for each divergence, not derived from f, because q f(p / q) overflows
-    where its value does not. They take tensors of one shape and dtype and allocate two or three
-    temporaries. Two divergences of the same name are equal. `from_generator` makes one from f.
+    They are written out for each divergence, not derived from f (see `core.generators`). Two
+    divergences of the same name are equal. `from_generator` makes one from f.
+
+    link, inverse_link: behind `derivative` and `inverse_derivative`, where it has them.
     """
 
     name: str
     term: Kernel = field(repr=False, compare=False)
     slope: Kernel = field(repr=False, compare=False)
     reference_slope: Kernel = field(repr=False, compare=False)
+    link: Elementwise | None = field(default=None, repr=False, compare=False)
+    inverse_link: Elementwise | None = field(default=None, repr=False, compare=False)
 
     def terms(self, p_logprob: Tensor, q_logprob: Tensor) -> Tensor:
         """Contributions q f(p / q), differentiable (once) in both arguments."""
@@ -75,6 +79,33 @@ class FDivergence:
         """df / du at u = exp(log_u); f_prime(inf) is the slope at infinity."""
         return self.reference_slopes(torch.zeros_like(log_u), -log_u)
 
+    # Papers that regularise a policy write D = E_ref[g(π / π_ref)], with the ratio the other way
+    # round: g(t) = t f(1 / t). So that a divergence keeps its one name, it is g' that stands here.
+
+    def derivative(self, log_ratio: Tensor) -> Tensor:
+        """dD / dq_v where q_v = p_v exp(log_ratio): how the divergence grows with a policy's
+        probability, as a function of log q - log p = log(policy / reference). Differentiable.
+
+        That is g'(t) with g(t) = t f(1 / t) and t = exp(log_ratio), up to the constant that makes
+        it 0 at t = 1; adding c (t - 1) to g changes no divergence. REVERSE_KL gives log_ratio,
+        FORWARD_KL 1 - exp(-log_ratio), JENSEN_SHANNON log(2t / (1+t)) / 2.
+        """
+        if self.link is None:
+            raise InputError(
+                f"divergence {self.name!r} has no `link`, its derivative in the log-ratio; give it "
+                "one with dataclasses.replace(divergence, link=...)"
+            )
+        return self.link(log_ratio)
+
+    def inverse_derivative(self, value: Tensor) -> Tensor:
+        """The log_ratio at which `derivative` is `value`: +inf above all its values, -inf below."""
+        if self.inverse_link is None:
+            raise InputError(
+                f"the derivative of divergence {self.name!r} has no inverse in closed form; the "
+                "Kullback-Leibler, Jensen-Shannon, Hellinger, alpha and chi-squared ones have"
+            )
+        return self.inverse_link(value)
+
     @staticmethod
     def from_generator(
         name: str, f: Callable[[Tensor], Tensor], f_prime: Callable[[Tensor], Tensor]
@@ -83,8 +114,10 @@ class FDivergence:
 
         Needs u f'(u) representable: good for |log p - log q| < 80, the built-in ones go further.
         """
-        kernels = (partial(k, f=f, f_prime=f_prime) for k in (_term_of, _slope_of, _reference_of))
-        return FDivergence(name, *kernels)
+        term, slope, reference_slope = (
+            partial(kernel, f=f, f_prime=f_prime) for kernel in (_term_of, _slope_of, _reference_of)
+        )
+        return FDivergence(name, term, slope, reference_slope)
 
 
 def divergence(
@@ -162,77 +195,49 @@ def _check(name: str, value: float, valid: bool, rule: str) -> None:
         raise InputError(f"{name} must be {rule}, got {value}")
 
 
-# ---- the divergences: each a term, its slope in log q, and its slope in log p
+# ---- the divergences
 
 
-def _kl_term(lp: Tensor, lq: Tensor) -> Tensor:
-    p = lp.exp()
-    return (lp - lq).mul_(p).masked_fill_(p == 0, 0.0)
-
-
-def _kl_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    return lp.exp().neg_()
-
-
-def _kl_reference_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    p = lp.exp()
-    return (lp - lq).add_(1).mul_(p).masked_fill_(p == 0, 0.0)
-
-
-def _swapped(kernel: Kernel, lp: Tensor, lq: Tensor) -> Tensor:
-    return kernel(lq, lp)
-
-
-def _reversed(name: str, kind: FDivergence) -> FDivergence:
+def _reversed(name: str, kind: FDivergence, *links: Elementwise) -> FDivergence:
     """D(q || p): each role's slope is the other's."""
-    kernels = (kind.term, kind.reference_slope, kind.slope)
-    return FDivergence(name, *(partial(_swapped, kernel) for kernel in kernels))
+    swapped = generators.swapped
+    return FDivergence(
+        name,
+        partial(swapped, kind.term),
+        partial(swapped, kind.reference_slope),
+        partial(swapped, kind.slope),
+        *links,
+    )
 
 
-FORWARD_KL = FDivergence("forward_kl", _kl_term, _kl_slope, _kl_reference_slope)
+def _power(a: float, scale: float = 1.0) -> tuple[Elementwise, Elementwise]:
+    """The links of scale · alpha(a): of both KLs, Hellinger, chi-squared."""
+    return (
+        partial(generators.power_link, a=a, scale=scale),
+        partial(generators.power_inverse, a=a, scale=scale),
+    )
+
+
+FORWARD_KL = FDivergence(
+    "forward_kl",
+    generators.kl_term,
+    generators.kl_slope,
+    generators.kl_reference_slope,
+    *_power(1),
+)
 """KL(p || q) = Σ p log(p / q); f(u) = u log u. Infinite when q excludes a token of p."""
 
-REVERSE_KL = _reversed("reverse_kl", FORWARD_KL)
+REVERSE_KL = _reversed("reverse_kl", FORWARD_KL, *_power(0))
 """KL(q || p) = Σ q log(q / p); f(u) = -log u. Infinite when p excludes a token of q."""
 
-
-def _jeffreys_term(lp: Tensor, lq: Tensor) -> Tensor:
-    gap = lp.exp().sub_(lq.exp())
-    return (lp - lq).mul_(gap).masked_fill_(gap == 0, 0.0)
-
-
-def _jeffreys_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    return _kl_reference_slope(lq, lp).sub_(lp.exp())
-
-
 JEFFREYS = FDivergence(
-    "jeffreys", _jeffreys_term, _jeffreys_slope, partial(_swapped, _jeffreys_slope)
+    "jeffreys",
+    generators.jeffreys_term,
+    generators.jeffreys_slope,
+    partial(generators.swapped, generators.jeffreys_slope),
+    generators.jeffreys_link,
 )
 """KL(p || q) + KL(q || p) = Σ (p - q) log(p / q); f(u) = (u - 1) log u."""
-
-
-def _mixture(lp: Tensor, lq: Tensor, weight: float) -> Tensor:
-    """log(weight p + (1 - weight) q)."""
-    return torch.logaddexp(lp + math.log(weight), lq + math.log1p(-weight))
-
-
-def _to_mixture(own: Tensor, mixture: Tensor, weight: float) -> Tensor:
-    """weight · own · log(own / mixture), in place over nothing but its own result."""
-    mass = own.exp()
-    return (own - mixture).mul_(mass).mul_(weight).masked_fill_(mass == 0, 0.0)
-
-
-def _js_term(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
-    mixture = _mixture(lp, lq, beta)
-    return _to_mixture(lp, mixture, beta).add_(_to_mixture(lq, mixture, 1 - beta))
-
-
-def _js_slope(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
-    return _to_mixture(lq, _mixture(lp, lq, beta), 1 - beta)
-
-
-def _js_reference_slope(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
-    return _to_mixture(lp, _mixture(lp, lq, beta), beta)
 
 
 def jensen_shannon(beta: float = 0.5) -> FDivergence:
@@ -241,27 +246,28 @@ def jensen_shannon(beta: float = 0.5) -> FDivergence:
     f(u) = β u log(u / m) - (1-β) log m, with m = β u + 1 - β.
     """
     _check("beta", beta, 0 < beta < 1, "strictly between 0 and 1")
-    name = "jensen_shannon" if beta == 0.5 else f"jensen_shannon:{beta:g}"
-    kernels = (_js_term, _js_slope, _js_reference_slope)
-    return FDivergence(name, *(partial(kernel, beta=beta) for kernel in kernels))
+    return FDivergence(
+        "jensen_shannon" if beta == 0.5 else f"jensen_shannon:{beta:g}",
+        partial(generators.js_term, beta=beta),
+        partial(generators.js_slope, beta=beta),
+        partial(generators.js_reference_slope, beta=beta),
+        partial(generators.js_link, beta=beta),
+        partial(generators.js_inverse, beta=beta),
+    )
 
 
 JENSEN_SHANNON = jensen_shannon()
 """KL(p || m)/2 + KL(q || m)/2 with m = (p + q)/2: symmetric, between 0 and ln 2."""
 
-
-def _skew_term(lp: Tensor, lq: Tensor, lam: float) -> Tensor:
-    return _to_mixture(lp, _mixture(lp, lq, lam), 1.0)
-
-
-def _skew_slope(lp: Tensor, lq: Tensor, lam: float) -> Tensor:
-    # -(1-λ) p q / m; where either is 0 so is the product, and -inf - (-inf) must not be formed
-    share = (lq - _mixture(lp, lq, lam)).add_(lp).exp_().mul_(lam - 1)
-    return share.masked_fill_(lp == NEGATIVE_INFINITY, 0.0)
-
-
-def _skew_reference_slope(lp: Tensor, lq: Tensor, lam: float) -> Tensor:
-    return _skew_term(lp, lq, lam).sub_(_skew_slope(lp, lq, lam))  # both finite
+JENSEN_SHANNON_SUM = FDivergence(
+    "jensen_shannon_sum",
+    partial(generators.scaled, JENSEN_SHANNON.term, factor=2.0),
+    partial(generators.scaled, JENSEN_SHANNON.slope, factor=2.0),
+    partial(generators.scaled, JENSEN_SHANNON.reference_slope, factor=2.0),
+    partial(generators.js_link, beta=0.5, scale=2.0),
+    partial(generators.js_inverse, beta=0.5, scale=2.0),
+)
+"""KL(p || m) + KL(q || m), twice JENSEN_SHANNON: the scale of f-GAN, f-DPO and f-DPG."""
 
 
 def skew_kl(lam: float = 0.1) -> FDivergence:
@@ -272,87 +278,52 @@ def skew_kl(lam: float = 0.1) -> FDivergence:
     _check("lam", lam, 0 <= lam < 1, "at least 0 and below 1")
     if lam == 0:
         return FORWARD_KL
-    kernels = (_skew_term, _skew_slope, _skew_reference_slope)
-    return FDivergence(f"skew_kl:{lam:g}", *(partial(kernel, lam=lam) for kernel in kernels))
+    return FDivergence(
+        f"skew_kl:{lam:g}",
+        partial(generators.skew_term, lam=lam),
+        partial(generators.skew_slope, lam=lam),
+        partial(generators.skew_reference_slope, lam=lam),
+        partial(generators.skew_link, lam=lam),
+    )
 
 
 def skew_reverse_kl(lam: float = 0.1) -> FDivergence:
     """KL(q || λ q + (1-λ) p), 0 <= λ < 1; f(u) = -log(λ + (1-λ) u). λ = 0 is REVERSE_KL."""
-    return REVERSE_KL if lam == 0 else _reversed(f"skew_reverse_kl:{lam:g}", skew_kl(lam))
-
-
-def _variation_term(lp: Tensor, lq: Tensor) -> Tensor:
-    return lp.exp().sub_(lq.exp()).abs_().mul_(0.5)
-
-
-def _variation_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    q = lq.exp()
-    return (q - lp.exp()).sign_().mul_(q).mul_(0.5)
+    if lam == 0:
+        return REVERSE_KL
+    link = partial(generators.skew_reverse_link, lam=lam)
+    return _reversed(f"skew_reverse_kl:{lam:g}", skew_kl(lam), link)
 
 
 TOTAL_VARIATION = FDivergence(
-    "total_variation", _variation_term, _variation_slope, partial(_swapped, _variation_slope)
+    "total_variation",
+    generators.variation_term,
+    generators.variation_slope,
+    partial(generators.swapped, generators.variation_slope),
+    generators.variation_link,
 )
 """Σ |p - q| / 2, between 0 and 1; f(u) = |u - 1| / 2, whose slope at u = 1 is taken as 0."""
 
-
-def _hellinger_term(lp: Tensor, lq: Tensor) -> Tensor:
-    return (lp / 2).exp_().sub_((lq / 2).exp_()).square_().mul_(0.5)
-
-
-def _hellinger_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    return lq.exp().sub_((lp + lq).mul_(0.5).exp_()).mul_(0.5)
-
-
 SQUARED_HELLINGER = FDivergence(
-    "squared_hellinger", _hellinger_term, _hellinger_slope, partial(_swapped, _hellinger_slope)
+    "squared_hellinger",
+    generators.hellinger_term,
+    generators.hellinger_slope,
+    partial(generators.swapped, generators.hellinger_slope),
+    *_power(0.5, 0.25),
 )
 """Σ (√p - √q)² / 2 = 1 - Σ √(p q), between 0 and 1; f(u) = (√u - 1)² / 2."""
 
-
-def _chi_term(lp: Tensor, lq: Tensor) -> Tensor:
-    # (p - q)² / q through logs: 1 / q overflows long before the quotient does
-    gap = lp.exp().sub_(lq.exp()).abs_()
-    return gap.log().mul_(2).sub_(lq).exp_().masked_fill_(gap == 0, 0.0)
-
-
-def _square_over(lp: Tensor, lq: Tensor) -> Tensor:
-    return (2 * lp).sub_(lq).exp_().masked_fill_(lp == NEGATIVE_INFINITY, 0.0)
-
-
-def _chi_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    return lq.exp().sub_(_square_over(lp, lq))
-
-
-def _chi_reference_slope(lp: Tensor, lq: Tensor) -> Tensor:
-    return _square_over(lp, lq).sub_(lp.exp()).mul_(2)
-
-
-CHI_SQUARED = FDivergence("chi_squared", _chi_term, _chi_slope, _chi_reference_slope)
+CHI_SQUARED = FDivergence(
+    "chi_squared",
+    generators.chi_term,
+    generators.chi_slope,
+    generators.chi_reference_slope,
+    *_power(2, 2),
+)
 """Pearson's Σ (p - q)² / q; f(u) = (u - 1)²."""
 
-
-def _geometric(lp: Tensor, lq: Tensor, a: float) -> Tensor:
-    """p^a q^(1-a), 0 where both are 0."""
-    mixed = (lp * a).add_(lq, alpha=1 - a).exp_()
-    if a > 1:
-        mixed.masked_fill_(lp == NEGATIVE_INFINITY, 0.0)
-    elif a < 0:
-        mixed.masked_fill_(lq == NEGATIVE_INFINITY, 0.0)
-    return mixed
-
-
-def _alpha_term(lp: Tensor, lq: Tensor, a: float) -> Tensor:
-    linear = lp.exp().mul_(a).add_(lq.exp(), alpha=1 - a)
-    return _geometric(lp, lq, a).sub_(linear).div_(a * (a - 1))
-
-
-def _alpha_slope(lp: Tensor, lq: Tensor, a: float) -> Tensor:
-    return lq.exp().sub_(_geometric(lp, lq, a)).div_(a)
-
-
-def _alpha_reference_slope(lp: Tensor, lq: Tensor, a: float) -> Tensor:
-    return _geometric(lp, lq, a).sub_(lp.exp()).div_(a - 1)
+REVERSE_CHI_SQUARED = _reversed("reverse_chi_squared", CHI_SQUARED, *_power(-1, 2))
+"""Neyman's Σ (p - q)² / p; f(u) = (1 - u)² / u."""
 
 
 def alpha(a: float) -> FDivergence:
@@ -364,8 +335,13 @@ def alpha(a: float) -> FDivergence:
     _check("alpha", a, math.isfinite(a), "finite")
     if a in (0, 1):
         return FORWARD_KL if a == 1 else REVERSE_KL
-    kernels = (_alpha_term, _alpha_slope, _alpha_reference_slope)
-    return FDivergence(f"alpha:{a:g}", *(partial(kernel, a=a) for kernel in kernels))
+    return FDivergence(
+        f"alpha:{a:g}",
+        partial(generators.alpha_term, a=a),
+        partial(generators.alpha_slope, a=a),
+        partial(generators.alpha_reference_slope, a=a),
+        *_power(a),
+    )
 
 
 DIVERGENCES: dict[str, FDivergence] = {
@@ -375,9 +351,11 @@ DIVERGENCES: dict[str, FDivergence] = {
         REVERSE_KL,
         JEFFREYS,
         JENSEN_SHANNON,
+        JENSEN_SHANNON_SUM,
         TOTAL_VARIATION,
         SQUARED_HELLINGER,
         CHI_SQUARED,
+        REVERSE_CHI_SQUARED,
     )
 }
 FAMILIES: dict[str, Callable[[float], FDivergence]] = {

@@ -52,10 +52,15 @@ def extrapolate(
     if a.hidden is None or b.hidden is None or a.head is None or b.head is None:
         raise InputError('extrapolation needs both sides scored with needs=(..., "hidden")')
     head = _joined(a.head, b.head)
-    factor = torch.as_tensor(weight, dtype=a.hidden.dtype, device=a.hidden.device)
+    # A difference of large multiples of almost equal logits: never in half precision.
+    own, other = (
+        states if states.dtype == torch.float64 else states.float()
+        for states in (a.hidden, b.hidden)
+    )
+    factor = torch.as_tensor(weight, dtype=own.dtype, device=own.device)
     factor = factor.expand(a.ids.shape)[..., None]  # [B, T, 1]
-    pieces = [(1 + factor) * a.hidden, -factor * b.hidden]
-    if head.weight.shape[1] > a.hidden.shape[-1] + b.hidden.shape[-1]:
+    pieces = [(1 + factor) * own, -factor * other]
+    if head.weight.shape[1] > own.shape[-1] + other.shape[-1]:
         pieces += [1 + factor, -factor]  # the biases' columns
     hidden = torch.cat(pieces, -1) * a.mask[..., None]
     mixed = Scores(a.ids, a.mask, hidden=hidden, head=head)

@@ -62,6 +62,8 @@ class Objective(Protocol):
         The contract test checks it by finite differences that hold just these entries fixed;
     detaches: what it holds constant inside (a weight made of the policy's own log-probabilities),
         in words, when `stopped` cannot say it; the method's own tests check it;
+    separable: False when the loss couples the groups of a batch, so that it is not the mean of the
+        losses of its parts (default: True; the contract test checks it);
     num_rewards: how many reward functions an on-policy objective mixes (default: 1);
     sides: which completions of a dataset row become rows of the batch, block after block: all
         first sides, then all second ones; by default ("chosen", "rejected");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,14 +70,14 @@ class PreferenceReport:
 def preference_report(
     model: Any,
     tokenizer: Any,
-    pairs: Iterable[dict[str, Any]],
+    pairs: str | Path | Iterable[dict[str, Any]],
     reference: Reference,
     *,
     beta: float = 0.1,
     batch_size: int = 4,
     **data: Any,
 ) -> PreferenceReport:
-    """Score `pairs` (rows as in `learn.data`) under a policy and its reference.
+    """Score `pairs` (a JSONL file or rows, as in `learn.data`) under a policy and its reference.
 
     beta: the objective's, so that margins are in its unit of reward. data: max_length, truncate,
     as_chat, as for `preference_dataset`.

@@ -17,18 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
-from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.errors import InputError
 from tokenry.core.files import write_whole
 from tokenry.core.registry import objective as objectives
+from tokenry.core.versions import installed
 from tokenry.learn.annotation import Annotation, annotate
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import (
-    BadRows,
     PreferenceCollator,
     Skipped,
-    Truncate,
     as_dataset,
     preference_rows,
 )
@@ -41,26 +38,18 @@ from tokenry.learn.objective import (
 )
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
 from tokenry.learn.reference import FrozenModel, Reference, ReferenceKind
+from tokenry.learn.settings import (
+    LORA_DEFAULTS,
+    build_objective,
+    lora_config,
+    read_config,
+    sort_settings,
+    training_arguments,
+)
 from tokenry.learn.user_code import user_value
 from tokenry.model.hub import load
 
 RECORD = "run.json"
-DATA_KEYS = {"max_length": None, "truncate": "error", "as_chat": False, "bad_rows": "error"}
-ROLLOUT_KEYS = {field.name: field.default for field in dataclasses.fields(RolloutSettings)}
-MAPPINGS = ("lora", "frozen", "rewards")
-LORA_DEFAULTS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-TRAINING_DEFAULTS = {
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 4,
-    "num_train_epochs": 1,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "logging_steps": 1,
-    "save_steps": 100,
-    "save_total_limit": 2,
-    "report_to": "none",
-}
-LEARNING_RATES = {"full": 1e-6, "lora": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -113,9 +102,9 @@ def train(
         objective = user_value(objective)
     kind = objectives[objective] if isinstance(objective, str) else objective
     kind = kind if isinstance(kind, type) else type(kind)
-    chosen = _sort_settings({**read_config(config), **settings}, kind)
+    chosen = sort_settings({**read_config(config), **settings}, kind)
     if isinstance(objective, str | type):
-        goal = _build_objective(kind, chosen["objective"])
+        goal = build_objective(kind, chosen["objective"])
     else:
         goal = dataclasses.replace(objective, **chosen["objective"])  # type: ignore[type-var]
     adapter = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
@@ -123,12 +112,15 @@ def train(
     _check_output(output, resume)
     functions = _rewards([*chosen["rewards"], *rewards], goal)
     policy, tokenizer = load(model) if isinstance(model, str | Path) else model
-    others = _frozen_models({**chosen["frozen"], **(frozen or {})}, goal)
+    named = {**chosen["frozen"], **(frozen or {})}
+    others = _frozen_models(named, goal)
     held: Any = _reference(reference)
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
-    arguments = _arguments(output, chosen["training"], use_adapter, seed, eval_data is not None)
+    arguments = training_arguments(
+        output, chosen["training"], use_adapter, seed, eval_data is not None
+    )
     context = Annotation(
         tokenizer,
         policy,
@@ -137,27 +129,18 @@ def train(
         seed,
         arguments.per_device_eval_batch_size,
     )
-    datasets, skipped = [], []
-    for source in (data, eval_data):
-        if source is None:
-            datasets.append(None)
-            continue
-        rows, left_out = preference_rows(
-            source, tokenizer, **chosen["data"], prompts_only=is_on_policy(goal)
-        )
-        rows = annotate(goal, rows, context)
-        # Asked for after annotation: it may have decided how many completions there are.
-        datasets.append(as_dataset(rows, _sides(goal), _columns(goal)))
-        skipped.append(left_out)
+    dataset, skipped = _dataset(data, goal, context, chosen["data"])
+    heldout = None if eval_data is None else _dataset(eval_data, goal, context, chosen["data"])[0]
     record = {
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
         "hyperparameters": _plain(goal),
         "model": str(model) if isinstance(model, str | Path) else policy.name_or_path,
-        "frozen": {
-            name: str(value) for name, value in {**chosen["frozen"], **(frozen or {})}.items()
-        },
-        "data": _provenance(data, datasets[0], skipped[0]),
+        "reference": reference if isinstance(reference, str | list) else str(reference),
+        "frozen": {name: str(value) for name, value in named.items()},
+        "rewards": [getattr(function, "__name__", str(function)) for function in functions],
+        "rollout": chosen["rollout"],
+        "data": _provenance(data, dataset, skipped),
         "lora": LORA_DEFAULTS | adapter if use_adapter else None,
         "training": {**chosen["training"], "learning_rate": arguments.learning_rate, "seed": seed},
     }
@@ -166,14 +149,14 @@ def train(
     trainer = ObjectiveTrainer(
         policy,
         goal,
-        lora=_lora_config(adapter) if use_adapter else None,
+        lora=lora_config(adapter) if use_adapter else None,
         reference=held,
         frozen=others,
         rewards=functions,
         rollout=RolloutSettings(**chosen["rollout"]),
         args=arguments,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
+        train_dataset=dataset,
+        eval_dataset=heldout,
         data_collator=PreferenceCollator.of(tokenizer, _sides(goal), _columns(goal)),
         processing_class=tokenizer,
         callbacks=list(callbacks or ()),
@@ -184,7 +167,7 @@ def train(
         write_json(output / RECORD, record)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    final = _final_evaluation(trainer) if datasets[1] is not None else {}
+    final = _final_evaluation(trainer) if heldout is not None else {}
     trainer.save_model(str(output))
     history = [dict(entry) for entry in trainer.state.log_history]
     record |= {
@@ -193,28 +176,11 @@ def train(
         "steps": trainer.state.global_step,
         "history": history,
         "evaluation": {k: v for k, v in final.items() if isinstance(v, float)},
-        "versions": _versions(),
+        "versions": installed("torch", "transformers", "accelerate", "peft"),
     }
     if main:
         write_json(output / RECORD, record)
     return TrainedRun(output, record, trainer.model, tokenizer)
-
-
-def read_config(config: str | Path | dict[str, Any] | None) -> dict[str, Any]:
-    """A YAML mapping, or InputError saying what is wrong with the file."""
-    if config is None or isinstance(config, dict):
-        return dict(config or {})
-    import yaml
-
-    if not Path(config).is_file():
-        raise InputError(f"no such file: {config}")
-    try:
-        found = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{config} must be a mapping of settings, got {type(found).__name__}")
-    return found
 
 
 def last_checkpoint(output: Path) -> str | None:
@@ -236,81 +202,6 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
-def _sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, Any]]:
-    """Every setting to its owner, with the type that the owner's default has."""
-    from transformers import TrainingArguments
-
-    own = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
-    training = {
-        f.name: f.default
-        for f in dataclasses.fields(TrainingArguments)
-        if f.init and f.name not in ("output_dir", "remove_unused_columns", "seed")
-    }
-    owners = {
-        "objective": own,
-        "data": DATA_KEYS,
-        "rollout": ROLLOUT_KEYS,
-        "training": training,
-    }
-    sorted_: dict[str, Any] = {name: {} for name in (*owners, *MAPPINGS)}
-    for key, value in settings.items():
-        if key in MAPPINGS:
-            wanted = list if key == "rewards" else dict
-            if not isinstance(value, wanted):
-                raise InputError(f"{key} must be a {_KINDS[wanted]}, got {value!r}")
-            sorted_[key] = value
-            continue
-        owner = next((name for name, keys in owners.items() if key in keys), None)
-        if owner is None:
-            known = [*MAPPINGS, *(name for keys in owners.values() for name in keys)]
-            raise _unknown_setting(key, known)
-        sorted_[owner][key] = _typed(key, value, owners[owner][key])
-    for key, allowed in (("truncate", Truncate), ("bad_rows", BadRows)):
-        value = sorted_["data"].get(key, "error")
-        if value not in get_args(allowed):
-            raise InputError(f"{key} must be one of {get_args(allowed)}, got {value!r}")
-    return sorted_
-
-
-_KINDS = {dict: "mapping", list: "list"}
-
-
-def _unknown_setting(key: Any, known: list[str]) -> Exception:
-    error = UnknownNameError("setting", str(key), known)
-    if "did you mean" in str(error):
-        return error
-    return InputError(
-        f"unknown setting {key!r}: neither a hyper-parameter of the objective, nor a field of "
-        "transformers.TrainingArguments, nor one of "
-        + ", ".join((*DATA_KEYS, *ROLLOUT_KEYS, *MAPPINGS))
-    )
-
-
-def _typed(key: str, value: Any, default: Any) -> Any:
-    """YAML reads 1e-4 as a text; a number that is not one is an error that names its key."""
-    if isinstance(default, bool) or not isinstance(default, int | float):
-        return value
-    wanted = type(default)
-    number = value
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise InputError(f"{key} must be a number, got {value!r}")
-    if wanted is int and number == int(number):
-        return int(number)
-    return float(number) if wanted is float else number
-
-
-def _build_objective(kind: Any, values: dict[str, Any]) -> Any:
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{kind.__name__}: {error}") from None
-
-
 def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; choose a folder for the output")
@@ -320,32 +211,6 @@ def _check_output(output: Path, resume: bool) -> None:
             f"the output folder {output} exists and is not empty: choose another one, or resume "
             "the run that it holds"
         )
-
-
-def _arguments(
-    output: Path, training: dict[str, Any], adapter: bool, seed: int, evaluates: bool
-) -> Any:
-    from transformers import TrainingArguments
-
-    rate = LEARNING_RATES["lora" if adapter else "full"]
-    values = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    if evaluates:
-        values.setdefault("eval_strategy", "epoch")
-    try:
-        return TrainingArguments(output_dir=str(output), seed=seed, **values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"training settings: {error}") from None
-
-
-def _lora_config(adapter: dict[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    known = [f.name for f in dataclasses.fields(LoraConfig)]
-    for key in adapter:
-        if key not in known:
-            raise UnknownNameError("LoRA setting", str(key), known)
-    return LoraConfig(task_type="CAUSAL_LM", **LORA_DEFAULTS | adapter)
 
 
 def _plain(objective: Any) -> dict[str, Any]:
@@ -403,6 +268,16 @@ def _reference(given: Any) -> Any:
     return FrozenModel(model.requires_grad_(False).eval())
 
 
+def _dataset(
+    source: Any, goal: Any, context: Annotation, options: dict[str, Any]
+) -> tuple[Any, Skipped]:
+    """What the objective trains on, annotated, and what was left out on the way."""
+    rows, skipped = preference_rows(
+        source, context.tokenizer, **options, prompts_only=is_on_policy(goal)
+    )
+    return as_dataset(annotate(goal, rows, context), _sides(goal), _columns(goal)), skipped
+
+
 def _sides(goal: Any) -> tuple[str, ...]:
     return () if is_on_policy(goal) else sides_of(goal)
 
@@ -430,7 +305,7 @@ def _check_same_run(path: Path, record: dict[str, Any]) -> None:
         return
     former = json.loads(path.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(record, default=str))
-    for name in ("objective", "hyperparameters", "lora", "training"):
+    for name in ("objective", "hyperparameters", "lora", "training", "frozen", "rewards"):
         if former.get(name) != now[name]:
             raise InputError(
                 f"{path.parent} holds a run with {name} {former.get(name)}, not {now[name]}: "
@@ -446,9 +321,3 @@ def _final_evaluation(trainer: Any) -> dict[str, float]:
     if done and done[-1]["step"] == trainer.state.global_step:
         return done[-1]
     return trainer.evaluate()
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")}

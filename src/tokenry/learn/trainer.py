@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ from tokenry.learn.reference import (
 )
 
 PARTS_FILE = "objective.safetensors"
+CPU_TOKENS_PER_PASS = 1024
 
 
 class ObjectiveTrainer(Trainer):
@@ -64,6 +66,9 @@ class ObjectiveTrainer(Trainer):
     frozen: further frozen models, by the names that the objective's needs use.
     rewards, rollout: for on-policy objectives, functions (prompt, completion) -> number, and how
         completions are sampled; the collator then gives prompts (`PreferenceCollator(sides=())`).
+    tokens_per_pass: forward and backward go through a micro-batch in pieces of this many tokens
+        (padding included; at least one pair), with the same gradients and the memory of one piece.
+        "auto" is 1024 on a CPU, where fresh memory is slow, and the whole micro-batch elsewhere.
     data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
 
     An objective's own weights (`parts`) are trained by the same optimizer and saved beside the
@@ -83,9 +88,13 @@ class ObjectiveTrainer(Trainer):
         frozen: Mapping[str, Reference] | None = None,
         rewards: Sequence[RewardFunction] = (),
         rollout: RolloutSettings | None = None,
+        tokens_per_pass: int | Literal["auto"] | None = "auto",
         **options: Any,
     ):
         needs = (*check_needs(objective), *getattr(objective, "rollout_needs", ()))
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        automatic = CPU_TOKENS_PER_PASS if on_cpu else None
+        self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
         self.frozen = dict(frozen or {})
         self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
         if lora is not None:
@@ -107,6 +116,8 @@ class ObjectiveTrainer(Trainer):
             check_vocabulary(name, source, model)
         if not getattr(objective, "trains_policy", True):
             model.requires_grad_(False)
+        elif not any(weight.requires_grad for weight in model.parameters()):
+            raise InputError("no weight of the model is trainable: call model.requires_grad_(True)")
         options["args"].remove_unused_columns = False  # rows are for the collator, not the model
         super().__init__(model, **options)
         make = getattr(objective, "parts", None)
@@ -143,6 +154,9 @@ class ObjectiveTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimizer step, and their units over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.parts is not None:
+            self.parts.zero_grad()  # the Trainer zeroes the model's gradients only
+            self.parts.train()
         if is_on_policy(self.objective):
             samples = [self._roll_out(self._prepare_inputs(sample)) for sample in samples]
         units = sum(count_units(self.objective.unit, batch_of(sample)) for sample in samples)
@@ -175,6 +189,8 @@ class ObjectiveTrainer(Trainer):
         model: Any = self.model_wrapped
         training, found = model.training, defaultdict(list)
         model.eval()
+        if self.parts is not None:
+            self.parts.eval()
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             if is_on_policy(self.objective):
@@ -288,14 +304,51 @@ class ObjectiveTrainer(Trainer):
             optimizer.add_param_group(group)
         return optimizer
 
-    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """One micro-batch; the parts' gradients are averaged over processes as the model's are."""
-        loss = super().training_step(*arguments, **options)
-        alone = self.accelerator.num_processes == 1 or not self.accelerator.sync_gradients
-        for parameter in () if self.parts is None or alone else self.parts.parameters():
-            if parameter.grad is not None:
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        return loss
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One micro-batch, in passes of whole groups of rows whose gradients add up exactly.
+
+        The parts' gradients are averaged over processes, as the wrapped model's are.
+        """
+        total = torch.zeros((), device=self.args.device)
+        passes = self._passes(inputs)
+        for number, part in enumerate(passes, start=1):
+            context = nullcontext() if number == len(passes) else self.accelerator.no_sync(model)
+            with context:
+                total += super().training_step(model, part, num_items_in_batch)
+        if self.parts is not None and self.accelerator.sync_gradients:
+            self._finish_parts(self.parts)
+        return total
+
+    def _finish_parts(self, parts: Any) -> None:
+        """What the Trainer does to the model's gradients before a step, for the parts'.
+
+        They are clipped by a norm of their own.
+        """
+        gradients = [
+            parameter.grad for parameter in parts.parameters() if parameter.grad is not None
+        ]
+        if self.accelerator.num_processes > 1:
+            for gradient in gradients:
+                gradient.copy_(self.accelerator.reduce(gradient, reduction="mean"))  # type: ignore[arg-type]
+        if gradients and self.args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parts.parameters(), self.args.max_grad_norm)
+
+    def _passes(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """A micro-batch in pieces of at most `tokens_per_pass` tokens, at least one group each.
+
+        A loss that is a mean over its units needs one group's activations at a time, not all.
+        """
+        batch = batch_of(inputs)
+        separable = getattr(self.objective, "separable", True)
+        if self.tokens_per_pass is None or batch.group is None or not separable:
+            return [inputs]
+        groups, place = batch.group.unique(return_inverse=True)
+        rows_of_group = int(torch.bincount(place).max())
+        size = max(1, self.tokens_per_pass // (rows_of_group * batch.shape[1]))
+        wanted = [(place >= n) & (place < n + size) for n in range(0, len(groups), size)]
+        return [{name: value[rows] for name, value in inputs.items()} for rows in wanted]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

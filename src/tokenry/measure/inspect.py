@@ -97,9 +97,9 @@ class Inspection:
     against: Comparison | None = None
     units: dict[str, str] = field(default_factory=dict)
 
-    def table(self) -> list[dict[str, Any]]:
-        """One row per scored token, the most surprising first."""
-        order = self.signals["surprisal"].argsort(descending=True, stable=True)
+    def table(self, by: str = "surprisal") -> list[dict[str, Any]]:
+        """One row per scored token, the one with the largest absolute value of a signal first."""
+        order = self._signal(by).float().abs().argsort(descending=True, stable=True)
         return [self.row(int(t)) for t in order if self.scored[t]]
 
     def row(self, position: int) -> dict[str, Any]:

@@ -8,19 +8,18 @@ versions}. The files that Tokenry ships with are the ones behind its gallery.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.files import write_whole
 from tokenry.core.registry import import_modules
+from tokenry.core.versions import installed
 from tokenry.papers.base import Outcome, Paper
 
 
@@ -127,7 +126,5 @@ def listing(role: str | None = None, family: str | None = None) -> list[dict[str
 
 
 def versions() -> dict[str, str]:
-    """What a figure depends on: the versions of Python, torch, transformers and Tokenry."""
-    packages = ("tokenry", "torch", "transformers", "tokenizers", "numpy")
-    found = {"python": platform.python_version()}
-    return found | {name: version(name) for name in packages}
+    """The versions of Python, torch, transformers and Tokenry behind a result."""
+    return installed("tokenry", "torch", "transformers", "tokenizers", "numpy")

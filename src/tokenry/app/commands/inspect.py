@@ -28,7 +28,18 @@ def inspect(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text here.")] = None,
     model: Model = "smollm2",
     against: Annotated[
-        str | None, typer.Option("--against", help="A second model to compare with.")
+        str | None,
+        typer.Option(
+            "--against",
+            help="A second model to compare with, such as the folder of a training run.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            help="JSON lines of preferences: which of their tokens did the run in --against move?",
+        ),
     ] = None,
     signal: Annotated[
         list[str] | None,
@@ -36,7 +47,8 @@ def inspect(
             "--signal",
             "-s",
             help="What to compute (repeat it): surprisal, entropy, varentropy, rank, margin; with "
-            "--against also difference and divergence. The first one colours the text.",
+            "--against also difference and divergence. The first one colours the text and orders "
+            "the table.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="Rows of the table.")] = 10,
@@ -49,8 +61,10 @@ def inspect(
     """Colour a text by how surprising each token is to a model.
 
     Below it stand the most surprising tokens and what the model expected in their place. With
-    [cyan]--against[/], the two models are compared on the same bytes, even if their tokens differ.
-    Nothing here is random: the seed changes nothing.
+    [cyan]--against[/], the two models are compared on the same bytes, even if their tokens differ,
+    and the tokens on which they differ most stand first. Without a text, [cyan]--against[/] names
+    the folder of a training run and the report is about its own pairs (or [cyan]--pairs[/]): the
+    tokens that the run moved, and by how much. Nothing here is random: the seed changes nothing.
 
     Examples:
 
@@ -59,7 +73,18 @@ def inspect(
     [cyan]tokenry inspect -f essay.txt -s entropy --html essay.html[/]
 
     [cyan]tokenry inspect "Fourscore and seven years ago" --against gemma3-270m[/]
+
+    [cyan]tokenry inspect --against trained --pairs heldout.jsonl[/]
     """
+    if text is None and file is None and against is not None:
+        if html is not None or signal is not None:
+            raise InputError("--html and --signal are for a text; a run's report has its own table")
+        from tokenry.app.moved import report_run
+
+        report_run(against, pairs, rows, as_json)
+        return
+    if pairs is not None:
+        raise InputError("--pairs is the report of a run: give --against RUN and no text")
     if (text is None) == (file is None):
         raise InputError("give a text or --file, one of them")
     content = read_text(file or "-") if file or text == "-" else text or ""
@@ -67,7 +92,7 @@ def inspect(
         raise InputError("there is nothing to inspect in an empty text")
     if html is not None:
         check_writable(html)
-    wanted = signal or ["surprisal", "entropy"]
+    wanted = signal or (["difference"] if against is not None else ["surprisal", "entropy"])
     check_signals(wanted, against is not None)
 
     from tokenry.measure import inspect as measure
@@ -108,7 +133,7 @@ def check_signals(names: list[str], two_models: bool) -> None:
 
 
 def show(found: Any, shown: str, rows: int) -> None:
-    """The coloured text and the table of the most surprising tokens."""
+    """The coloured text and the table of the tokens where the shown signal is largest."""
     from rich.table import Table
     from rich.text import Text
 
@@ -122,7 +147,7 @@ def show(found: Any, shown: str, rows: int) -> None:
         unit = found.units.get(name, "")
         table.add_column(f"{name} ({unit})" if unit else name, justify="right")
     table.add_column("expected instead", style="dim")
-    for row in found.table()[:rows]:
+    for row in found.table(shown)[:rows]:
         others = [f"{t!r} {share:.0%}" for t, share in row["alternatives"] if t != row["token"]]
         values = [row[name] for name in found.signals]
         numbers = [str(v) if isinstance(v, int) else f"{v:.2f}" for v in values]

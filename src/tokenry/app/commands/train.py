@@ -18,7 +18,11 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder that does not exist.")],
     objective: Annotated[
-        str, typer.Option("--objective", help="What to minimise, such as tdpo or dpo.")
+        str,
+        typer.Option(
+            "--objective",
+            help="A name that [cyan]tokenry objectives[/] lists, or file.py:name of one's own.",
+        ),
     ] = "tdpo",
     model: Model = "smollm2",
     config: Annotated[
@@ -27,7 +31,8 @@ def train(
             "--config",
             "-c",
             help="YAML: the objective's parameters (beta), fields of transformers' "
-            "TrainingArguments (learning_rate), max_length, truncate, as_chat, and lora.",
+            "TrainingArguments (learning_rate), max_length, truncate, as_chat, bad_rows, lora, "
+            "and for rollouts samples, max_new_tokens, temperature.",
         ),
     ] = None,
     lora: Annotated[
@@ -35,6 +40,30 @@ def train(
     ] = False,
     eval_data: Annotated[
         Path | None, typer.Option("--eval-data", help="Held-out pairs, measured at the end.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reference",
+            help="What the policy is held to: auto, copy, adapter, precomputed, or a model; repeat "
+            "it for the average of several models' weights.",
+        ),
+    ] = None,
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--frozen",
+            metavar="NAME=MODEL",
+            help="A further frozen model that the objective needs, such as guide=FOLDER.",
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="FILE.py:NAME",
+            help="For on-policy objectives: a function (prompt, completion) -> number.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run that --output holds.")
@@ -52,6 +81,11 @@ def train(
     [cyan]tokenry train --objective tdpo --data prefs.jsonl --output trained --lora[/]
 
     [cyan]tokenry train -d prefs.jsonl -o trained -c settings.yaml --eval-data heldout.jsonl[/]
+
+    [cyan]tokenry train --objective tgdpo -d prefs.jsonl -o better --frozen guide=trained[/]
+
+    [cyan]tokenry train --objective rto -d prompts.jsonl -o rl --frozen dpo=trained
+    --reward rules.py:polite[/]
     """
     from tokenry.core import registry
 
@@ -59,7 +93,9 @@ def train(
     for path in (data, eval_data, config):
         if path is not None and not path.is_file():
             raise InputError(f"no such file: {path}")
-    registry.objective[objective]
+    if ".py:" not in objective:
+        registry.objective[objective]
+    others = named_models(frozen or [])
     check_pairs(data)
 
     from tokenry.learn.run import train as run
@@ -74,6 +110,9 @@ def train(
             config=config,
             lora=lora,
             eval_data=eval_data,
+            reference=one_or_all(reference or ["auto"]),
+            frozen=others,
+            rewards=reward or [],
             resume=resume,
             seed=seed,
             callbacks=[progress_callback(bar)],
@@ -94,6 +133,21 @@ def check_output(output: Path, resume: bool) -> None:
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"cannot write to {output}: {parent} is not a folder that can be written")
+
+
+def named_models(given: list[str]) -> dict[str, str]:
+    """ "guide=folder" -> {"guide": "folder"}."""
+    found = {}
+    for item in given:
+        name, equals, place = item.partition("=")
+        if not (name and equals and place):
+            raise InputError(f"--frozen must have the form NAME=MODEL, got {item!r}")
+        found[name] = place
+    return found
+
+
+def one_or_all(given: list[str]) -> str | list[str]:
+    return given[0] if len(given) == 1 else given
 
 
 def check_pairs(data: Path) -> None:

@@ -1,0 +1,70 @@
+"""tokenry objectives: what `tokenry train` can minimise."""
+
+import dataclasses
+from inspect import cleandoc
+from typing import Annotated, Any
+
+import typer
+
+from tokenry.app.terminal import AsJson, Seed, print_json, results, working
+
+
+def objectives(
+    pattern: Annotated[
+        str, typer.Argument(help="Only names that match, such as [cyan]*dpo*[/].")
+    ] = "*",
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """List the objectives that [cyan]tokenry train[/] knows, with what each one needs.
+
+    Hyper-parameters go into the file given with --config, or on top of it in Python.
+
+    Examples:
+
+    [cyan]tokenry objectives[/]
+
+    [cyan]tokenry objectives "*dpo*" --json[/]
+    """
+    with working("reading the catalogue"):
+        rows = listing(pattern)
+    if as_json:
+        print_json(rows)
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is, its hyper-parameters, what to bring")
+    for row in rows:
+        settings = ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items())
+        bring = "".join(f"\n[yellow]{option}[/]" for option in row["bring"])
+        table.add_row(row["name"], f"{row['summary']}\n[dim]{escape(settings)}[/]{bring}")
+    results().print(table)
+
+
+def listing(pattern: str = "*") -> list[dict[str, Any]]:
+    """One row per objective: name, summary, needs, what the user brings, hyper-parameters."""
+    from tokenry.core.registry import objective
+    from tokenry.learn.objective import frozen_sources, is_on_policy
+
+    rows = []
+    for key in objective.names(pattern):
+        kind = objective[key]
+        goal = kind()
+        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
+        if is_on_policy(goal):
+            bring.append("--reward FILE.py:NAME")
+        rows.append(
+            {
+                "name": key,
+                "summary": cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
+                "needs": list(goal.needs),
+                "bring": bring,
+                "hyperparameters": {
+                    field.name: str(getattr(goal, field.name)) for field in dataclasses.fields(goal)
+                },
+            }
+        )
+    return rows

@@ -1,0 +1,220 @@
+r"""Alignment in closed form: exponential tilting and best-of-n of a finite distribution.
+
+For outcomes y with base probabilities p and reward r:
+
+    tilt         phi(y) = p(y) exp(alpha r(y)) / Z          the maximiser of E[r] at its KL(. || p)
+    partition    Lambda(alpha) = log E_p exp(alpha r);  E_phi r = Lambda'(alpha)
+    its KL       KL(phi || p) = alpha Lambda'(alpha) - Lambda(alpha), which grows with alpha >= 0
+    best-of-n    pi_n(y) = p(y) (F^n - F-^n) / (F - F-),  F = P(r <= r(y)),  F- = P(r < r(y))
+    its KL       KL(pi_n || p) <= log n - (n - 1) / n
+
+For every distribution w and the tilt with KL(phi || p) = Delta,
+
+    KL(w || phi) = [KL(w || p) - Delta] + alpha [E_phi r - E_w r],
+
+so that whoever reaches the tilt's reward at the tilt's KL *is* the tilt. A source of m independent
+symbols with additive reward has Lambda_m = m Lambda, and best-of-n with n = exp(m delta) nears the
+tilt of KL m delta: in reward per symbol, and in KL(pi_n || phi) per symbol. (Not in the other
+direction: best-of-n has hardly any lower tail.)
+
+Everything works on log-probabilities [..., V], in float64, batches at once.
+
+Source: Asymptotics of Language Model Alignment (arXiv 2404.01730); the tie-aware best-of-n
+probabilities are derived here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError, ShapeError
+
+
+def tilt(logprob: Tensor, reward: Tensor, alpha: float | Tensor) -> Tensor:
+    """Log-probabilities of the tilt p exp(alpha r) / Z, [..., V]. alpha: a number or [...]."""
+    logprob, reward = _checked(logprob, reward)
+    return (logprob + _per_row(alpha) * reward).log_softmax(-1)
+
+
+def log_partition(logprob: Tensor, reward: Tensor, alpha: float | Tensor) -> Tensor:
+    """Lambda(alpha) = log E_p exp(alpha r), [...]."""
+    logprob, reward = _checked(logprob, reward)
+    return (logprob + _per_row(alpha) * reward).logsumexp(-1)
+
+
+def alpha_for_kl(logprob: Tensor, reward: Tensor, kl: float | Tensor) -> Tensor:
+    """The alpha >= 0 whose tilt lies at KL(phi || p) = kl nats, [...], by bracketed Newton steps.
+
+    Raises InputError where no alpha does: the limit is -log p(the outcomes of highest reward).
+    """
+    logprob, reward = _checked(logprob, reward)
+    best = reward == _on_support(logprob, reward).amax(-1, keepdim=True)
+    limit = -logprob.masked_fill(~best, -math.inf).logsumexp(-1)
+    wanted = torch.as_tensor(kl, dtype=torch.float64, device=limit.device).expand(limit.shape)
+    if bool(((wanted < 0) | (wanted >= limit) & (wanted > 0)).any()):
+        raise InputError(
+            f"no tilt has a KL of {float(wanted.max()):g} nats: it must be at least 0 and below "
+            f"-log p(best outcomes) = {float(limit.min()):g}"
+        )
+
+    centred = (reward - (logprob.exp() * reward).sum(-1, keepdim=True)).masked_fill(
+        logprob == -math.inf, 0.0
+    )
+    low, high = torch.zeros_like(limit), torch.full_like(limit, math.inf)
+    alpha = torch.ones_like(limit)
+    for _ in range(200):
+        joint = logprob + alpha[..., None] * centred
+        total = joint.logsumexp(-1)
+        probs = (joint - total[..., None]).exp_()
+        mean = (probs * centred).sum(-1)
+        kl_here = alpha * mean - total
+        if bool(((kl_here - wanted).abs() <= 1e-12 * wanted + 1e-16).all()):
+            break
+        slope = alpha * ((probs * centred.square()).sum(-1) - mean.square())  # of KL in alpha
+        below = kl_here < wanted
+        low, high = torch.where(below, alpha, low), torch.where(below, high, alpha)
+        step = alpha + (wanted - kl_here) / slope
+        middle = torch.where(high.isfinite(), (low + high) / 2, 2 * low)
+        sure = (step > low) & (step < high) & (step < 2 * middle)  # else the bracket is halved
+        alpha = torch.where(sure, step, middle)
+    return torch.where(wanted == 0, 0.0, alpha)
+
+
+def best_of_n_distribution(logprob: Tensor, reward: Tensor, n: float) -> Tensor:
+    """Log-probabilities of the best of n draws, [..., V]; equal rewards share by p.
+
+    n may be any real number >= 1 (exp(m delta) is), up to 1e300.
+    """
+    logprob, reward = _checked(logprob, reward)
+    if not 1 <= n < math.inf:
+        raise InputError(f"best-of-n needs n >= 1, got {n}")
+    order = reward.argsort(-1)
+    ranked = reward.gather(-1, order)
+    steps = (ranked[..., 1:] != ranked[..., :-1]).cumsum(-1)
+    level = torch.cat([torch.zeros_like(order[..., :1]), steps], -1)  # outcomes of equal reward
+    mass = _log_scatter(logprob.gather(-1, order), level)  # [..., V], by level
+    below_or_at = mass.logcumsumexp(-1)
+    above = mass.flip(-1).logcumsumexp(-1).flip(-1)
+    above = torch.cat([above[..., 1:], torch.full_like(above[..., :1], -math.inf)], -1)
+    # log F from the side on which it is exact: where F is near 1, n times its error would not be 0
+    log_f = torch.where(above < -math.log(2), torch.log1p(-above.exp()), below_or_at)
+    shrink = n * torch.log1p(-(mass - below_or_at).exp().clamp_max(1.0))  # n log(F- / F)
+    gain = n * log_f + _log1mexp(shrink) - mass
+    gain = gain.masked_fill(mass == -math.inf, 0.0)
+    ranked_gain = gain.gather(-1, level)
+    return logprob + torch.empty_like(ranked_gain).scatter(-1, order, ranked_gain)
+
+
+def best_of_n_kl_bound(n: float) -> float:
+    """log n - (n - 1) / n: the most that best-of-n can diverge from its base, nats.
+
+    Reached when no two outcomes have the same reward and each is unlikely.
+    """
+    return math.log(n) - (n - 1) / n
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A source of m independent symbols, aligned in both ways; all numbers per symbol.
+
+    alpha: of the tilt. limit: Lambda'(alpha), the tilt's reward, which best-of-n nears as m grows.
+    reward: best-of-n's. gap: limit - reward. kl: KL(best-of-n || tilt). base_kl: KL(best-of-n ||
+    base), at most delta.
+    """
+
+    alpha: float
+    limit: float
+    reward: float
+    gap: float
+    kl: float
+    base_kl: float
+
+
+def binomial_alignment(p: float, length: int, delta: float, reward: float = 1.0) -> Alignment:
+    """`memoryless_alignment` of coin tosses: a symbol is 1, worth `reward`, with probability p."""
+    logprob = torch.tensor([1 - p, p], dtype=torch.float64).log()
+    return memoryless_alignment(logprob, [0.0, reward], length, delta)
+
+
+def memoryless_alignment(
+    logprob: Tensor, reward: Tensor | list[float], length: int, delta: float
+) -> Alignment:
+    """The tilt of KL m delta and best-of-exp(m delta) of m = `length` symbols, compared exactly.
+
+    logprob, reward: [K], of one symbol; rewards add up. Sequences with the same counts of symbols
+    (types) are one outcome, so that the work is polynomial in m.
+    """
+    reward = torch.as_tensor(reward, dtype=torch.float64)
+    logprob = logprob.double().log_softmax(-1)
+    mass, total = types(logprob, reward, length)
+    alpha = alpha_for_kl(logprob, reward, delta)
+    tilted = tilt(mass, total, alpha)
+    best = best_of_n_distribution(mass, total, math.exp(length * delta))
+    limit = float((tilt(logprob, reward, alpha).exp() * reward).sum())
+    found = float((best.exp() * total).sum()) / length
+    return Alignment(
+        alpha=float(alpha),
+        limit=limit,
+        reward=found,
+        gap=limit - found,
+        kl=float(kl_divergence(best, tilted)) / length,
+        base_kl=float(kl_divergence(best, mass)) / length,
+    )
+
+
+def types(logprob: Tensor, reward: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Log-probability and total reward of every count vector of `length` symbols, [M] each."""
+    symbols = len(logprob)
+    places = range(length + symbols - 1)
+    bars = list(itertools.combinations(places, symbols - 1))
+    edges = torch.tensor([(-1, *bar, length + symbols - 1) for bar in bars])
+    counts = (edges.diff(dim=-1) - 1).double()  # [M, K]
+    ways = math.lgamma(length + 1) - torch.lgamma(counts + 1).sum(-1)
+    chance = torch.where(counts > 0, counts * logprob, 0.0).sum(-1)
+    return ways + chance, counts @ reward.double()
+
+
+def kl_divergence(logprob: Tensor, base: Tensor) -> Tensor:
+    """KL(p || base) over the last dimension, nats; outcomes of probability 0 add nothing."""
+    terms = logprob.exp() * (logprob - base)
+    return torch.where(logprob == -math.inf, 0.0, terms).sum(-1)
+
+
+def _checked(logprob: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+    reward = reward.to(logprob.device, torch.float64)
+    if reward.shape != logprob.shape:
+        raise ShapeError(
+            f"logprob and reward must have one shape, got {list(logprob.shape)} and "
+            f"{list(reward.shape)}"
+        )
+    if not bool(reward.isfinite().all()):
+        raise InputError("rewards must be finite; give impossible outcomes logprob -inf instead")
+    return logprob.double().log_softmax(-1), reward  # to float64 sums of 1, also from float32
+
+
+def _per_row(alpha: float | Tensor) -> float | Tensor:
+    return alpha.double()[..., None] if isinstance(alpha, Tensor) else alpha
+
+
+def _on_support(logprob: Tensor, reward: Tensor) -> Tensor:
+    return reward.masked_fill(logprob == -math.inf, -math.inf)
+
+
+def _log_scatter(logprob: Tensor, level: Tensor) -> Tensor:
+    """Log of the summed probabilities of each level, [..., V]; -inf for a level without mass."""
+    top = torch.full_like(logprob, -math.inf).scatter_reduce(-1, level, logprob, "amax")
+    finite = top.masked_fill(top == -math.inf, 0.0)
+    shifted = (logprob - finite.gather(-1, level)).exp()
+    return torch.zeros_like(logprob).scatter_add(-1, level, shifted).log() + finite
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0, without losing digits at either end."""
+    near = x > -math.log(2)
+    one = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
+    return torch.where(near, one, torch.log1p(-torch.exp(torch.where(near, -1.0, x))))

@@ -1,0 +1,126 @@
+"""PRO: reinforcement from several rewards, weighted for each prompt by a preference orchestrator.
+
+    R(x, y) = sum_k w_k(x) r~_k(x, y),      w = (1 - mu) w_orchestrator(x) + mu w_user
+
+then PPO on R with its KL penalty. r~_k are the K rewards as z-scores, w_orchestrator(x) the weights
+that a small network predicts from the prompt alone (`orchestrator.fit_orchestrator`, which learns
+them from preferred responses before this training; it stays as it is here). Fixed weights serve no
+prompt well when prompts ask for different things: the loss grows with || w - w*(x) ||.
+
+    rewards of the policy's samples [B, K] -> weights of their prompts [B, K] -> R [B] -> PPO
+
+Source: Preference Orchestrator: Prompt-Aware Multi-Objective Alignment (arXiv 2511.10656), its use
+in multi-objective RLHF. Reconstructed: how user weights are mixed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.policy.orchestrator import PreferenceOrchestrator, prompt_states
+from tokenry.learn.policy.ppo import PPO
+
+
+def weighted_reward(weights: Tensor, rewards: Tensor) -> Tensor:
+    """One reward per row, [B], from weights and rewards [B, K]."""
+    if weights.shape != rewards.shape:
+        raise ShapeError(
+            f"weights {[*weights.shape]} and rewards {[*rewards.shape]} must both be [B, K]"
+        )
+    return (weights * rewards).sum(-1)
+
+
+@objective("pro", paper=141)
+@dataclass(frozen=True)
+class PRO(PPO):
+    """Preference Orchestrator: PPO on `row.reward` [B, K] under weights that suit the prompt.
+
+    orchestrator: a fitted `PreferenceOrchestrator` or the file that its `save` wrote; it reads the
+        reference's hidden states and brings the statistics that normalise the rewards. None: no
+        prompt-dependence and rewards as they come, that is ordinary multi-objective RLHF.
+    user_weights: K numbers >= 0 that sum to 1, one's own priorities. None: equal ones.
+    user_share: mu in [0, 1]; 0 trusts the orchestrator alone, 1 the user alone.
+    kl and the rest as in PPO.
+    """
+
+    orchestrator: PreferenceOrchestrator | str | None = None
+    user_weights: tuple[float, ...] | None = None
+    user_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.user_share <= 1:
+            raise InputError(f"user_share must be between 0 and 1, got {self.user_share}")
+        own = self.user_weights
+        if own is not None and (min(own) < 0 or abs(sum(own) - 1) > 1e-6):
+            raise InputError(f"user_weights must be >= 0 and sum to 1, got {list(own)}")
+
+    @property
+    def num_rewards(self) -> int:
+        """K, as far as the settings tell; without any, 2 stands for "several"."""
+        if isinstance(self.orchestrator, PreferenceOrchestrator):
+            return len(self.orchestrator.reward_mean)
+        return 2 if self.user_weights is None else len(self.user_weights)
+
+    @property
+    def rollout_needs(self) -> tuple[str, ...]:
+        plain = super().rollout_needs
+        return plain if self.orchestrator is None else (*plain, "reference.hidden")
+
+    def parts(self, model: Any) -> nn.ModuleDict:
+        """PPO's parts and, frozen, the orchestrator."""
+        made = super().parts(model)
+        if self.orchestrator is not None:
+            given = self.orchestrator
+            if isinstance(given, str):
+                given = PreferenceOrchestrator.load(given)
+            made["orchestrator"] = given.requires_grad_(False)
+        return made
+
+    @torch.no_grad()
+    def weights(
+        self, batch: TokenBatch, reference: Scores | None, parts: nn.ModuleDict | None, count: int
+    ) -> Tensor:
+        """The weights of each row's prompt, [B, K]."""
+        rows, device = len(batch.ids), batch.ids.device
+        own = torch.full((count,), 1 / count, device=device)
+        if self.user_weights is not None:
+            own = torch.tensor(self.user_weights, device=device)
+        predicted = own.expand(rows, -1)
+        if self.orchestrator is not None:
+            if parts is None or reference is None:
+                raise InputError(
+                    "the orchestrator needs parts=objective.parts(model) and the reference's "
+                    'scores with "hidden"'
+                )
+            predicted = parts["orchestrator"](prompt_states(batch, reference))
+        if predicted.shape[-1] != count or len(own) != count:
+            raise ShapeError(
+                f"{count} rewards, but the orchestrator weighs {predicted.shape[-1]} and "
+                f"user_weights are {len(own)}"
+            )
+        return (1 - self.user_share) * predicted + self.user_share * own
+
+    def prepare(
+        self,
+        batch: TokenBatch,
+        policy: Scores,
+        reference: Scores | None,
+        parts: nn.ModuleDict | None = None,
+        **others: Any,
+    ) -> TokenBatch:
+        rewards = batch.column("reward")
+        rewards = rewards[:, None] if rewards.ndim == 1 else rewards  # [B, K]
+        weights = self.weights(batch, reference, parts, rewards.shape[-1])
+        if self.orchestrator is not None and parts is not None:
+            orchestrator = cast(PreferenceOrchestrator, parts["orchestrator"])
+            rewards = orchestrator.stats.normalise(rewards)
+        mixed = batch.with_columns(reward=weighted_reward(weights, rewards), weights=weights)
+        return super().prepare(mixed, policy, reference, parts, **others)

@@ -1,0 +1,103 @@
+"""RTO: PPO whose tokens are rewarded one by one, by what DPO has already learnt about them.
+
+    r_t = clip( beta1 [log pi_dpo(y_t|s_t) - log pi_ref(y_t|s_t)], +-dense_clip )
+          - kl [log pi_old(y_t|s_t) - log pi_ref(y_t|s_t)]  +  [t = last] clip(R(x, y), +-10)
+
+then PPO on r. pi_dpo is a policy that DPO trained on the preference pairs, now frozen; pi_ref its
+reference, pi_old the policy that wrote y, R the reward of the whole text. In the token-level
+decision process with an entropy bonus, beta1 log pi_dpo/pi_ref equals the true token reward up to
+a difference of values of successive states, which changes no optimal policy: the sparse reward of
+a text becomes a dense one, so fewer samples tell which token earned it.
+
+    objective: rto
+    frozen: {dpo: runs/dpo}
+    rewards: [rewards.py:quality]
+
+Source: DPO Meets PPO: Reinforced Token Optimization for RLHF (arXiv 2404.18922), with the released
+code's order (scale, clip, then KL and final reward) and its defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.policy.advantages import masked
+from tokenry.learn.policy.ppo import PPO, logprob_of
+from tokenry.learn.policy.token_rewards import token_rewards
+
+
+@torch.no_grad()
+def rto_token_rewards(
+    dpo_logprob: Tensor,
+    reference_logprob: Tensor,
+    old_logprob: Tensor,
+    mask: Tensor,
+    reward: Tensor | None,
+    *,
+    beta1: float = 0.05,
+    dense_clip: float = 0.05,
+    kl: float = 0.01,
+    reward_clamp: float | None = 10.0,
+) -> Tensor:
+    """The equation above, [B, T] from log-probabilities [B, T] and rewards [B]."""
+    dense = beta1 * (masked(dpo_logprob, mask) - masked(reference_logprob, mask))
+    if dense_clip > 0:
+        dense = dense.clamp(-dense_clip, dense_clip)
+    return token_rewards(
+        mask,
+        reward,
+        old_logprob=old_logprob,
+        reference_logprob=reference_logprob,
+        kl=kl,
+        dense=dense,
+        reward_clamp=reward_clamp,
+    )
+
+
+@objective("rto", paper=83)
+@dataclass(frozen=True)
+class RTO(PPO):
+    """Reinforced Token Optimization: PPO on dense rewards from a frozen DPO policy, "dpo".
+
+    beta1: weight of the dense reward, per nat. dense_clip: its bound per token; 0 for no bound.
+    reward_weight: factor of the sequence reward before its clamp; rewards are expected on a scale
+        of about 1.
+    kl, reward_clamp and the rest as in PPO, with RTO's defaults.
+    """
+
+    kl: float = 0.01
+    reward_clamp: float | None = 10.0
+    beta1: float = 0.05
+    dense_clip: float = 0.05
+    reward_weight: float = 1.0
+
+    @property
+    def rollout_needs(self) -> tuple[str, ...]:
+        return (*super().rollout_needs, "dpo.logprob")
+
+    def rewards(
+        self,
+        batch: TokenBatch,
+        policy: Scores,
+        reference: Scores | None,
+        dpo: Scores | None = None,
+        **others: Any,
+    ) -> Tensor:
+        return rto_token_rewards(
+            logprob_of("DPO policy (dpo=...)", dpo),
+            logprob_of("reference", reference),
+            policy.need("logprob"),
+            batch.target,
+            self.reward_weight * batch.column("reward"),
+            beta1=self.beta1,
+            dense_clip=self.dense_clip,
+            kl=self.kl,
+            reward_clamp=self.reward_clamp,
+        )

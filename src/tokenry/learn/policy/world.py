@@ -1,0 +1,225 @@
+"""Training small transformers on their own samples: the toy loop that on-policy papers share.
+
+    sample completions of prompts -> reward -> objective.prepare -> one or more updates -> again
+
+The same objectives, scores and rollouts as in `ObjectiveTrainer`, without data sets, devices or
+checkpoints: everything a paper at laptop scale needs, and nothing that would slow it down.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.core.aggregate import aggregate
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError
+from tokenry.learn.compute import compute_loss, compute_scores
+from tokenry.learn.objective import is_on_policy
+from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
+from tokenry.learn.preference.pairs import sequence_sum
+from tokenry.learn.reference import FrozenModel, Reference
+from tokenry.model.score import score
+
+Prompts = Tensor | Callable[[int, torch.Generator], Tensor]
+Reward = Callable[[TokenBatch], Tensor]
+
+
+@dataclass(frozen=True)
+class OnPolicyPoint:
+    """One step: its rollouts, measured *before* the update that they led to.
+
+    step: from 1. samples: completions drawn so far. reward: their mean reward, one per reward
+    function. length: mean tokens of a completion. kl: mean log-ratio of the completions to the
+    reference, an estimate of KL(policy || reference) in nats; None when no reference was scored.
+    observed: what `observe` said about the rollouts. metrics: the loss's, of the last update.
+    """
+
+    step: int
+    samples: int
+    reward: tuple[float, ...]
+    length: float
+    kl: float | None
+    observed: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train_on_policy(
+    objective: Any,
+    policy: Any,
+    prompts: Prompts,
+    reward: Reward,
+    reference: Any = None,
+    *,
+    frozen: Mapping[str, Any] | None = None,
+    parts: nn.Module | None = None,
+    steps: int = 60,
+    batch_size: int = 64,
+    samples: int = 1,
+    max_new_tokens: int = 12,
+    eos: int | None = None,
+    updates: int = 1,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    observe: Callable[[TokenBatch], dict[str, float]] | None = None,
+) -> tuple[Any, list[OnPolicyPoint]]:
+    """Train a copy of `policy`; the trained copy and every step's measurements.
+
+    prompts: [N, P] ids to draw from, or a function (count, generator) -> [count, P]. reward: a
+    function of the rollouts that gives [B], or [B, n] for n rewards; a row's completion is
+    `batch.ids[row][batch.target[row]]`. reference, frozen: models (or References), kept as they
+    are. parts: the objective's own weights; None lets the objective make them.
+    batch_size: rollouts of a step, `samples` of each prompt. eos: the token that ends a completion
+    and belongs to it; None: only max_new_tokens ends it. updates: optimizer steps on each step's
+    rollouts. observe: measures the rollouts of every step, at no cost in samples.
+
+    The same seed gives every objective the same prompts and the same random numbers.
+    """
+    if not is_on_policy(objective):
+        raise InputError(f"{type(objective).__name__} does not learn from rollouts: no `prepare`")
+    if batch_size % samples:
+        raise InputError(f"batch_size={batch_size} is not a multiple of samples={samples}")
+    policy = copy.deepcopy(policy).requires_grad_(True).train()
+    if parts is None and hasattr(objective, "parts"):
+        parts = objective.parts(policy)
+    models = {"reference": reference, **(frozen or {})}
+    references = {name: _as_reference(model) for name, model in models.items() if model is not None}
+    scoring: dict[str, Any] = {"reference": references.pop("reference", None), "frozen": references}
+    scoring["parts"] = parts
+    trained = [*policy.parameters(), *([] if parts is None else parts.parameters())]
+    optimizer = torch.optim.AdamW(
+        [weight for weight in trained if weight.requires_grad], lr=learning_rate, weight_decay=0.0
+    )
+    generator = torch.Generator().manual_seed(seed)
+    points = []
+    for step in range(1, steps + 1):
+        batch = roll_out(
+            policy,
+            _draw(prompts, batch_size // samples, generator),
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            eos=eos,
+            seed=int(torch.randint(2**31, (1,), generator=generator)),
+        )
+        batch = batch.with_columns(reward=reward(batch).float())
+        needs = getattr(objective, "rollout_needs", ())
+        found = compute_scores(objective, batch, policy, **scoring, needs=needs, grad=False)
+        with torch.no_grad():
+            prepared = objective.prepare(batch, found.policy, found.reference, **found.others)
+        metrics: dict[str, Tensor] = {}
+        for _ in range(updates):
+            result = compute_loss(objective, prepared, policy, **scoring)
+            optimizer.zero_grad()
+            result.loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            metrics = result.metrics
+        points.append(_point(step, step * batch_size, batch, found, observe, metrics))
+    return policy.eval(), points
+
+
+def roll_out(
+    model: Any,
+    prompts: Tensor,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 12,
+    eos: int | None = None,
+    seed: int = 0,
+) -> TokenBatch:
+    """`samples` completions of each prompt [B, P] at temperature 1, drawn with this seed."""
+    settings = RolloutSettings(samples=samples, max_new_tokens=max_new_tokens)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return sample_rollouts(
+            model,
+            prompts,
+            torch.ones_like(prompts, dtype=torch.bool),
+            settings,
+            eos=[] if eos is None else eos,
+        )
+
+
+def toy_policy(vocabulary: int, length: int, seed: int, *, width: int = 48, layers: int = 2) -> Any:
+    """An untrained causal transformer over `vocabulary` ids for texts of at most `length` ids."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=length,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # transformers initialises from the global generator
+        return LlamaForCausalLM(config)
+
+
+def fit_likelihood(
+    model: Any,
+    draw: Callable[[], TokenBatch],
+    *,
+    steps: int = 150,
+    learning_rate: float = 3e-3,
+) -> Any:
+    """A frozen copy of the model, trained by maximum likelihood on the batches that `draw` gives.
+
+    The learning rate falls linearly to 0 over the second half.
+    """
+    model = copy.deepcopy(model).requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, 2 * (steps - step) / steps)
+        batch = draw()
+        logprob = score(model, batch, needs=("logprob",), grad=True).need("logprob")
+        optimizer.zero_grad()
+        (-aggregate(logprob, batch.target, "token-mean")).backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+def _draw(prompts: Prompts, count: int, generator: torch.Generator) -> Tensor:
+    if isinstance(prompts, Tensor):
+        return prompts[torch.randint(len(prompts), (count,), generator=generator)]
+    return prompts(count, generator)
+
+
+def _as_reference(model: Any) -> Reference:
+    return FrozenModel(model) if isinstance(model, nn.Module) else model
+
+
+def _point(
+    step: int,
+    samples: int,
+    batch: TokenBatch,
+    found: Any,
+    observe: Callable[[TokenBatch], dict[str, float]] | None,
+    metrics: dict[str, Tensor],
+) -> OnPolicyPoint:
+    reward = batch.column("reward")
+    kl = None
+    own, other = found.policy.logprob, getattr(found.reference, "logprob", None)
+    if own is not None and other is not None:
+        kl = float(sequence_sum(own - other, batch).mean())
+    return OnPolicyPoint(
+        step,
+        samples,
+        reward=tuple(reward.reshape(len(reward), -1).mean(0).tolist()),
+        length=float(batch.target.sum(-1).float().mean()),
+        kl=kl,
+        observed={} if observe is None else observe(batch),
+        metrics={name: float(value.float().mean()) for name, value in metrics.items()},
+    )

@@ -1,0 +1,139 @@
+"""D2O: alignment from negatives alone, held in place by answers of the reference itself.
+
+    A    = beta / K * sum_i log pi(y_i|x) / pi_ref(y_i|x)        y_i ~ pi_ref(.|x), i = 1 .. K
+    N    = alpha * log pi(y_l|x) / pi_ref(y_l|x)
+    loss = -log sigmoid( A - N )
+
+y_l is the rejected (harmful) answer, the anchors y_i are sampled from the reference before
+training, pi is the policy. The chosen answer of DPO is replaced by an expectation: with
+y_i ~ pi_ref, A is -beta KL(pi_ref || pi), which keeps what the reference covers while N pushes
+probability off the negatives. As -log sigmoid is convex, the loss is at most the mean of the K DPO
+losses (alpha = beta) against the single anchors.
+
+Source: Negating Negatives: Alignment with Human Negative Samples via Distributional Dispreference
+Optimization (arXiv 2403.03419). The paper's two references, a more helpful and a more harmful one,
+are both the initial model, as in its experiments. Sums over tokens, so long negatives weigh more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.preference.completions import sample_completions
+from tokenry.learn.preference.pairs import blocks, sequence_sum, token_log_ratios
+
+
+def d2o_loss(
+    anchor_log_ratios: Tensor, negative_log_ratio: Tensor, *, alpha: float = 0.1, beta: float = 0.1
+) -> Tensor:
+    """Loss of each prompt, [B], from the log-ratios of its anchors [K, B] and its negative [B]."""
+    if anchor_log_ratios.ndim != 2 or anchor_log_ratios.shape[1:] != negative_log_ratio.shape:
+        raise ShapeError(
+            f"anchors must be [K, B] and negatives [B], got {list(anchor_log_ratios.shape)} and "
+            f"{list(negative_log_ratio.shape)}"
+        )
+    return -logsigmoid(beta * anchor_log_ratios.mean(0) - alpha * negative_log_ratio)
+
+
+@objective("d2o", paper=179)
+@dataclass(frozen=True)
+class D2O:
+    """Distributional dispreference optimisation: needs a rejected answer, no chosen one.
+
+    alpha: strength against the negatives, > 0. beta: strength of the anchors, >= 0. Both 0.1.
+    anchors: K, answers sampled for each prompt, >= 1; the paper's default is 11. Memory and time
+        grow with K + 1 rows per prompt.
+    length_normalise: use means over tokens instead of sums; alpha and beta then have to be larger.
+    instruction: put before each prompt while the anchors are sampled, for anchors that are less
+        often harmful themselves, e.g. "Answer in a safe and harmless way. ".
+    max_new_tokens, temperature: of the sampling.
+    """
+
+    alpha: float = 0.1
+    beta: float = 0.1
+    anchors: int = 11
+    length_normalise: bool = False
+    instruction: str = ""
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+
+    needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "reference.logprob")
+    unit: ClassVar[Unit] = "pair"
+    at_reference: ClassVar[float] = math.log(2)
+
+    def __post_init__(self) -> None:
+        if self.anchors < 1:
+            raise InputError(f"D2O needs at least one anchor per prompt, got {self.anchors}")
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return ("rejected", *(f"anchor_{number}" for number in range(self.anchors)))
+
+    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Adds `anchor_0_ids` ... sampled from the policy before training; kept if there."""
+        rows = [dict(row) for row in rows]
+        wanted = [row for row in rows if any(f"{side}_ids" not in row for side in self.sides)]
+        prompts = [row["prompt_ids"] for row in wanted]
+        if self.instruction:
+            prompts = [instructed(ids, self.instruction, context.tokenizer) for ids in prompts]
+        drawn = sample_completions(
+            context.model,
+            context.tokenizer,
+            prompts,
+            self.anchors,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=context.seed,
+        )
+        for row, completions in zip(wanted, drawn, strict=True):
+            for side, ids in zip(self.sides[1:], completions, strict=True):
+                row.setdefault(f"{side}_ids", ids)
+        return rows
+
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
+    ) -> Loss:
+        count = len(self.sides)
+        _check_blocks(batch, count)
+        ratio = sequence_sum(token_log_ratios(batch, policy, reference), batch)
+        if self.length_normalise:
+            ratio = ratio / batch.target.sum(-1).clamp_min(1)
+        sides = blocks(ratio, count)  # [1 + K, B]
+        losses = d2o_loss(sides[1:], sides[0], alpha=self.alpha, beta=self.beta)
+        anchor, negative = self.beta * sides[1:].mean(0), self.alpha * sides[0]
+        metrics = {
+            "loss": losses.detach(),
+            "rewards/chosen": anchor.detach(),
+            "rewards/rejected": negative.detach(),
+            "rewards/margin": (anchor - negative).detach(),
+            "rewards/accuracy": (anchor > negative).float(),
+        }
+        return Loss(losses.mean(), metrics)
+
+
+def instructed(prompt: list[int], instruction: str, tokenizer: Any) -> list[int]:
+    """The prompt's ids with the instruction in front, behind the start token if there is one."""
+    words = tokenizer(instruction, add_special_tokens=False)["input_ids"]
+    begins = tokenizer.bos_token_id is not None and prompt[:1] == [tokenizer.bos_token_id]
+    return [*prompt[:begins], *words, *prompt[begins:]]
+
+
+def _check_blocks(batch: TokenBatch, count: int) -> None:
+    if batch.group is None:
+        raise ShapeError("D2O needs `group`, the number of each row's prompt")
+    group = blocks(batch.group, count)
+    if (group != group[0]).any():
+        raise ShapeError(
+            f"D2O needs {count} blocks of rows, the negatives and then {count - 1} of anchors, all "
+            "in the same order of prompts"
+        )

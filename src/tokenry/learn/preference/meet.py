@@ -1,0 +1,157 @@
+"""MEET: soft prompts that mean "good" and "bad", learned before the model and then with it.
+
+    stage 1   min over phi         of  - mean log pi_{theta, phi_c}(y_t | s_t)      theta frozen
+    stage 2   min over theta, phi  of the same, from where stage 1 ended
+
+(x, y, c) are prompts x with completions y of class c (chosen: good, rejected: bad), pi_theta the
+language model, phi_c the control of class c: n embeddings [n, D] before the prompt. Trained in one
+stage the large model absorbs the signal and the controls stay uninformative; after stage 1 they
+carry it. At inference the control "good" is switched on (`decode.controls`), or a mixture of both.
+
+Source: Parameter-Efficient Tuning Helps Language Model Alignment (arXiv 2310.00819). Reconstructed:
+sizes, initialisation from embeddings of tokens, learning rates (1e-3 to 1e-2 in stage 1, about 1e-5
+in stage 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.core.aggregate import masked_mean
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.preference.pairs import blocks, full_precision
+
+
+class ControlPrompts(nn.Module):
+    """One soft prompt for each class: `weight` [classes, n, D]."""
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        if start.ndim != 3:
+            raise ShapeError(f"controls are [classes, n, D], got {list(start.shape)}")
+        self.weight = nn.Parameter(start.detach().clone())
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        classes: int,
+        length: int,
+        start_ids: Sequence[Sequence[int]] = (),
+        seed: int = 0,
+    ) -> ControlPrompts:
+        """From embeddings of the model: of the tokens of each class's text in `start_ids`, repeated
+        or cut to `length`, or of random tokens."""
+        table = model.get_input_embeddings()
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(table.num_embeddings, (classes, length), generator=generator)
+        if start_ids:
+            if len(start_ids) != classes or not all(start_ids):
+                raise InputError(
+                    f"{classes} classes need as many non-empty texts, got "
+                    f"{[len(text) for text in start_ids]} tokens"
+                )
+            ids = torch.tensor([[text[n % len(text)] for n in range(length)] for text in start_ids])
+        with torch.no_grad():
+            return cls(table(ids.to(table.weight.device)))  # not table.weight: it may scale
+
+    def forward(self, classes: Tensor) -> Tensor:
+        """[B] class numbers -> [B, n, D]."""
+        return self.weight[classes]
+
+    def mixture(self, shares: Sequence[float]) -> Tensor:
+        """sum_c share_c E_c, [n, D]: (mu, 1 - mu) leads from bad to good; may go beyond both."""
+        if len(shares) != len(self.weight):
+            raise InputError(f"{len(self.weight)} classes need as many shares, got {len(shares)}")
+        return torch.einsum("c,cnd->nd", self.weight.new_tensor(shares), self.weight)
+
+
+@objective("meet", paper=133)
+@dataclass(frozen=True)
+class MEET:
+    """Conditional likelihood with control prompts; run stage 1, then stage 2 from its controls.
+
+    stage: 1 trains the controls alone, 2 trains model and controls.
+    length: n, soft-prompt tokens of each class; 10 to 100 in the paper.
+    start_ids: token ids of one text for each class ("A good answer is:", ...) whose embeddings the
+        controls start from; by default those of random tokens.
+    controls: a folder (or file) of a former run, whose controls are taken over: stage 2 needs it.
+    sides: the columns whose completions are trained on; each is one class.
+    """
+
+    stage: int = 1
+    length: int = 10
+    start_ids: tuple[tuple[int, ...], ...] = ()
+    controls: str | None = None
+    seed: int = 0
+    sides: tuple[str, ...] = PAIR_SIDES
+
+    needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
+    unit: ClassVar[Unit] = "token"
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2):
+            raise InputError(f"stage is 1 (controls alone) or 2 (everything), got {self.stage}")
+        if self.length < 0:
+            raise InputError(f"length is a number of soft-prompt tokens, got {self.length}")
+
+    @property
+    def trains_policy(self) -> bool:
+        return self.stage == 2
+
+    def parts(self, model: Any) -> ControlPrompts:
+        made = ControlPrompts.of(model, len(self.sides), self.length, self.start_ids, self.seed)
+        return made if self.controls is None else load_controls(made, self.controls)
+
+    def prefix(self, batch: TokenBatch, parts: ControlPrompts) -> Tensor:
+        """Each row's control: its block of the batch is its class."""
+        rows = torch.arange(len(batch.ids), device=parts.weight.device)
+        classes = torch.empty_like(rows)
+        for number, block in enumerate(blocks(rows, len(self.sides))):
+            classes[block] = number
+        return parts(classes)
+
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None = None, **_: object
+    ) -> Loss:
+        surprise = -full_precision(policy.need("logprob"))
+        metrics = {"loss": surprise[batch.target].detach()}
+        for side, values, target in zip(
+            self.sides,
+            blocks(surprise, len(self.sides)),
+            blocks(batch.target, len(self.sides)),
+            strict=True,
+        ):
+            metrics[f"nll/{side}"] = masked_mean(values.detach(), target)
+        return Loss(masked_mean(surprise, batch.target), metrics)
+
+
+def load_controls(controls: ControlPrompts, source: str | Path) -> ControlPrompts:
+    """The controls with the values of a saved run (a folder, or the file of its parts)."""
+    from safetensors.torch import load_file
+
+    from tokenry.learn.trainer import PARTS_FILE
+
+    path = Path(source)
+    path = path / PARTS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"no controls at {path}: give the output folder of a stage 1 run")
+    weight = load_file(path).get("weight")
+    if weight is None or weight.shape != controls.weight.shape:
+        raise ShapeError(
+            f"{path} holds controls {None if weight is None else list(weight.shape)}, this run has "
+            f"{list(controls.weight.shape)} (classes, tokens, width)"
+        )
+    with torch.no_grad():
+        controls.weight.copy_(weight)
+    return controls

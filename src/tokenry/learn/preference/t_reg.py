@@ -1,0 +1,191 @@
+"""T-REG: DPO plus a term that holds its token rewards to the reference model's own judgement.
+
+    r^_t  = sigmoid( log pi_ref(y_t|x_better, y_<t) - log pi_ref(y_t|x_worse, y_<t) ) - 1/2
+    R(y)  = beta * sum_t log pi(y_t|s_t) / pi_ref(y_t|s_t)                  DPO's reward
+    w     = sg sigmoid( R(y_l) - R(y_w) )
+    L_reg(y) = - sum_t beta r^_t log pi(y_t|s_t)
+    loss  = -log sigmoid( R(y_w) - R(y_l) )  +  alpha w [ L_reg(y_w) + L_reg(y_l) ]
+
+y_w is the chosen and y_l the rejected completion of the prompt x; x_better and x_worse wrap x in a
+request for a better and for a worse answer; pi is the policy, pi_ref the frozen reference, sg the
+stop-gradient. w is DPO's own gradient coefficient, so that a token's gradient becomes
+-beta w (1 + alpha r^_t) on the chosen and +beta w (1 - alpha r^_t) on the rejected completion:
+DPO's uniform credit, modulated token by token, and fading with the pair.
+
+Source: T-REG: Preference Optimization with Token-Level Reward Regularization (arXiv 2412.02685).
+The stop-gradient on w and the wording of the two prompts are reconstructed. With host="simpo" the
+reward is SimPO's, (beta / |y|) sum_t log pi with margin gamma, in both terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.registry import objective
+from tokenry.core.scores import Scores
+from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.preference.pairs import full_precision, halves
+from tokenry.learn.preference.weighted import add_terms, preference_loss
+from tokenry.learn.reference import FrozenModel
+
+Host = Literal["dpo", "simpo"]
+
+BETTER_TEMPLATE = (
+    "{prompt}\n\nGive an improved answer: more helpful, more correct, more coherent and more "
+    "concise than usual."
+)
+WORSE_TEMPLATE = (
+    "{prompt}\n\nGive a worsened answer: less helpful, less correct, less coherent and less "
+    "concise than usual."
+)
+
+
+def contrastive_prompt_reward(better_logprob: Tensor, worse_logprob: Tensor) -> Tensor:
+    """r^_t in (-1/2, 1/2) from a token's log-probabilities under the two prompts."""
+    difference = full_precision(better_logprob) - full_precision(worse_logprob)
+    return torch.sigmoid(difference) - 0.5
+
+
+@dataclass(frozen=True)
+class TokenRewardTerm:
+    """alpha w [ L_reg(y_w) + L_reg(y_l) ] of each pair, [B], from the column `self_reward`.
+
+    The parameters are those of `TReg`.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.25
+    host: Host = "dpo"
+    gamma: float = 0.5
+    better: str = BETTER_TEMPLATE
+    worse: str = WORSE_TEMPLATE
+
+    def __post_init__(self) -> None:
+        if self.host not in get_args(Host):
+            raise UnknownNameError("host", self.host, get_args(Host))
+        for name in ("better", "worse"):
+            if "{prompt}" not in getattr(self, name):
+                raise InputError(f'the template {name!r} must hold "{{prompt}}" where that belongs')
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        frozen = ("reference.logprob",) if self.host == "dpo" else ()
+        return ("policy.logprob", *frozen, "token.self_reward")
+
+    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Adds `chosen_self_reward` and `rejected_self_reward` where the data have none."""
+        judge = context.reference or FrozenModel(context.model)
+        for side in PAIR_SIDES:
+            missing = [row for row in rows if row.get(f"{side}_self_reward") is None]
+            answers = [row[f"{side}_ids"] for row in missing]
+            better, worse = (
+                context.logprobs(
+                    judge, [request_ids(context.tokenizer, text, row) for row in missing], answers
+                )
+                for text in (self.better, self.worse)
+            )
+            for row, high, low in zip(missing, better, worse, strict=True):
+                reward = contrastive_prompt_reward(torch.tensor(high), torch.tensor(low))
+                row[f"{side}_self_reward"] = reward.tolist()
+        return rows
+
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
+    ) -> Tensor:
+        hosted = host_loss(batch, policy, reference, self)
+        # The host's own gradient coefficient: 1 - exp(-loss) = sigmoid(R(y_l) - R(y_w)).
+        coefficient = -torch.expm1(-hosted.metrics["loss"])
+        logprob, reward = (
+            torch.where(batch.target, full_precision(values), 0.0)
+            for values in (policy.need("logprob"), batch.column("self_reward"))
+        )
+        agreement = (reward * logprob).sum(-1)
+        if self.host == "simpo":
+            agreement = agreement / batch.target.sum(-1).clamp_min(1)
+        chosen, rejected = halves(agreement)
+        return -self.alpha * self.beta * coefficient * (chosen + rejected)
+
+
+@objective("t-reg", paper=32)
+@dataclass(frozen=True)
+class TReg:
+    """Token-level reward Regularization. The token rewards are computed once, before training.
+
+    beta: strength of the pull towards the reference, > 0; default 0.1 (with SimPO, 2.5 is usual).
+    alpha: weight of the regulariser; the paper's values are 0.1, 0.25 and 0.5. 0 gives the host.
+    host: "dpo" or "simpo", whose reward is averaged over tokens and has no reference.
+    gamma: SimPO's margin, in units of its reward, >= 0; unused with DPO.
+    better, worse: the two requests; "{prompt}" stands for the prompt.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.25
+    host: Host = "dpo"
+    gamma: float = 0.5
+    better: str = BETTER_TEMPLATE
+    worse: str = WORSE_TEMPLATE
+
+    unit: ClassVar[Unit] = "pair"
+    detaches: ClassVar[str] = "the weight w of the regulariser"
+
+    def __post_init__(self) -> None:
+        _ = self.term  # which checks the parameters
+
+    @property
+    def term(self) -> TokenRewardTerm:
+        """The regulariser, to be used with other objectives' parts too."""
+        return TokenRewardTerm(
+            self.beta, self.alpha, self.host, self.gamma, self.better, self.worse
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.term.needs
+
+    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Adds `chosen_self_reward` and `rejected_self_reward` where the data have none."""
+        return self.term.annotate(rows, context)
+
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
+    ) -> Loss:
+        hosted = host_loss(batch, policy, reference, self.term)
+        return add_terms(hosted, regularizer=self.term(batch, policy, reference))
+
+
+def host_loss(
+    batch: TokenBatch, policy: Scores, reference: Scores | None, term: TokenRewardTerm
+) -> Loss:
+    """DPO's loss, or SimPO's: a mean instead of a sum, no reference, and a margin."""
+    if term.host == "dpo":
+        return preference_loss(batch, policy, reference, beta=term.beta)
+    nothing = replace(policy, logprob=torch.zeros_like(policy.need("logprob")))
+    chosen = torch.arange(len(batch.ids), device=batch.ids.device) < len(batch.ids) // 2
+    return preference_loss(
+        batch,
+        policy,
+        nothing,
+        beta=term.beta,
+        margin=torch.where(chosen, -term.gamma / term.beta, 0.0),
+        reduction="mean",
+    )
+
+
+def request_ids(tokenizer: Any, template: str, row: dict[str, Any]) -> list[int]:
+    """The ids of a request around a row's prompt, up to where the answer begins.
+
+    Answers keep their own ids behind it. A tokenizer with a chat template gets a user's message.
+    """
+    prompt = tokenizer.decode(row["prompt_ids"], skip_special_tokens=True).strip()
+    request = template.replace("{prompt}", prompt)
+    if getattr(tokenizer, "chat_template", None) is None:
+        return tokenizer(f"{request}\n\nAnswer:")["input_ids"]
+    messages = [{"role": "user", "content": request}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]

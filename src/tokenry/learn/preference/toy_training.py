@@ -1,0 +1,155 @@
+"""Training small transformers on batches made by a function: the toy loop of off-policy papers.
+
+For tasks that are not the preference world of `learn.preference.world`: a tiny model, plain
+likelihood training of it, any objective on any batches, and fast seeded sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.core.aggregate import masked_mean
+from tokenry.core.batch import TokenBatch
+from tokenry.core.scores import Scores
+from tokenry.learn.compute import compute_loss
+from tokenry.learn.objective import Loss, Objective, Unit
+from tokenry.learn.reference import FrozenModel
+from tokenry.model import compat
+
+Batches = Callable[[torch.Generator], TokenBatch]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Mean negative log-likelihood of the target tokens; direction -1 is gradient ascent."""
+
+    direction: float = 1.0
+
+    needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
+    unit: ClassVar[Unit] = "token"
+
+    def __call__(
+        self, batch: TokenBatch, policy: Scores, reference: Scores | None = None, **_: object
+    ) -> Loss:
+        return Loss(-self.direction * masked_mean(policy.need("logprob"), batch.target))
+
+
+def toy_model(
+    vocabulary: int, length: int, seed: int, *, width: int = 64, layers: int = 2, heads: int = 4
+) -> Any:
+    """An untrained causal transformer for texts of at most `length` tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=length,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # transformers initialises from the global generator
+        return LlamaForCausalLM(config)
+
+
+def train_on(
+    batches: Batches,
+    objective: Objective,
+    model: Any,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int = 0,
+    reference: Any = None,
+    frozen: Mapping[str, Any] | None = None,
+    parts: nn.Module | None = None,
+    parts_rate: float | None = None,
+    decay: float = 0.0,
+    observe: Callable[[int], None] | None = None,
+    every: int = 50,
+) -> Any:
+    """Train `model` in place on `steps` batches; the model, in evaluation mode.
+
+    batches: makes one from a generator seeded with `seed`. reference: the frozen model that is
+    needed, if one is. parts_rate: learning rate of `parts`, if another. decay: over this share of
+    the steps, the last ones, learning rates fall to 0. observe: called with the number of steps
+    done, before the first, after each `every` and after the last.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model.train().requires_grad_(getattr(objective, "trains_policy", True))
+    groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
+    if parts is not None:
+        groups.append({"params": list(parts.parameters()), "lr": parts_rate or learning_rate})
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    held = None if reference is None else FrozenModel(reference)
+    others = {name: FrozenModel(other) for name, other in (frozen or {}).items()}
+    if observe:
+        observe(0)
+    for step in range(1, steps + 1):
+        share = min(1.0, (steps + 1 - step) / (decay * steps)) if decay else 1.0
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        batch = batches(generator)
+        loss = compute_loss(objective, batch, model, held, frozen=others, parts=parts).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if observe and (step % every == 0 or step == steps):
+            observe(step)
+    return model.eval()
+
+
+@torch.no_grad()
+def sample_on(
+    model: Any,
+    prompts: Tensor,
+    length: int,
+    generator: torch.Generator,
+    *,
+    end: int | None = None,
+    control: Tensor | None = None,
+    greedy: bool = False,
+) -> Tensor:
+    """[B, length] tokens behind prompts [B, T] of one length; after `end` only `end` follows.
+
+    control: [n, D] embeddings before every prompt.
+    """
+    training = model.training
+    model.eval()
+    embedded = model.get_input_embeddings()(prompts)
+    if control is not None:
+        embedded = torch.cat([control.expand(len(prompts), -1, -1), embedded], 1)
+    cache, tokens = compat.plain_cache(), []
+    output = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    for step in range(length):
+        logits = output.logits[:, -1].float()
+        if greedy:
+            token = logits.argmax(-1)
+        else:
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        if end is not None:
+            token = torch.where(ended, end, token)
+            ended |= token == end
+        tokens.append(token)
+        if step + 1 < length and not (end is not None and bool(ended.all())):
+            output = model(token[:, None], past_key_values=cache, use_cache=True)
+        elif step + 1 < length:
+            tokens += [torch.full_like(token, end or 0)] * (length - step - 1)
+            break
+    model.train(training)
+    return torch.stack(tokens, 1)

@@ -1,0 +1,187 @@
+"""Markers: what a text is like, written in front of it, and the rates at which it is left out.
+
+    schema = MarkerSchema({"task": ("copy", "sort"), "length_words": int})
+    schema.render({"length_words": 12, "task": "sort"})
+        "[task: sort | length_words: 12]\\n"
+    schema.parse("[task: sort | length_words: 12]\\nThe text")
+        ({"task": "sort", "length_words": 12}, "The text")
+
+A marker is a category with one value. A block of markers is ordinary text: no token is added to a
+vocabulary. Categories come in the schema's order, so that equal markers are equal texts.
+
+Training examples carry the block before the completion, always, and behind the prompt, with
+dropout: the model learns both to obey given markers and to infer missing ones.
+
+Source: Treasure Hunt: Real-time Targeting of the Long Tail using Training-Time Markers
+(arXiv 2506.14702); the wording of the template is ours.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tokenry.core.errors import InputError, UnknownNameError
+
+Value = str | int
+Markers = Mapping[str, Value]
+
+OPENING, CLOSING, BETWEEN = "[", "]\n", " | "
+RESERVED = re.compile(r"[\[\]|\n]")
+SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+LENGTH_BUCKETS = (("concise", 50), ("medium", 200), ("long", None))  # tokens, upper ends
+
+
+@dataclass(frozen=True)
+class MarkerSchema:
+    """Which categories there are and what values each may have.
+
+    categories: name -> the allowed values, or `str` or `int` for any text or whole number. Names
+    and values are single lines without "[", "]" and "|".
+    """
+
+    categories: Mapping[str, tuple[Value, ...] | type]
+
+    def __post_init__(self) -> None:
+        for name, allowed in self.categories.items():
+            values = () if isinstance(allowed, type) else allowed
+            for text in (name, *values):
+                _check_text(str(text))
+            if ":" in name:
+                raise InputError(f"a marker's name must not contain a colon, got {name!r}")
+
+    @classmethod
+    def of_data(cls, markers: Iterable[Markers]) -> MarkerSchema:
+        """The categories and values that occur, sorted; a category of whole numbers allows all."""
+        found: dict[str, set[Value]] = {}
+        for one in markers:
+            for name, value in one.items():
+                found.setdefault(name, set()).add(value)
+        return cls(
+            {
+                name: int
+                if all(type(value) is int for value in values)  # a bool is not a number here
+                else tuple(sorted(values, key=str))
+                for name, values in sorted(found.items())
+            }
+        )
+
+    def render(self, markers: Markers) -> str:
+        """The block of these markers; "" when there are none.
+
+        Raises UnknownNameError for a category that the schema lacks, InputError for such a value.
+        """
+        for name in markers:
+            if name not in self.categories:
+                raise UnknownNameError("marker", name, self.categories)
+        entries = [
+            f"{name}: {self._checked(name, markers[name])}"
+            for name in self.categories
+            if name in markers
+        ]
+        return OPENING + BETWEEN.join(entries) + CLOSING if entries else ""
+
+    def parse(self, text: str) -> tuple[dict[str, Value], str]:
+        """The markers of the block at the start of a text, and what follows it.
+
+        Robust to what a model may write: values that the schema does not allow are left out, and a
+        text whose first line is no block of known categories is returned as it is.
+        """
+        first, newline, rest = text.partition("\n")
+        first = first.strip()
+        if not (newline and first.startswith("[") and first.endswith("]")):
+            return {}, text
+        entries = [entry.partition(":") for entry in first[1:-1].split("|")]
+        written = {name.strip(): value.strip() for name, _, value in entries}
+        known = [name for name in self.categories if name in written]
+        if not known:
+            return {}, text
+        values = {name: self._read(name, written[name]) for name in known}
+        return {name: value for name, value in values.items() if value is not None}, rest
+
+    def _checked(self, name: str, value: Value) -> Value:
+        allowed = self.categories[name]
+        if isinstance(allowed, type):
+            fits = isinstance(value, allowed) and not isinstance(value, bool)
+            wanted = f"a value of type {allowed.__name__}"
+        else:
+            fits, wanted = value in allowed, f"one of {', '.join(map(str, allowed))}"
+        if not fits:
+            raise InputError(f"marker {name} must be {wanted}, got {value!r}")
+        _check_text(str(value))
+        return value
+
+    def _read(self, name: str, value: str) -> Value | None:
+        allowed = self.categories[name]
+        if allowed is int:
+            return int(value) if re.fullmatch(r"-?\d+", value) else None
+        if isinstance(allowed, type):
+            return value or None
+        return next((known for known in allowed if str(known) == value), None)
+
+
+@dataclass(frozen=True)
+class MarkerDropout:
+    """Which of an example's markers its prompt shows.
+
+    p_dataset: probability that an example shows none. p_sample: otherwise, probability of each
+    marker to be left out. Both 0.5 in the paper. The draw depends on the seed and the example's
+    number alone, not on the order of calls.
+    """
+
+    p_dataset: float = 0.5
+    p_sample: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("p_dataset", "p_sample"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is a probability, got {getattr(self, name)}")
+
+    def __call__(self, markers: Markers, example: int) -> dict[str, Value]:
+        draw = random.Random(f"{self.seed}:{example}")
+        if draw.random() < self.p_dataset:
+            return {}
+        return {name: value for name, value in markers.items() if draw.random() >= self.p_sample}
+
+
+class MarkedExample(NamedTuple):
+    """Token ids of prompt, prompt markers, completion markers and completion, and which of them
+    are predicted: the last two."""
+
+    ids: list[int]
+    target: list[bool]
+
+
+def build_example(
+    prompt: list[int], shown: list[int], block: list[int], completion: list[int]
+) -> MarkedExample:
+    """Prompt and its markers are read; the completion's markers and the completion are learned."""
+    read, learned = [*prompt, *shown], [*block, *completion]
+    return MarkedExample(read + learned, [False] * len(read) + [True] * len(learned))
+
+
+def length_markers(completion: str, tokens: int) -> dict[str, Value]:
+    """Markers that a text has by itself: its length in tokens and sentences, and a bucket of it.
+
+    tokens: of the completion alone, without end token, by the model's own tokenizer.
+    """
+    bucket = next(name for name, upper in LENGTH_BUCKETS if upper is None or tokens <= upper)
+    ends = len(SENTENCE_END.findall(completion.strip()))
+    tail = SENTENCE_END.split(completion.strip())[-1].strip()
+    return {
+        "length_bucket": bucket,
+        "length_tokens": tokens,
+        "length_sentences": ends + bool(tail),
+    }
+
+
+def _check_text(text: str) -> None:
+    if RESERVED.search(text) or text != text.strip() or not text:
+        raise InputError(
+            'markers are single lines without "[", "]" and "|", which enclose them, and without '
+            f"white space at their ends; got {text!r}"
+        )
