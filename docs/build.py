@@ -59,6 +59,7 @@ def objectives_page() -> list[str]:
     ]
     numbers = {entry.key: entry.paper for entry in objective}
     arxiv = {paper.number: paper.arxiv for paper in catalogue.papers().values()}
+    arxiv[None] = ""  # baselines
     for row in listing():
         link = arxiv.get(numbers[row["name"]], "")
         link = f"[{link}](https://arxiv.org/abs/{link})" if link else ""

@@ -166,7 +166,7 @@ class Case:
         """A rollout: sampled from a policy that has moved a little since."""
         generator = torch.Generator().manual_seed(7)
         count = getattr(self.goal, "num_rewards", 1)
-        shape = (len(self.batch.ids),) if count == 1 else (len(self.batch.ids), count)
+        shape = (len(self.batch.ids),) if count <= 1 else (len(self.batch.ids), count)
         reward = torch.randn(shape, generator=generator, dtype=torch.float64)
         old = {**self.logits, "policy": self.logits["policy"] * 0.95}
         batch = self.batch.with_columns(reward=reward)

@@ -21,7 +21,8 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.annotation import joined_batch
 from tokenry.learn.preference.act import ACT
-from tokenry.learn.preference.toy_training import Likelihood, sample_on, toy_model, train_on
+from tokenry.learn.preference.toy_training import Likelihood, sample_on, train_on
+from tokenry.learn.toy import toy_model
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.checks import ConstraintSet, hierarchy_closed, labels_from, length_between
 

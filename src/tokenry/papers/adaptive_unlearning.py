@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.learn.preference.toy_training import Likelihood, sample_on, toy_model, train_on
+from tokenry.learn.preference.toy_training import Likelihood, sample_on, train_on
 from tokenry.learn.preference.unlearning import AdaptiveUnlearning, discover
 from tokenry.learn.reference import FrozenModel
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.text.names import NameRegistry, NameSpan, hallucination_rate, tri_mask

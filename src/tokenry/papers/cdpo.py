@@ -25,6 +25,7 @@ from tokenry.learn.compute import compute_loss
 from tokenry.learn.preference.cdpo import CDPO
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.reference import FrozenModel
+from tokenry.learn.toy import toy_model
 from tokenry.measure.critical_tokens import (
     contrastive_estimation,
     critical_token,
@@ -166,25 +167,8 @@ def fit_reference(seed: int, generator: torch.Generator) -> Any:
     Addition modulo 10 is learned suddenly or not at all: one that has not learned it after 450
     steps begins anew from other weights.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
     for attempt in range(8):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + 1000 * attempt)
-            model = LlamaForCausalLM(config)
+        model = toy_model(VOCABULARY, 64, seed + 1000 * attempt)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
         for step in range(1, 451):
             prompts = TASK.problems(64, generator)

@@ -22,7 +22,8 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.preference.d2o import D2O
 from tokenry.learn.preference.dpo import DPO
-from tokenry.learn.preference.toy_training import Likelihood, sample_on, toy_model, train_on
+from tokenry.learn.preference.toy_training import Likelihood, sample_on, train_on
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.preference_world import MarkovPolicy, PreferenceWorld

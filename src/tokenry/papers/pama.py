@@ -30,10 +30,10 @@ from tokenry.learn.policy.world import (
     OnPolicyPoint,
     fit_likelihood,
     roll_out,
-    toy_policy,
     train_on_policy,
 )
 from tokenry.learn.reference import FrozenModel
+from tokenry.learn.toy import toy_model
 from tokenry.papers.base import Measurement, Outcome, Paper
 
 SEEDS = 2
@@ -130,7 +130,9 @@ class TwoRewardWorld:
             target[:, 0] = False
             return TokenBatch(ids.masked_fill(ended, 0), ~ended, target)
 
-        return fit_likelihood(toy_policy(START + 1, 1 + LONGEST, self.seed), draw, steps=120)
+        return fit_likelihood(
+            toy_model(START + 1, 1 + LONGEST, self.seed, width=48), draw, steps=120
+        )
 
     def train(self, method: str) -> list[OnPolicyPoint]:
         return train_on_policy(
@@ -145,7 +147,7 @@ class TwoRewardWorld:
 
     def update_seconds(self, method: str) -> float:
         """Median time of a loss with its backward passes, without sampling."""
-        goal, policy = METHODS[method], toy_policy(START + 1, 1 + LONGEST, self.seed)
+        goal, policy = METHODS[method], toy_model(START + 1, 1 + LONGEST, self.seed, width=48)
         parts, reference = goal.parts(policy), FrozenModel(self.base)
         batch = roll_out(policy, torch.full((64, 1), START), max_new_tokens=LONGEST, eos=END)
         batch = batch.with_columns(reward=scaled_rewards(batch))

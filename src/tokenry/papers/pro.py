@@ -25,7 +25,8 @@ from tokenry.learn.policy.orchestrator import (
     reward_profile_targets,
 )
 from tokenry.learn.policy.pro import PRO
-from tokenry.learn.policy.world import fit_likelihood, roll_out, toy_policy, train_on_policy
+from tokenry.learn.policy.world import fit_likelihood, roll_out, train_on_policy
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -60,7 +61,7 @@ class AnswerWorld:
     def base(self) -> Any:
         """A policy that answers with some of the prompt's words, other words, and an end."""
         generator = torch.Generator().manual_seed(self.seed)
-        untrained = toy_policy(END + 1, 1 + ASKED + LONGEST, self.seed)
+        untrained = toy_model(END + 1, 1 + ASKED + LONGEST, self.seed, width=48)
         return fit_likelihood(untrained, lambda: self.habits(64, generator), steps=150)
 
     def prompts(self, count: int, generator: torch.Generator) -> Tensor:

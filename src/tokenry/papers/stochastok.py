@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from tokenry.learn.toy import toy_model
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.lang_game import LangGame, Question
 from tokenry.text.stochastok import StochasTok
@@ -155,21 +156,8 @@ def held_back_loss(model: Any, ids: Tensor) -> float:
 
 
 def tiny_model(vocabulary: int, seed: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+    """The model that both tokenizations train."""
+    return toy_model(vocabulary, 256, seed, width=96, inner=256, tied=True)
 
 
 @cache

@@ -22,6 +22,7 @@ from tokenry.learn.compute import compute_loss
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tab_po import TABPO, difference_weights
 from tokenry.learn.reference import FrozenModel
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -137,24 +138,7 @@ def as_batch(inputs: Tensor, completions: Tensor, group: Tensor | None = None) -
 
 def tune(seed: int, rule: Tensor, generator: torch.Generator, steps: int = 250) -> Any:
     """A 2-layer transformer tuned on the noisy corpus."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+    model = toy_model(VOCABULARY, 32, seed, width=48)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for _ in range(steps):
         inputs, labels = sample(rule, 64, generator, NOISE)

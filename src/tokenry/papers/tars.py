@@ -24,6 +24,7 @@ from tokenry.learn.compute import compute_loss
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tars import TARS
 from tokenry.learn.reference import FrozenModel
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -213,22 +214,7 @@ class Lookup:
 
     def fit(self, seed: int, generator: torch.Generator) -> Any:
         """A small transformer fitted to noisy answers; fillers are random."""
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        config = LlamaConfig(
-            vocab_size=len(self.tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            tie_word_embeddings=False,
-            pad_token_id=None,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = LlamaForCausalLM(config)
+        model = toy_model(len(self.tokenizer), 2048, seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=FIT_RATE, weight_decay=0.0)
         prompts, answers = self.questions(FIT_STEPS * FIT_BATCH // 4, 0.0, generator)
         first = int(self.tokenizer.convert_tokens_to_ids("v0"))

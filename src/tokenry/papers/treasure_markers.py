@@ -20,8 +20,9 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.annotation import joined_batch
-from tokenry.learn.preference.toy_training import sample_on, toy_model, train_on
+from tokenry.learn.preference.toy_training import sample_on, train_on
 from tokenry.learn.preference.treasure_markers import TreasureMarkers
+from tokenry.learn.toy import toy_model
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.text.markers import MarkerSchema
 

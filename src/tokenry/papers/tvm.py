@@ -1,10 +1,10 @@
-"""TVM: token values from shared prefixes against outcome labels, on running sums.
+"""TVM: token values from shared prefixes against outcome labels, on running maxima.
 
-A question lists six digits; its solution adds them up one by one, modulo 3, a step for each
-addition. A small transformer is fitted to solutions with slips, of which about half end right; 48
-of its own solutions to each training question teach two value models that differ in their targets
-only: the pass rate of every prefix (TVM), or the outcome at every token (ORM). On other questions
-they tell right from wrong halfway, and guide a stepwise beam.
+A question lists five digits; its solution goes through them, a step for each, and writes down the
+largest so far. A small transformer is fitted to solutions with slips, about half of which end
+right; 48 of its own solutions to each training question teach two value models that differ in
+their targets only: the pass rate of every prefix (TVM), or the outcome at every token (ORM). On
+other questions they tell right from wrong halfway, and guide a stepwise beam.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from tokenry.decode.search import stepwise_beam_search
 from tokenry.learn.annotation import joined_batch
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.rewards.token_value import TVM, TokenValueModel, prefix_values
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.papers.base import Measurement, Outcome, Paper
 
 RUNS = 2
-MODULUS, DIGITS = 3, 6
-PLUS, EQUALS, STEP, END = range(MODULUS, MODULUS + 4)
-LENGTH = 2 * (DIGITS - 1)  # a sum and a delimiter for each step
+VALUES, DIGITS = 8, 5
+COMMA, EQUALS, STEP, END = range(VALUES, VALUES + 4)
+LENGTH = 2 * (DIGITS - 1)  # a digit and a delimiter for each step
 FIT_STEPS, FIT_BATCH, FIT_RATE = 250, 64, 3e-3
-SLIP = 0.2  # of the fitted solutions' sums: random digits, from which they go on
+SLIP = 0.2  # of the fitted solutions' steps: random digits, from which they go on
 QUESTIONS, SAMPLES, TESTS, TEST_SAMPLES, SEARCHED = 200, 48, 200, 8, 60
 STEPS, BATCH, RATE = 200, 64, 1e-3
 WIDTH, CANDIDATES = 2, 8
@@ -64,8 +65,8 @@ def reproduce(seed: int) -> Outcome:
 def compare(seed: int) -> tuple[dict[str, float], list[tuple[str, list[float]]]]:
     """AUCs and accuracies; and the values along a right and a wrong solution."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(MODULUS**DIGITS, generator=generator)
-    digits = torch.cartesian_prod(*[torch.arange(MODULUS)] * DIGITS)[order].tolist()
+    order = torch.randperm(VALUES**DIGITS, generator=generator)
+    digits = torch.cartesian_prod(*[torch.arange(VALUES)] * DIGITS)[order].tolist()
     train, test = digits[:QUESTIONS], digits[QUESTIONS : QUESTIONS + TESTS]
     model = fitted(seed, generator)
     prompts, solutions, outcomes = sampled(model, train, SAMPLES, seed)
@@ -93,43 +94,28 @@ def compare(seed: int) -> tuple[dict[str, float], list[tuple[str, list[float]]]]
 
 
 def prompt(digits: list[int]) -> list[int]:
-    """d + d + ... + d =, two tokens a digit as the solution has two a step."""
-    return [token for digit in digits for token in (digit, PLUS)][:-1] + [EQUALS]
+    """d , d , ... , d =, two tokens a digit as the solution has two a step."""
+    return [*[token for digit in digits for token in (digit, COMMA)][:-1], EQUALS]
 
 
 def solution(digits: list[int], generator: torch.Generator) -> list[int]:
-    """Every running sum with its delimiter, some with a slip."""
-    ids, total = [], digits[0]
+    """Every running maximum with its delimiter, some with a slip."""
+    ids, largest = [], digits[0]
     slips = torch.rand(len(digits), generator=generator).tolist()
     for digit, slip in zip(digits[1:], slips, strict=False):
-        total = (total + digit) % MODULUS
+        largest = max(largest, digit)
         if slip < SLIP:
-            total = int(torch.randint(MODULUS, (1,), generator=generator))
-        ids += [total, STEP]
+            largest = int(torch.randint(VALUES, (1,), generator=generator))
+        ids += [largest, STEP]
     return [*ids[:-1], END]
 
 
 def fitted(seed: int, generator: torch.Generator) -> Any:
     """A transformer fitted to solutions with slips."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=END + 1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+    model = toy_model(END + 1, 2048, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=FIT_RATE, weight_decay=0.0)
     for _ in range(FIT_STEPS):
-        digits = torch.randint(MODULUS, (FIT_BATCH, DIGITS), generator=generator).tolist()
+        digits = torch.randint(VALUES, (FIT_BATCH, DIGITS), generator=generator).tolist()
         solutions = [solution(question, generator) for question in digits]
         batch = joined_batch([prompt(question) for question in digits], solutions)
         logprob = score(model, batch, ("logprob",), grad=True).need("logprob")
@@ -140,11 +126,11 @@ def fitted(seed: int, generator: torch.Generator) -> Any:
 def sampled(
     model: Any, digits: list[list[int]], copies: int, seed: int
 ) -> tuple[list[list[int]], list[list[int]], list[float]]:
-    """Prompts, sampled solutions and whether their last sum is right, question by question."""
+    """Prompts, sampled solutions and whether their last digit is right, question by question."""
     prompts = [prompt(question) for question in digits]
     drawn = rollouts(model, prompts, copies, max_new_tokens=LENGTH, seed=seed)
     rows = [(p, s, d) for p, d, texts in zip(prompts, digits, drawn, strict=True) for s in texts]
-    outcomes = [float(s[-2] == sum(d) % MODULUS) for _, s, d in rows]
+    outcomes = [float(s[-2] == max(d)) for _, s, d in rows]
     return [p for p, *_ in rows], [s for _, s, _ in rows], outcomes
 
 
@@ -202,7 +188,7 @@ def searched(model: Any, judge: TokenValueModel, digits: list[list[int]], seed: 
             ends=[END],
             seed=generator,
         ).best
-        found.append(float(len(best) >= 2 and best[-2] == sum(question) % MODULUS))
+        found.append(float(len(best) >= 2 and best[-2] == max(question)))
     return mean(found)
 
 

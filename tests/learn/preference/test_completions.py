@@ -1,4 +1,4 @@
-"""Sampled completions: each belongs to its prompt, ends at the end token, and can be drawn again."""
+"""Sampled completions: each belongs to its prompt, ends at the end token, can be drawn again."""
 
 import pytest
 import torch

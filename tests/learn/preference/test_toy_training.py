@@ -5,7 +5,8 @@ import copy
 import torch
 
 from tokenry.core.batch import TokenBatch
-from tokenry.learn.preference.toy_training import Likelihood, sample_on, toy_model, train_on
+from tokenry.learn.preference.toy_training import Likelihood, sample_on, train_on
+from tokenry.learn.toy import toy_model
 
 ROWS = torch.tensor([[0, 1, 2, 3], [0, 3, 2, 1]])
 

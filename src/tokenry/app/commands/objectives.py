@@ -54,7 +54,7 @@ def listing(pattern: str = "*") -> list[dict[str, Any]]:
         kind = objective[key]
         goal = kind()
         bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
-        if is_on_policy(goal):
+        if is_on_policy(goal) and getattr(goal, "num_rewards", 1):
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {

@@ -145,28 +145,6 @@ def roll_out(
         )
 
 
-def toy_policy(vocabulary: int, length: int, seed: int, *, width: int = 48, layers: int = 2) -> Any:
-    """An untrained causal transformer over `vocabulary` ids for texts of at most `length` ids."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=length,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # transformers initialises from the global generator
-        return LlamaForCausalLM(config)
-
-
 def fit_likelihood(
     model: Any,
     draw: Callable[[], TokenBatch],

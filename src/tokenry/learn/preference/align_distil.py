@@ -114,6 +114,7 @@ class AlignDistil(OfflineAlignDistil):
     scale: float = 15.0
 
     rollout_needs: ClassVar[tuple[str, ...]] = ()
+    num_rewards: ClassVar[int] = 0
 
     def prepare(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: Any

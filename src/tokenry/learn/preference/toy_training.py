@@ -39,30 +39,6 @@ class Likelihood:
         return Loss(-self.direction * masked_mean(policy.need("logprob"), batch.target))
 
 
-def toy_model(
-    vocabulary: int, length: int, seed: int, *, width: int = 64, layers: int = 2, heads: int = 4
-) -> Any:
-    """An untrained causal transformer for texts of at most `length` tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=length,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # transformers initialises from the global generator
-        return LlamaForCausalLM(config)
-
-
 def train_on(
     batches: Batches,
     objective: Objective,

@@ -21,6 +21,7 @@ from tokenry.core.divergence import REVERSE_KL
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.objective import Objective
 from tokenry.learn.reference import FrozenModel
+from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
 from tokenry.tasks.preference_world import Pairs, PreferenceWorld
 
@@ -44,24 +45,8 @@ class WorldPoint:
 
 def world_model(world: PreferenceWorld, seed: int, width: int = 64, layers: int = 2) -> Any:
     """An untrained causal transformer over the world's tokens and its start token."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=world.vocabulary + 1,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=world.length + 1,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=world.start,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # transformers initialises from the global generator
-        return LlamaForCausalLM(config)
+    size = world.vocabulary + 1
+    return toy_model(size, world.length + 1, seed, width=width, layers=layers, start=world.start)
 
 
 def fit_reference(
