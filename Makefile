@@ -23,6 +23,7 @@ bench: $(VENV)/.dev .venv-peers/.genlm
 	$(BIN)/python benchmarks/fused.py
 	TOKENRY_PEER_PYTHON=.venv-peers/bin/python $(BIN)/python benchmarks/constraints.py
 	$(BIN)/python benchmarks/speculation.py
+	$(BIN)/python benchmarks/preference_step.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/build.py

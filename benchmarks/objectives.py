@@ -16,7 +16,8 @@ Frozen models are made with the same budget: "guide", "dpo" and "positive" by DP
 
     python benchmarks/objectives.py [--world toy|smollm2] [--steps N] [--only KEY ...]
 
-writes results/objectives.json, from which `make docs` builds the table.
+writes results/objectives-toy.json and results/objectives-smollm2.json, from which `make docs`
+builds the table.
 """
 
 import argparse
@@ -37,10 +38,10 @@ from tokenry.learn.objective import frozen_sources, is_on_policy
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.run import train
 
-RESULTS = Path(__file__).parents[1] / "results" / "objectives.json"
+RESULTS = Path(__file__).parents[1] / "results"
 BUDGET: dict[str, dict[str, Any]] = {
     "toy": {"max_steps": 120, "per_device_train_batch_size": 32, "learning_rate": 5e-4},
-    "smollm2": {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 2e-4},
+    "smollm2": {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 5e-4},
 }
 QUIET = {
     "disable_tqdm": True,
@@ -236,14 +237,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="just these objectives")
     options = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in options.world or ("toy", "smollm2"):
         if name == "toy":
             torch.set_num_threads(1)  # a second thread waits more than it works on small tensors
         world = {"toy": ToyWorld, "smollm2": SmolLM2}[name](options.seed)
         budget = dict(BUDGET[name])
         budget["max_steps"] = options.steps or budget["max_steps"]
-        table = found.setdefault(name, {"budget": budget, "seed": options.seed, "rows": {}})
+        file = RESULTS / f"objectives-{name}.json"
+        table = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
         table |= {"budget": budget, "seed": options.seed, "reference": world.measure(world.model)}
         others = prepare(world, budget, options.seed)
         for key in options.only or objectives.names():
@@ -257,7 +258,7 @@ def main() -> None:
             row["seconds"] = round(time.perf_counter() - started, 1)
             table["rows"][key] = row
             print(name, key, row, flush=True, file=sys.stderr)
-            write_whole(RESULTS, json.dumps(found, indent=1) + "\n")
+            write_whole(file, json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

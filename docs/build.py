@@ -71,10 +71,11 @@ def objectives_page() -> list[str]:
             link,
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    path = Path(__file__).parents[1] / "results" / "objectives.json"
-    if not path.is_file():
+    folder = Path(__file__).parents[1] / "results"
+    files = {world: folder / f"objectives-{world}.json" for world in WORLDS}
+    measured = {world: json.loads(f.read_text()) for world, f in files.items() if f.is_file()}
+    if not measured:
         return lines
-    measured = json.loads(path.read_text())
     lines += [
         "",
         "## All of them with one budget",
@@ -99,7 +100,7 @@ def objectives_page() -> list[str]:
         for world in worlds:
             table = measured[world]
             row = table["reference"] if key == "reference" else table["rows"].get(key, {})
-            cells += [f"{row[f]:.3g}" if f in row else "" for f in WORLDS[world]]
+            cells += [f"{row[field]:.3g}" if field in row else "" for field in WORLDS[world]]
         lines.append(f"| {key} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
