@@ -40,8 +40,8 @@ from tokenry.learn.run import train
 
 RESULTS = Path(__file__).parents[1] / "results"
 BUDGET: dict[str, dict[str, Any]] = {
-    "toy": {"max_steps": 120, "per_device_train_batch_size": 32, "learning_rate": 5e-4},
-    "smollm2": {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 5e-4},
+    "toy": {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 1e-3},
+    "smollm2": {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
 }
 QUIET = {
     "disable_tqdm": True,

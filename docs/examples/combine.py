@@ -39,7 +39,7 @@ def compare(model: Any = "smollm2", **settings: Any) -> dict[str, Any]:
                 loaded,
                 Path(folder) / name,
                 lora={"r": 8},
-                **{"as_chat": True, "learning_rate": 2e-4, "max_steps": 12, "seed": 0, **settings},
+                **{"as_chat": True, "learning_rate": 2e-4, "max_steps": 6, "seed": 0, **settings},
             )
             reports[name] = preference_report(
                 run.model,
