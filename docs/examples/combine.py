@@ -39,7 +39,14 @@ def compare(model: Any = "smollm2", **settings: Any) -> dict[str, Any]:
                 loaded,
                 Path(folder) / name,
                 lora={"r": 8},
-                **{"as_chat": True, "learning_rate": 2e-4, "max_steps": 6, "seed": 0, **settings},
+                **{
+                    "as_chat": True,
+                    "learning_rate": 5e-4,
+                    "max_steps": 4,
+                    "per_device_train_batch_size": 2,
+                    "seed": 0,
+                    **settings,
+                },
             )
             reports[name] = preference_report(
                 run.model,
