@@ -72,7 +72,7 @@ def masked_sum(
 ) -> Tensor:
     """Σ weights · values where the mask is True, over one dimension or (None) all of them."""
     counted, weights = _counted(values, mask, weights)
-    values = _in_float(values).masked_fill(~counted, 0.0)
+    values = full_precision(values).masked_fill(~counted, 0.0)
     weighted = values if weights is None else values * weights
     return weighted.sum() if dim is None else weighted.sum(dim)
 
@@ -88,8 +88,8 @@ def masked_mean(
     return total / mass.masked_fill(mass == 0, 1.0)
 
 
-def _in_float(values: Tensor) -> Tensor:
-    """Sums run in float32 at least, also those of half-precision and whole numbers."""
+def full_precision(values: Tensor) -> Tensor:
+    """At least float32: half-precision sums over a long completion lose whole tokens."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -107,7 +107,7 @@ def _counted(values: Tensor, mask: Tensor, weights: Tensor | None) -> tuple[Tens
             f"weights must be {list(values.shape)} like the values, or one per row "
             f"{[*values.shape[:-1], 1]}; got {list(weights.shape)}"
         )
-    weights = _in_float(weights).expand_as(values)
+    weights = full_precision(weights).expand_as(values)
     wrong = mask & ~((weights >= 0) & weights.isfinite())
     if wrong.any():
         raise InputError(

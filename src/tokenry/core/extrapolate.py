@@ -21,6 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
 from tokenry.core.fused import LinearHead, fused_scores
 from tokenry.core.scores import Scores
@@ -53,10 +54,7 @@ def extrapolate(
         raise InputError('extrapolation needs both sides scored with needs=(..., "hidden")')
     head = _joined(a.head, b.head)
     # A difference of large multiples of almost equal logits: never in half precision.
-    own, other = (
-        states if states.dtype == torch.float64 else states.float()
-        for states in (a.hidden, b.hidden)
-    )
+    own, other = full_precision(a.hidden), full_precision(b.hidden)
     factor = torch.as_tensor(weight, dtype=own.dtype, device=own.device)
     factor = factor.expand(a.ids.shape)[..., None]  # [B, T, 1]
     pieces = [(1 + factor) * own, -factor * other]

@@ -130,11 +130,6 @@ def data_columns(objective: Any) -> tuple[str, ...]:
     return tuple(need for need in objective.needs if need.partition(".")[0] in DATA)
 
 
-def needs_reference(objective: Any) -> bool:
-    needs = (*objective.needs, *getattr(objective, "rollout_needs", ()))
-    return any(need.startswith("reference.") or need == "policy.divergence" for need in needs)
-
-
 def _can_be_met(need: str) -> bool:
     source, dot, quantity = need.partition(".")
     if source in DATA:

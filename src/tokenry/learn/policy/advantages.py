@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenry.core.aggregate import masked_mean, masked_sum
+from tokenry.core.aggregate import full_precision, masked_mean, masked_sum
 from tokenry.core.errors import InputError, ShapeError
 
 
@@ -104,8 +104,7 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
             f"the mask must be bool of shape {[*values.shape]} like the values, "
             f"got {[*mask.shape]} {mask.dtype}"
         )
-    values = values if values.dtype == torch.float64 else values.float()
-    return torch.where(mask, values, 0.0)
+    return torch.where(mask, full_precision(values), 0.0)
 
 
 def _check_share(**shares: float) -> None:

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tokenry.core.aggregate import aggregate
+from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
@@ -66,7 +66,7 @@ def min_norm_scalars(a: Tensor) -> tuple[Tensor, Tensor]:
     """
     if a.ndim == 0 or not len(a):
         raise ShapeError(f"one number per reward is needed, [n, ...]; got {[*a.shape]}")
-    a = a if a.dtype == torch.float64 else a.float()
+    a = full_precision(a)
     least, most = a.amin(0), a.amax(0)
     nearest = torch.where(least > 0, least, most)  # the end that faces 0, when all have one sign
     mixed = (least <= 0) & (most >= 0) & (least < most)

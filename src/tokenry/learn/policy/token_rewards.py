@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.errors import ShapeError
 from tokenry.learn.policy.advantages import masked
 
@@ -54,8 +55,8 @@ def at_last(reward: Tensor, mask: Tensor) -> Tensor:
         raise ShapeError(
             f"a sequence reward is one number per row, [{len(mask)}]; got {[*reward.shape]}"
         )
-    reward = reward if reward.dtype == torch.float64 else reward.float()
-    return torch.where(last_target(mask), reward[:, None].to(mask.device), 0.0)
+    reward = full_precision(reward).to(mask.device)
+    return torch.where(last_target(mask), reward[:, None], 0.0)
 
 
 def last_target(mask: Tensor) -> Tensor:

@@ -21,13 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
 from tokenry.learn.preference.completions import sample_completions
-from tokenry.learn.preference.pairs import full_precision, sequence_sum
+from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.tasks.checks import ConstraintSet
 
 

@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenry.core.aggregate import masked_mean
+from tokenry.core.aggregate import full_precision, masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
-from tokenry.learn.preference.pairs import blocks, full_precision
+from tokenry.learn.preference.pairs import blocks
 
 
 class ControlPrompts(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
@@ -16,11 +17,6 @@ def sequence_sum(values: Tensor, batch: TokenBatch) -> Tensor:
     What stands outside the target does not matter, even when it is NaN or infinite.
     """
     return torch.where(batch.target, full_precision(values), 0.0).sum(-1)
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """At least float32: half-precision sums over a long completion lose whole tokens."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def token_log_ratios(batch: TokenBatch, policy: Scores, reference: Scores | None) -> Tensor:

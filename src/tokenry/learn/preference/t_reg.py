@@ -25,12 +25,13 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
-from tokenry.learn.preference.pairs import full_precision, halves
+from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.learn.reference import FrozenModel
 

@@ -27,13 +27,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenry.core.aggregate import masked_sum
+from tokenry.core.aggregate import full_precision, masked_sum
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
-from tokenry.learn.preference.pairs import full_precision, halves
+from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.text.spans import Offsets, find_spans, token_labels
 

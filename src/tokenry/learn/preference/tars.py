@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, logsigmoid
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.annotation import Annotation, joined_batch
 from tokenry.learn.objective import Loss, Unit
-from tokenry.learn.preference.pairs import full_precision, halves
+from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 
 Mode = Literal["mask", "replace", "none"]

@@ -20,10 +20,11 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.scores import Scores
-from tokenry.learn.preference.pairs import full_precision, sequence_sum
+from tokenry.learn.preference.pairs import sequence_sum
 
 Layers = Literal["all", "last"]
 

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
-from tokenry.learn.preference.pairs import full_precision
 from tokenry.text.names import (
     FORGET,
     IGNORE,

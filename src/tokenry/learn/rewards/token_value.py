@@ -25,13 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tokenry.core.aggregate import aggregate
+from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
-from tokenry.learn.preference.pairs import full_precision
 from tokenry.model.score import unwrap
 from tokenry.text.prefix_trie import PrefixTrie
 
