@@ -6,19 +6,18 @@ samples = generate(loaded, "Describe a city as JSON: ", constraint=schema, parti
 samples.texts[samples.best], samples.log_evidence
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from tokenry.core import registry
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.errors import ConstraintError, InputError, UnknownNameError
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.base import TokenSampler
-from tokenry.decode.samplers.masked import Masked
-from tokenry.decode.samplers.smc import Critic, Samples, smc
+from tokenry.decode.samplers.request import Processor, Progress, Request, TextSampler
+from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts, Samples
 from tokenry.model.decoding import DecodingState
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -28,26 +27,28 @@ def generate(
     loaded: tuple[Any, Any],
     prompt: Prompt,
     constraint: Constraint | None = None,
-    sampler: str | TokenSampler = "awrs",
+    sampler: str | TokenSampler | TextSampler = "awrs",
     particles: int = 1,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int | torch.Generator = 0,
-    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+    processors: Sequence[Processor] = (),
     *,
     ess_threshold: float = 0.5,
     resampling: str = "multinomial",
     critic: Critic | None = None,
     must_end: bool | None = None,
-    progress: Callable[[int, list[list[int]]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """Continue `prompt` with `particles` texts that satisfy `constraint`.
 
     loaded: (model, tokenizer), as `tokenry.load` gives it. prompt: a text, its token ids, or chat
-    messages, which go through the tokenizer's chat template. sampler: a token sampler or its name;
-    "mask" is plain local masking, whose texts are valid and not weighted, and "greedy" takes the
-    most probable allowed token. temperature: of the model that is sampled from; the weights refer
-    to that model. The other arguments are those of `smc`.
+    messages, which go through the tokenizer's chat template. sampler: a sampler of texts, one of
+    tokens (which sequential Monte Carlo then uses), or the name of either; "mask" is plain local
+    masking, whose texts are valid and not weighted, and "greedy" takes the most probable allowed
+    token. temperature: of the model that is sampled from; the weights refer to that model.
+    processors: transformers' logits processors, part of the model that is sampled from.
+    ess_threshold, resampling, critic: of sequential Monte Carlo (`smc`).
 
     must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
     does, without one it keeps its weight.
@@ -57,31 +58,23 @@ def generate(
     """
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
-    plain = sampler in ("mask", "greedy")
-    if sampler == "greedy":
-        chosen: TokenSampler = Masked(greedy=True)
-    else:
-        chosen = registry.sampler[sampler]() if isinstance(sampler, str) else sampler
+    chosen = text_sampler_of(sampler, ess_threshold, resampling, critic)
     device = next(model.parameters()).device
     reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
     reader.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
-    samples = smc(
+    request = Request(
         DecodingState.start(model, torch.tensor([ids], device=device)),
         reader,
-        particles=particles,
+        prompt_ids=tuple(ids),
         max_new_tokens=max_new_tokens,
-        sampler=chosen,
-        ess_threshold=ess_threshold,
-        resampling=resampling,
         temperature=temperature,
-        weighted=not plain,
         must_end=constraint is not None if must_end is None else must_end,
-        critic=critic,
         processors=processors,
-        prompt_ids=ids,
         generator=torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed,
         progress=progress,
+        loaded=(model, tokenizer),
     )
+    samples = chosen(request, particles)
     if samples.dead_end is not None:
         text = tokenizer.decode(samples.dead_end)
         raise ConstraintError(
@@ -90,6 +83,27 @@ def generate(
         )
     texts = [tokenizer.decode(text, skip_special_tokens=True) for text in samples.ids]
     return replace(samples, texts=texts)
+
+
+def text_sampler_of(
+    sampler: str | TokenSampler | TextSampler,
+    ess_threshold: float = 0.5,
+    resampling: str = "multinomial",
+    critic: Critic | None = None,
+) -> TextSampler:
+    """The sampler of texts that a name, a token sampler or a text sampler stands for."""
+    if sampler == "greedy":
+        return MaskedTexts(greedy=True)
+    if isinstance(sampler, str):
+        if sampler in registry.text_sampler.names() and sampler != "smc":
+            return registry.text_sampler[sampler]()
+        if sampler != "smc" and sampler not in registry.sampler.names():
+            known = [*registry.text_sampler.names(), *registry.sampler.names(), "greedy"]
+            raise UnknownNameError("sampler", sampler, sorted(set(known)))
+        sampler = "awrs" if sampler == "smc" else sampler
+    elif not hasattr(sampler, "steps"):
+        return cast(TextSampler, sampler)
+    return SMC(cast(str | TokenSampler, sampler), ess_threshold, resampling, critic)
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:

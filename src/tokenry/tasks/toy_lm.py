@@ -103,6 +103,9 @@ class ToyState:
     def select(self, index: Tensor) -> None:
         self.rows = [list(self.rows[row]) for row in index.tolist()]
 
+    def copy(self) -> ToyState:
+        return ToyState(self.model, [list(row) for row in self.rows])
+
     def fork(self, n: int) -> ToyState:
         self.rows = [list(row) for row in self.rows for _ in range(n)]
         return self

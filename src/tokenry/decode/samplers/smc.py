@@ -19,27 +19,29 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tokenry.core import registry
 from tokenry.core.errors import InputError
+from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.samplers.awrs import AWRS
 from tokenry.decode.samplers.base import DEAD, NOTHING, TokenSampler
+from tokenry.decode.samplers.masked import Masked
+from tokenry.decode.samplers.request import (
+    Decoding,
+    Processor,
+    Progress,
+    Request,
+    check_sampling,
+    next_logprobs,
+)
 
 Critic = Callable[[list[int], bool], float]
 RESAMPLING = ("multinomial", "systematic")
-
-
-class Decoding(Protocol):
-    """What is needed of a decoding state: next-token logits of a batch of growing texts."""
-
-    @property
-    def logits(self) -> Tensor: ...
-    def append(self, tokens: Tensor) -> Any: ...
-    def select(self, index: Tensor) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,70 @@ class _Particle:
         return not self.ended and self.log_weight > DEAD
 
 
+@text_sampler("smc")
+@dataclass(frozen=True)
+class SMC:
+    """Sequential Monte Carlo as a text sampler; the parameters are those of `smc`.
+
+    sampler: a token sampler or its name.
+    """
+
+    sampler: str | TokenSampler = "awrs"
+    ess_threshold: float = 0.5
+    resampling: str = "multinomial"
+    critic: Critic | None = None
+    exact: ClassVar[bool] = True
+
+    def __call__(self, request: Request, particles: int) -> Samples:
+        return run_smc(
+            request, particles, self.sampler, self.ess_threshold, self.resampling, self.critic
+        )
+
+
+@text_sampler("mask")
+@dataclass(frozen=True)
+class MaskedTexts:
+    """Plain local masking: valid texts, all of weight one, distributed as nobody asked for.
+
+    What structured-output libraries do. greedy: the most probable allowed token every time.
+    """
+
+    greedy: bool = False
+    exact: ClassVar[bool] = False
+
+    def __call__(self, request: Request, particles: int) -> Samples:
+        return run_smc(request, particles, Masked(self.greedy), weighted=False)
+
+
+def run_smc(
+    request: Request,
+    particles: int,
+    sampler: str | TokenSampler = "awrs",
+    ess_threshold: float = 0.5,
+    resampling: str = "multinomial",
+    critic: Critic | None = None,
+    weighted: bool = True,
+) -> Samples:
+    """`smc` on what a request asks for."""
+    return smc(
+        request.rows(),
+        request.constraint,
+        particles=particles,
+        max_new_tokens=request.max_new_tokens,
+        sampler=registry.sampler[sampler]() if isinstance(sampler, str) else sampler,
+        ess_threshold=ess_threshold,
+        resampling=resampling,
+        temperature=request.temperature,
+        weighted=weighted,
+        must_end=request.must_end,
+        critic=critic,
+        processors=request.processors,
+        prompt_ids=request.prompt_ids,
+        generator=request.generator,
+        progress=request.progress,
+    )
+
+
 @torch.no_grad()
 def smc(
     decoding: Decoding,
@@ -133,10 +199,10 @@ def smc(
     weighted: bool = True,
     must_end: bool = True,
     critic: Critic | None = None,
-    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+    processors: Sequence[Processor] = (),
     prompt_ids: Sequence[int] = (),
     generator: torch.Generator | int = 0,
-    progress: Callable[[int, list[list[int]]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """Sample texts that satisfy `constraint` from the model behind `decoding`.
 
@@ -151,7 +217,8 @@ def smc(
     The result has all weights -inf and the last living text as `dead_end` when no particle
     survived.
     """
-    _check(particles, max_new_tokens, ess_threshold, resampling, temperature)
+    check_sampling(max_new_tokens, temperature, particles)
+    _check(ess_threshold, resampling)
     sampler = sampler or AWRS()
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
@@ -161,7 +228,6 @@ def smc(
     population = [_Particle(first, 0) for _ in range(particles)]
     local = [0.0] * particles  # log weights that `weighted=False` leaves out of the particles
     dead_end: list[int] | None = None
-    prefix = torch.tensor(list(prompt_ids), dtype=torch.long)
 
     for position in range(max_new_tokens):
         active = [index for index, particle in enumerate(population) if particle.active]
@@ -171,15 +237,10 @@ def smc(
         before = [population[index].ids for index in active]
         # the first step reads the prompt's one row for all particles
         rows = torch.tensor([population[index].row for index in active])
-        logits = decoding.logits.float()
+        logits = decoding.logits
         if len(rows) != len(logits):
             logits = logits[rows.to(logits.device)]
-        if processors:
-            texts = torch.tensor(before, dtype=torch.long).view(len(active), position)
-            so_far = torch.cat([prefix.expand(len(active), -1), texts], dim=1).to(logits.device)
-            for processor in processors:
-                logits = processor(so_far, logits)
-        logprobs = (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+        logprobs = next_logprobs(logits, prompt_ids, before, processors, temperature)
         drawn = sampler.steps(logprobs, [population[index].state for index in active], generator)
 
         tokens = [NOTHING] * particles
@@ -279,16 +340,8 @@ def _read_on(decoding: Decoding, going: list[_Particle], tokens: list[int]) -> N
         particle.row = row
 
 
-def _check(
-    particles: int, max_new_tokens: int, ess_threshold: float, resampling: str, temperature: float
-) -> None:
-    if particles < 1 or max_new_tokens < 1:
-        raise InputError(
-            f"particles ({particles}) and max_new_tokens ({max_new_tokens}) must be at least 1"
-        )
+def _check(ess_threshold: float, resampling: str) -> None:
     if not 0.0 <= ess_threshold <= 1.0:
         raise InputError(f"ess_threshold is {ess_threshold}: it must lie between 0 and 1")
     if resampling not in RESAMPLING:
         raise InputError(f"resampling must be one of {', '.join(RESAMPLING)}, not {resampling!r}")
-    if not temperature > 0.0:
-        raise InputError(f"temperature is {temperature}: it must be above 0")

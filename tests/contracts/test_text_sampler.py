@@ -1,0 +1,132 @@
+"""What every sampler of texts must keep: valid texts, and proper weights if it says `exact`.
+
+For every text y, E[(1/P) Σ_i w_i 1{y_i = y}] = p(y) accept(y): checked by enumeration on toy
+models. A sampler that cannot be built without arguments gets a line in CASES.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tokenry.core import registry
+from tokenry.core.errors import ConstraintError
+from tokenry.decode.constraints.base import Anything
+from tokenry.decode.samplers.request import Request, TextSampler
+from tokenry.papers.awrs import OddSum, odd_sum
+from tokenry.tasks.toy_lm import ToyLM, ToyState
+
+LIMIT, CALLS, PARTICLES = 4, 150, 40
+Build = Callable[[ToyLM], TextSampler]
+CASES: dict[str, Build] = {}
+NEEDS_A_MODEL: dict[str, str] = {}
+
+
+def build(entry: registry.Entry, model: ToyLM) -> TextSampler:
+    if entry.key in NEEDS_A_MODEL:
+        pytest.skip(NEEDS_A_MODEL[entry.key])
+    return CASES[entry.key](model) if entry.key in CASES else entry.value()
+
+
+def request(model: ToyLM, constraint: Any, seed: int = 0, **options: Any) -> Request:
+    start = ToyState.start(model, torch.zeros(1, 0, dtype=torch.long))
+    generator = torch.Generator().manual_seed(seed)
+    options = {"max_new_tokens": LIMIT, **options}
+    return Request(start, constraint, generator=generator, **options)
+
+
+EACH = pytest.mark.parametrize("entry", list(registry.text_sampler), ids=lambda entry: entry.key)
+
+
+@EACH
+@pytest.mark.parametrize("seed", [0, 5])
+def test_exact_samplers_are_properly_weighted(entry, seed):
+    """Means over independent calls, each within six of its own standard errors.
+
+    A normal deviate is beyond six with probability 2e-9; some 40 texts are looked at.
+    """
+    model = ToyLM(vocab_size=4, order=2, eos=0, seed=seed)
+    sampler = build(entry, model)
+    if not sampler.exact:
+        pytest.skip("not exact, and says so")
+    exact = {text: math.exp(value) for text, value in model.texts(LIMIT).items() if odd_sum(text)}
+    estimates: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [0.0] * CALLS)
+    for call in range(CALLS):
+        found = build(entry, model)(request(model, OddSum(), seed=1000 * seed + call), PARTICLES)
+        weights = found.log_weights.exp().tolist()
+        for ids, weight in zip(found.ids, weights, strict=True):
+            if weight > 0:
+                assert odd_sum(tuple(ids))
+                estimates[tuple(ids)][call] += weight / len(weights)
+    assert estimates.keys() <= exact.keys()
+    for text, truth in exact.items():
+        values = torch.tensor(estimates[text], dtype=torch.float64)
+        # the floor keeps a text that was hardly ever drawn from claiming an error of zero
+        error = max(float(values.std()), math.sqrt(truth / PARTICLES)) / math.sqrt(CALLS)
+        assert abs(float(values.mean()) - truth) < 6 * error, text
+
+
+@EACH
+def test_texts_are_valid_and_weights_fit(entry):
+    model = ToyLM(vocab_size=4, order=2, eos=0, seed=3)
+    found = build(entry, model)(request(model, OddSum()), 8)
+    assert len(found.ids) == len(found.log_weights) == len(found.finished) >= 1
+    assert found.log_weights.dtype == torch.float64
+    for ids, weight, ended in zip(
+        found.ids, found.log_weights.tolist(), found.finished, strict=True
+    ):
+        if weight > -math.inf:
+            assert ended
+            assert odd_sum(tuple(ids))
+            assert len(ids) < LIMIT
+
+
+@EACH
+def test_same_seed_same_texts_and_the_request_is_untouched(entry):
+    model = ToyLM(vocab_size=4, order=2, eos=0, seed=4)
+    first, second = (build(entry, model)(request(model, OddSum(), seed=9), 5) for _ in range(2))
+    assert first.ids == second.ids
+    assert torch.equal(first.log_weights, second.log_weights)
+    asked = request(model, OddSum())
+    build(entry, model)(asked, 3)
+    assert asked.decoding.rows == [[]]
+
+
+@EACH
+def test_without_a_constraint_the_weights_are_one(entry):
+    model = ToyLM(vocab_size=4, order=2, eos=0, seed=6)
+    sampler = build(entry, model)
+    asked = request(model, Anything(4, [0]), must_end=False)
+    found = sampler(asked, 6)
+    if sampler.exact and entry.key not in CASES:
+        assert found.log_weights.exp().mean() == pytest.approx(1.0, abs=1e-6)
+
+
+@EACH
+def test_a_constraint_that_nothing_satisfies_gives_no_text(entry):
+    """An error of the library's own, or no weight; never a text."""
+
+    class Nothing(OddSum):
+        def initial(self):
+            return _Refuses()
+
+    model = ToyLM(vocab_size=4, order=2, eos=0, seed=7)
+    try:
+        found = build(entry, model)(request(model, Nothing()), 4)
+    except ConstraintError:
+        return
+    assert bool((found.log_weights == -math.inf).all())
+
+
+class _Refuses:
+    complete = finished = False
+    mask_cost = 4.0
+
+    def allows(self, token):
+        return False
+
+    def mask(self):
+        return torch.zeros(4, dtype=torch.bool)
