@@ -31,6 +31,25 @@ def test_a_schema_that_is_none_is_refused_with_the_reason(tiny_tokenizer, schema
         Grammar.json_schema(schema, tiny_tokenizer)
 
 
+def test_a_feature_that_cannot_be_used_is_named_with_its_path(tiny_tokenizer):
+    name = {"type": "string"}
+    tags = {"type": "array", "items": {"anyOf": [name, {"not": name}]}}
+    schema = {"type": "object", "properties": {"name": name, "tags": tags}}
+    with pytest.raises(ConstraintError, match=r'"not".*#/properties/tags/items/anyOf/1'):
+        Grammar.json_schema(schema, tiny_tokenizer)
+    shared = {"$defs": {"n": {"uniqueItems": True}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
+    with pytest.raises(ConstraintError, match=r"uniqueItems.*#/"):
+        Grammar.json_schema(shared, tiny_tokenizer)
+
+
+def test_left_recursion_and_ambiguity_are_read(tiny_tokenizer):
+    recursive = Grammar.lark('start: start "+" NUMBER | NUMBER\nNUMBER: /[0-9]+/', tiny_tokenizer)
+    ambiguous = Grammar.lark('start: start "+" start | NUMBER\nNUMBER: /[0-9]/', tiny_tokenizer)
+    for grammar in (recursive, ambiguous):
+        assert read(grammar, tiny_tokenizer, "1+2+3").complete
+        assert not read(grammar, tiny_tokenizer, "1+2+").complete
+
+
 def test_bad_expressions_and_grammars_are_refused_with_the_reason(tiny_tokenizer):
     with pytest.raises(ConstraintError, match="unclosed group"):
         Grammar.regex("(abc", tiny_tokenizer)

@@ -10,7 +10,8 @@ check), and `complete`, may the text end here. The end-of-sequence tokens are al
 the text is complete, and nothing is allowed after them. `mask()` is `allows` of the whole
 vocabulary.
 
-Constraints over the same vocabulary combine: `a & b` wants both, `a | b` wants at least one.
+Constraints over the same vocabulary combine: `a & b` wants both, `a | b` wants at least one, `~a`
+wants the texts that `a` does not.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class Constraint(Protocol):
     def __or__(self, other: Constraint) -> Constraint:
         return combine("or", self, other)
 
+    def __invert__(self) -> Constraint:
+        return Complement(self)
+
 
 class Anything(Constraint):
     """Every text: what an unconstrained generation is read by."""
@@ -116,6 +120,27 @@ class Combination(Constraint):
 
     def begin(self, prompt: Sequence[int]) -> State:
         return _CombinedState(self, tuple(part.begin(prompt) for part in self.parts))
+
+
+class Complement(Constraint):
+    """Texts that do not satisfy `part`.
+
+    Every token is allowed, as a text that `part` may still accept can leave its language later;
+    only the end waits until it has. Where `part` accepts every continuation, that is never.
+    """
+
+    def __init__(self, part: Constraint):
+        self.part = part
+        self.vocab_size, self.eos = part.vocab_size, part.eos
+
+    def initial(self) -> State:
+        return self.begin(())
+
+    def begin(self, prompt: Sequence[int]) -> State:
+        return _OutsideState(self, self.part.begin(prompt))
+
+    def __invert__(self) -> Constraint:
+        return self.part
 
 
 def combine(how: str, *constraints: Constraint) -> Combination:
@@ -200,3 +225,33 @@ class _CombinedState:
         if not going or (self._every and len(going) < len(self.parts)):
             raise refuse(token, f"by {self.constraint.how!r} of {len(self.parts)} constraints")
         return _CombinedState(self.constraint, tuple(part.advance(token) for part in going))
+
+
+@dataclass(frozen=True)
+class _OutsideState:
+    constraint: Complement
+    part: State | None  # None: the text has left the part's language for good
+    finished: bool = False
+    mask_cost: float = 1.0
+
+    @property
+    def complete(self) -> bool:
+        return not self.finished and not (self.part is not None and self.part.complete)
+
+    def allows(self, token: int) -> bool:
+        if token in self.constraint.eos:
+            return self.complete
+        return not self.finished and 0 <= token < self.constraint.vocab_size
+
+    def mask(self) -> Tensor:
+        allowed = torch.full((self.constraint.vocab_size,), not self.finished)
+        allowed[list(self.constraint.eos)] = self.complete
+        return allowed
+
+    def advance(self, token: int) -> State:
+        if not self.allows(token):
+            raise refuse(token, "outside a constraint: the text satisfies it or has ended")
+        if token in self.constraint.eos:
+            return _OutsideState(self.constraint, self.part, True)
+        inside = self.part is not None and self.part.allows(token)
+        return _OutsideState(self.constraint, self.part.advance(token) if inside else None)  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,7 +72,7 @@ class Grammar(Constraint):
             parsed = json.loads(schema) if isinstance(schema, str) else schema
             plain = LLMatcher.grammar_from_json_schema(json.dumps(parsed))
             if reason := LLMatcher.validate_grammar(plain):
-                raise ConstraintError(_one_line(reason))
+                raise ConstraintError(f"{_one_line(reason)}, at {_culprit(parsed)}")
             if options and isinstance(parsed, Mapping):
                 parsed = {**parsed, "x-guidance": {**parsed.get("x-guidance", {}), **options}}
             return cls(f"start: %json {json.dumps(parsed)}\n{ANY_TOKENS}", tokenizer, eos)
@@ -153,6 +153,38 @@ class _GrammarState:
         if not parser.consume_token(token):
             raise ConstraintError(f"the grammar cannot go on: {_one_line(parser.get_error())}")
         return _GrammarState(self._grammar, parser, False)
+
+
+def _culprit(schema: Any) -> str:
+    """JSON pointer to the smallest part of a schema that cannot be used on its own."""
+    from llguidance import LLMatcher
+
+    if not isinstance(schema, Mapping):
+        return "#"
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    path, part = "#", schema
+    while True:
+        for step, inner in _parts(part):
+            source = LLMatcher.grammar_from_json_schema(json.dumps({**shared, **inner}))
+            if LLMatcher.validate_grammar(source):
+                path, part = f"{path}/{step}", inner
+                break
+        else:
+            return path
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The schemas directly inside a schema, each with the steps that lead to it."""
+    for key, value in schema.items():
+        if key in ("properties", "patternProperties", "$defs", "definitions"):
+            inside = value.items() if isinstance(value, Mapping) else ()
+        elif isinstance(value, list):
+            inside = enumerate(value)
+        else:
+            inside = [(None, value)]
+        for name, inner in inside:
+            if isinstance(inner, Mapping):
+                yield (key if name is None else f"{key}/{name}"), inner
 
 
 _vocabularies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
