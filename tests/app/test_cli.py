@@ -20,6 +20,7 @@ VERBS = (
     "papers",
     "reproduce",
     "models",
+    "audit",
     "demo",
 )
 PAIRS = [
@@ -210,6 +211,106 @@ def test_constraints_on_text_and_words_hold_together(run, model):
         "--without-letter", "e", "--sampler", "mask",
     )  # fmt: skip
     assert set(out.strip()) <= set("bcd ")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["smc:resampling=systematic", "awrs:max_accepts=3", "rejection", "asap:rows=2", "guard",
+     "beam:beams=2", "best-of-n:n=2"],
+)  # fmt: skip
+def test_every_sampler_is_reached_with_its_settings(run, model, sampler):
+    code, out, _ = run(
+        "generate", "the", "-m", model, "--regex", "[a-z ]{1,9}", "--sampler", sampler, "-p", 2,
+        "-n", 12, "--json", "--end-when-complete",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert found["text"] in [s["text"] for s in found["samples"] if s["log_weight"] is not None]
+    assert set(found["text"]) <= set("abcdefghijklmnopqrstuvwxyz ")
+
+
+def test_guard_takes_a_proposal(run, refused, model):
+    base = ["generate", "the", "-m", model, "--regex", "[a-z ]{1,9}", "-n", 8]
+    how = ["--sampler", "guard:rows=8", "--proposal", "the cat sat", "--end-when-complete"]
+    assert run(*base, *how)[0] == 0
+    assert "--sampler guard" in refused(*base, "--proposal", "the cat sat")
+
+
+def test_texts_hold_what_is_asked_and_are_no_shorter(run, model):
+    _, out, _ = run(
+        "generate", "the", "-m", model, "--contains", "og", "--regex", "(cat|dog)", "--json",
+        "--particles", 8,
+    )  # fmt: skip
+    assert json.loads(out)["text"] == "dog"
+    _, out, _ = run("generate", "the", "-m", model, "--min-tokens", 7, "-n", 9, "--json")
+    assert len(json.loads(out)["samples"][0]["tokens"]) >= 7
+
+
+def test_a_python_function_judges(run, refused, model, tmp_path):
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "def short(text): return len(text) == 3\n"
+        "begins = lambda text: len(text) <= 3\n"
+        "pair = (begins, short)\n"
+        "number = 3\n"
+    )
+    base = ["generate", "the", "-m", model, "-n", 8, "--end-when-complete"]
+    assert len(run(*base, "--accept", f"{judge}:pair")[1].rstrip("\n")) == 3
+    assert "function of a text" in refused(*base, "--accept", f"{judge}:number")
+
+
+def test_stop_strings_end_the_text_and_are_not_shown(run, model):
+    base = ["generate", "the cat", "-m", model, "-n", 16, "--without-letter", "e"]
+    whole = run(*base)[1].rstrip("\n")
+    stop = whole[3:5]
+    _, streamed, _ = run(*base, "--stop", stop)
+    _, held, _ = run(*base, "--stop", stop, "--json")
+    assert streamed.rstrip("\n") == whole[: whole.index(stop)]
+    assert json.loads(held)["text"] == whole[: whole.index(stop)]
+
+
+def test_steering_reaches_every_way_of_decoding(run, refused, model, tmp_path):
+    style = tmp_path / "style.txt"
+    style.write_text("the cat sat on the mat\n\nthe cat sat\n")
+    base = ["generate", "the", "-m", model, "-n", 12]
+    strong = ["--style", style, "--style-strength", 40, "-t", 0]
+    texts = [run(*base, *strong, *how)[1] for how in ([], ["--draft", "recycling"])]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith(" cat sat")
+    assert run(*base, "--expected-length", 0.01)[1].strip() == ""
+    assert "above 0" in refused(*base, "--expected-length", 0)
+    assert "needs a constraint" in refused(*base, "--end-when-complete")
+    style.write_text("")
+    assert "empty" in refused(*base, "--style", style)
+
+
+def test_bytes_finish_words_and_average_models(run, refused, model):
+    base = ["generate", "the ca", "-m", model, "-n", 12, "--seed", 2]
+    _, streamed, _ = run(*base, "--bytes")
+    found = json.loads(run(*base, "--bytes", "--json")[1])
+    assert streamed == found["text"] + "\n"
+    assert bytes(found["samples"][0]["tokens"]).decode(errors="replace") == found["text"]
+    _, both, _ = run(*base, "--ensemble", model)
+    assert both == streamed  # a model with itself is the model
+    assert "constraints" in refused(*base, "--bytes", "--regex", "a")
+    assert "--draft" in refused(*base, "--bytes", "--draft", "recycling")
+
+
+def test_contrast_with_the_same_prompt_keeps_the_likeliest_token(run, model):
+    base = ["generate", "the cat", "-m", model, "-n", 8, "-t", 0]
+    assert run(*base, "--contrast", "the cat")[1] == run(*base)[1]
+    assert run(*base, "--contrast", "a dog")[0] == 0
+
+
+def test_dictionary_and_melody_errors_name_their_input(refused, model, tmp_path):
+    entries = tmp_path / "words.tsv"
+    entries.write_text("cat\n")
+    base = ["generate", "the cat", "-m", model]
+    assert "line 1" in refused(*base, "--dictionary", entries)
+    assert "8,6,8,6" in refused(*base, "--melody", "8;6")
+    assert "rows" in refused(*base, "--sampler", "asap:row=2")
+    assert "name=value" in refused(*base, "--sampler", "asap:2")
+    assert "at least one text" in refused(*base, "--sampler", "asap:rows=0")
 
 
 def test_words_without_a_letter_may_be_cut_off_by_the_limit(run, model):

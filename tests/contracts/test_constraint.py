@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from tokenry.core import registry
 from tokenry.core.errors import ConstraintError, VocabularyError
 from tokenry.decode.constraints.base import Anything, Constraint
+from tokenry.decode.constraints.contains import Contains
+from tokenry.decode.constraints.dictionary import Dictionary
 from tokenry.decode.constraints.grammar import Grammar
+from tokenry.decode.constraints.length import Length
+from tokenry.decode.constraints.melody import Melody
 from tokenry.decode.constraints.predicate import Predicate
+from tokenry.decode.constraints.stop import Stop
 from tokenry.text.vocabulary import token_bytes
 
 PERSON = {
@@ -52,6 +57,14 @@ def no_letter_e(tokenizer):
     return WordConstraint(WithoutLetters("e"), tokenizer)
 
 
+def known_names(tokenizer, **options):
+    from tokenry.decode.constraints.completion import Completion
+    from tokenry.decode.constraints.completion_engine import NamesEngine
+
+    names = {"": ["cat", "there", "theory", "café"], "cat": ["mat", "sat"]}
+    return Completion(NamesEngine(names), tokenizer, **options)
+
+
 EXAMPLES = {
     "anything": (None, lambda t: Anything(len(t), [t.eos_token_id])),
     "json schema": ("grammar", lambda t: Grammar.json_schema(PERSON, t)),
@@ -64,8 +77,18 @@ EXAMPLES = {
     "predicate on bytes": ("predicate", short_cafe),
     "predicate on digits": ("predicate", even_number),
     "words": ("words", no_letter_e),
+    "stop": ("stop", lambda t: Stop(["the", "e ", "東京"], t)),
+    "stop with overshoot": ("stop", lambda t: Stop(["he", "京"], t, overshoot=True, early=True)),
+    "contains": ("contains", lambda t: Contains(["the", "eat", "é"], t)),
+    "length": ("length", lambda t: Length(2, 4, t)),
+    "dictionary": ("dictionary", lambda t: Dictionary([["the cat", "eat"], ["é"]], t)),
+    "melody": ("melody", lambda t: Melody([2, 3], t, lexicon=["the", "cat", "gather", "a"])),
+    "stop and contains": (None, lambda t: Stop(["mat"], t) & Contains(["the", "em"], t)),
+    "completion": ("completion", known_names),
+    "whole names": ("completion", lambda t: known_names(t, whole_names=True, suffix="\n")),
     "and": (None, lambda t: Grammar.regex("[0-9]+", t) & even_number(t)),
     "or": (None, lambda t: Grammar.regex("(the|cat)+", t) | even_number(t)),
+    "not": (None, lambda t: ~Grammar.regex("[0-9]+", t)),
     "nested": (
         None,
         lambda t: (
@@ -152,9 +175,17 @@ def test_every_registered_constraint_is_checked():
         ("predicate on bytes", "café東京🙂"),
         ("predicate on digits", "1234"),
         ("words", "a cat on a mat"),
+        ("contains", "café, the weather: eat"),
+        ("dictionary", "The Cat, É!"),
+        ("melody", "The... cat,\ngather the"),
+        ("stop and contains", "them on a mat"),
+        ("completion", "cat.mat(the"),
+        ("whole names", "return cat.sat(café, 12)"),
         ("and", "1234"),
         ("or", "thecat"),
         ("or", "36"),
+        ("not", "36a"),
+        ("not", "cat"),
         ("nested", "1+(2)"),
     ],
 )
@@ -179,8 +210,18 @@ def test_accepts_any_tokenization_of_its_texts(tiny_tokenizer, built, name, text
         ("predicate on bytes", "cafe"),
         ("predicate on digits", "123"),
         ("words", "the cat"),
+        ("stop", "a cat on a ma"),
+        ("contains", "café, the"),
+        ("dictionary", "the cats é"),
+        ("melody", "the cat\na"),
+        ("melody", "gather a\ngather a"),
+        ("length", "the cat on the mat and on the mat"),
+        ("stop and contains", "the mat"),
+        ("completion", "cat.dog"),
+        ("whole names", "cat.ma(the)"),
         ("and", "123"),
         ("or", "cat7"),
+        ("not", "367"),
         ("nested", "1+1+1+1+1"),
     ],
 )

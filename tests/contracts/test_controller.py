@@ -30,8 +30,57 @@ def word_filter(tokenizer, prompt_length):
     return controller["ctgs"](filter, tokenizer, prompt_length=prompt_length)
 
 
+def ngram_style(tokenizer, strength):
+    from tokenry.text.ngrams import NGramModel
+
+    texts = ["the cat sat on the mat", "there is a theory that they gather"]
+    ngrams = NGramModel.fit([tokenizer(text)["input_ids"] for text in texts], len(tokenizer))
+    pad = tokenizer.pad_token_id
+    return controller["ngram-style"](ngrams, strength, pad_token_id=pad)
+
+
+def posterior(tokenizer, epsilon):
+    return controller["posterior"](torch.linspace(-1, 1, len(tokenizer)), epsilon=epsilon)
+
+
+def stopping(tokenizer, prompt_length):
+    return controller["stopping"](
+        [tokenizer.eos_token_id], bias=-1.0, floor=0.3, start=2, prompt_length=prompt_length
+    )
+
+
+def asap(tokenizer, prompt_length):
+    from tokenry.decode.constraints.grammar import Grammar
+
+    return controller["asap"](Grammar.regex("[a-z ]*", tokenizer), prompt_length)
+
+
+class Table(torch.nn.Module):
+    """A model whose logits depend on the last token alone, the same in any batch."""
+
+    def __init__(self, size):
+        super().__init__()
+        generator = torch.Generator().manual_seed(9)
+        self.table = torch.nn.Parameter(torch.randn(size, size, generator=generator))
+
+    def forward(self, input_ids, **_):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def contrast(tokenizer, prompt_length):
+    model = Table(len(tokenizer))
+    return controller["uscd"](model, [5, 6], prompt_length=prompt_length)
+
+
 CASES: dict[str, Case] = {
+    "uscd": Case(contrast, lambda *_: controller["uscd"](None, None)),
+    "asap": Case(asap, lambda _, prompt_length: controller["asap"](None, prompt_length)),
     "ctgs": Case(word_filter, lambda tokenizer, _: controller["ctgs"](None, tokenizer)),
+    "ngram-style": Case(lambda t, _: ngram_style(t, 0.4), lambda t, _: ngram_style(t, 0.0)),
+    "posterior": Case(lambda t, _: posterior(t, -0.3), lambda t, _: posterior(t, 1.0)),
+    "stopping": Case(stopping, lambda t, _: controller["stopping"]([t.eos_token_id])),
 }
 PROMPTS = ["the cat sat", "there is a theory", "a"]
 EACH = pytest.mark.parametrize("key", sorted(CASES))

@@ -17,6 +17,7 @@ import typer
 
 import tokenry
 from tokenry.app.commands import (
+    audit,
     demo,
     generate,
     inspect,
@@ -49,7 +50,7 @@ def paragraphs(verb: Callable[..., None]) -> str:
 
 for verb in (inspect.inspect, generate.generate, train.train, tokenize.tokenize):
     app.command(help=paragraphs(verb))(verb)
-for verb in (objectives.objectives, papers.papers, reproduce.reproduce):
+for verb in (audit.audit, objectives.objectives, papers.papers, reproduce.reproduce):
     app.command(help=paragraphs(verb))(verb)
 app.add_typer(models.app, name="models", help=paragraphs(models.models))
 app.command(help=paragraphs(demo.demo))(demo.demo)

@@ -1,15 +1,16 @@
-"""Continuing a prompt in the three ways of `tokenry generate`, with one kind of result.
+"""Continuing a prompt in the four ways of `tokenry generate`, with one kind of result.
 
 sampled   weighted particles under a constraint (AWRS, masking)
 drafted   a drafter guesses, the model verifies: several tokens per pass
 cached    plain decoding on a bounded key-value cache
+bytewise  byte by byte, by one model or the mean of several
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.generate import ends, generate, prompt_ids
 from tokenry.decode.samplers.base import DEAD
+from tokenry.decode.samplers.request import Processor, TextSampler
 from tokenry.decode.speculation.speculate import generate_with_drafter
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
@@ -57,6 +59,10 @@ class Continuation:
     checks_per_token: float
     finished: bool
 
+    def cut(self, shorten: Callable[[str], str]) -> Continuation:
+        """The same with every text shortened."""
+        return replace(self, text=shorten(self.text), texts=[shorten(t) for t in self.texts])
+
     def to_dict(self) -> dict[str, Any]:
         """What `tokenry generate --json` prints."""
         samples = zip(self.texts, self.log_weights, self.ids, strict=True)
@@ -78,13 +84,19 @@ def sampled(
     prompt: Any,
     constraint: Constraint | None,
     limits: Limits,
-    sampler: str = "awrs",
+    sampler: str | TextSampler = "awrs",
     particles: int = 1,
     must_end: bool = True,
     on_token: OnToken | None = None,
+    processors: Sequence[Processor] = (),
 ) -> Continuation:
     """Particles under a constraint. must_end: a text that the limit cuts off counts for nothing."""
     greedy = limits.temperature == 0
+
+    def watch(_: int, texts: list[list[int]]) -> None:
+        if on_token is not None:
+            on_token(max(texts, key=len, default=[]))
+
     found = generate(
         loaded,
         prompt,
@@ -94,8 +106,11 @@ def sampled(
         limits.max_new_tokens,
         1.0 if greedy else limits.temperature,
         limits.seed,
+        processors,
         must_end=constraint is not None and must_end,
-        progress=None if on_token is None else lambda _, texts: on_token(texts[0]),
+        progress=None
+        if on_token is None
+        else lambda _, texts: on_token(max(texts, key=len, default=[])),
     )
     log_weights = found.log_weights.tolist()
     if max(log_weights) == DEAD:
@@ -126,6 +141,7 @@ def drafted(
     drafter: Any,
     must_end: bool = True,
     on_token: OnToken | None = None,
+    processors: Sequence[Processor] = (),
 ) -> Continuation:
     """One text, as plain decoding would give it, with several tokens per pass."""
     model, tokenizer = loaded
@@ -143,7 +159,7 @@ def drafted(
         limits.max_new_tokens,
         temperature=limits.temperature,
         eos_token_id=ends(*loaded),
-        processors=[ConstraintMask(constraint, ids)] if constraint else [],
+        processors=[*processors, *([ConstraintMask(constraint, ids)] if constraint else [])],
         stopping=[watch],
         generator=torch.Generator().manual_seed(limits.seed),
     )
@@ -158,6 +174,7 @@ def cached(
     policy: Any,
     must_end: bool = True,
     on_token: OnToken | None = None,
+    processors: Sequence[Processor] = (),
 ) -> Continuation:
     """One text on a bounded key-value cache, by transformers' own generate."""
     model, tokenizer = loaded
@@ -184,6 +201,7 @@ def cached(
             eos_token_id=ends(*loaded),
             pad_token_id=tokenizer.pad_token_id or ends(*loaded)[0],
             logits_processor=[
+                *processors,
                 *([ConstraintMask(constraint, ids[0].tolist())] if constraint else []),
                 watch,
             ],
@@ -193,6 +211,45 @@ def cached(
     if on_token is not None:
         on_token(new)
     return one_text(loaded, new, time.perf_counter() - started, len(new), must_end)
+
+
+def bytewise(
+    models: Sequence[tuple[Any, Any]],
+    prompt: Any,
+    limits: Limits,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+) -> Continuation:
+    """One text of at most `limits.max_new_tokens` bytes, whose ids are its bytes."""
+    from tokenry.decode.bytes import ByteEnsemble, ByteModel, complete
+
+    started = time.perf_counter()
+    members = [ByteModel(*loaded) for loaded in models]
+    asked = isinstance(prompt, str)  # else chat messages, each model with its own template
+    context = [] if asked else [prompt_ids(tokenizer, prompt) for _, tokenizer in models]
+    alone = len(members) == 1
+    found = complete(
+        members[0] if alone else ByteEnsemble(members),
+        prompt if asked else "",
+        limits.max_new_tokens,
+        temperature=limits.temperature,
+        seed=limits.seed,
+        stop=stop,
+        context=context[0] if alone and context else context,
+        on_text=on_text,
+    )
+    return Continuation(
+        text=found.text,
+        texts=[found.text],
+        log_weights=[found.logprob],
+        ids=[list(found.data)],
+        log_evidence=None,
+        seconds=time.perf_counter() - started,
+        forward_passes=found.passes.calls,
+        tokens=len(found.data),
+        checks_per_token=0.0,
+        finished=found.ended,
+    )
 
 
 def one_text(

@@ -1,18 +1,16 @@
-"""tokenry generate: continue a prompt, under constraints, with a draft, or on a small cache."""
+"""tokenry generate: continue a prompt, constrained, steered, with a draft, or on a small cache."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import reduce
-from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenry.app.constraints import TextConstraints, with_words, word_filter
+from tokenry.app.steering import Steering
 from tokenry.app.terminal import (
     AsJson,
     Model,
@@ -24,15 +22,14 @@ from tokenry.app.terminal import (
     read_text,
     working,
 )
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.errors import InputError
 
 if TYPE_CHECKING:
-    from tokenry.app.continuation import Continuation
-    from tokenry.decode.constraints.base import Constraint
-    from tokenry.decode.steering.word_filters import WordFilter
+    from tokenry.app.continuation import Continuation, Limits
 
 TEXTS = "Constraints on the text"
 WORDS = "Constraints on its words"
+STEER = "Steering: which texts are likely"
 HOW = "How it is decoded"
 
 
@@ -70,6 +67,52 @@ def generate(
             "--grammar", metavar="FILE", help="Derived by a Lark grammar.", rich_help_panel=TEXTS
         ),
     ] = None,
+    contains: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contains", metavar="S", help="Holds this (repeat it).", rich_help_panel=TEXTS
+        ),
+    ] = None,
+    min_tokens: Annotated[
+        int,
+        typer.Option("--min-tokens", metavar="N", help="No shorter.", rich_help_panel=TEXTS),
+    ] = 0,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            "--accept",
+            metavar="FILE.py:NAME",
+            help="A Python function of the text says yes; or a pair of functions: may it begin so, "
+            "may it be so.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(
+            "--dictionary",
+            metavar="FILE",
+            help="Translates every phrase of the prompt that this TSV or JSON has, as it says.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
+    melody: Annotated[
+        str | None,
+        typer.Option(
+            "--melody",
+            metavar="8,6,...",
+            help="Lines that can be sung on so many notes each.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
+    python: Annotated[
+        bool,
+        typer.Option(
+            "--python/--no-python",
+            help="Goes on with Python whose names jedi knows.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = False,
     without_letter: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,12 +161,71 @@ def generate(
         str | None,
         typer.Option("--rhymes-with", metavar="W", help="Every word does.", rich_help_panel=WORDS),
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            metavar="S",
+            help="The text ends before this, however tokens cut it (repeat it).",
+            rich_help_panel=STEER,
+        ),
+    ] = None,
+    end_when_complete: Annotated[
+        bool,
+        typer.Option(
+            "--end-when-complete/--no-end-when-complete",
+            help="The text ends as soon as it satisfies the constraints.",
+            rich_help_panel=STEER,
+        ),
+    ] = False,
+    expected_length: Annotated[
+        float | None,
+        typer.Option(
+            "--expected-length",
+            metavar="N",
+            help="At least so likely to end at every token that N tokens are expected at most.",
+            rich_help_panel=STEER,
+        ),
+    ] = None,
+    style: Annotated[
+        Path | None,
+        typer.Option(
+            "--style",
+            metavar="FILE",
+            help="Pulled towards the n-grams of this text.",
+            rich_help_panel=STEER,
+        ),
+    ] = None,
+    style_strength: Annotated[
+        float,
+        typer.Option("--style-strength", metavar="X", help="0: not.", rich_help_panel=STEER),
+    ] = 0.1,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            "--contrast",
+            metavar="PROMPT",
+            help="Pushed away, where the model is unsure, from how it goes on from this prompt.",
+            rich_help_panel=STEER,
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
             "--sampler",
-            help="awrs: weighted, true to the model. mask: forbids tokens and ignores what that "
-            "distorts. Default: awrs.",
+            metavar="NAME[:SETTING=VALUE,...]",
+            help="awrs, smc: weighted, true to the model. rejection, asap, guard: exact as well. "
+            "beam, best-of-n: search. mask: forbids tokens and ignores what that distorts. "
+            "Default: awrs.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    proposal: Annotated[
+        str | None,
+        typer.Option(
+            "--proposal",
+            metavar="PROMPT",
+            help="For --sampler guard: a prompt that asks for what the constraint wants.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -154,6 +256,23 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
+    by_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--bytes/--tokens",
+            help="Byte by byte, exactly: the prompt may end inside a word. -n counts bytes.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ensemble",
+            metavar="MODEL",
+            help="The mean with another model, byte by byte, whatever its tokenizer (repeat it).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     as_json: AsJson = False,
     seed: Seed = 0,
 ) -> None:
@@ -172,60 +291,80 @@ def generate(
 
     [cyan]tokenry generate "Write about the sea." --chat --without-letter e[/]
 
+    [cyan]tokenry generate "import math\\nprint(math." --python --stop ")" [/]
+
+    [cyan]tokenry generate "The capital of Fra" --bytes --ensemble gemma3-270m[/]
+
     [cyan]tokenry generate "def fibonacci(n):" -t 0 --draft recycling[/]
     """
     from tokenry.app.continuation import Limits
 
     asked = {
         "sampler": sampler,
+        "proposal": proposal,
         "particles": particles,
         "draft": draft,
         "cache": cache,
+        "chat": chat,
     }
     text = read_text("-") if prompt == "-" else prompt
     if not text:
         raise InputError("the prompt is empty: give at least one token to continue")
-    drafter, policy = methods(**asked)
+    text_sampler, drafter, policy = methods(**asked)
     limits = Limits(max_new_tokens, 1.0 if temperature is None else temperature, seed)
-    sources = TextSources.read(json_schema, regex, grammar)
+    sources = TextConstraints.read(
+        json_schema, regex, grammar, contains, min_tokens, accept, dictionary, melody, python
+    )
     words = word_filter(
         without_letter, with_letter, only_letters, starts_with, ends_with, shortest, longest,
         syllables, rhymes_with,
     )  # fmt: skip
+    steering = Steering.read(
+        stop, expected_length, style, style_strength, contrast, end_when_complete
+    )
+    if by_bytes or ensemble:
+        others = {
+            "constraints": sources != TextConstraints() or words is not None,
+            "steering": steering != Steering(steering.stop, style_strength=style_strength),
+            "--sampler, --particles, --draft or --cache": particles > 1
+            or any(value is not None for value in (text_sampler, drafter, policy)),
+        }
+        if wrong := [name for name, given in others.items() if given]:
+            raise InputError(
+                f"--bytes and --ensemble write one text by themselves: leave out {wrong[0]}"
+            )
+        write_bytes([model, *(ensemble or [])], text, chat, limits, steering.stop, as_json)
+        return
     loaded = load(model)
     question = [{"role": "user", "content": text}] if chat else text
     if chat and loaded.tokenizer.chat_template is None:
         raise InputError(f"{model} has no chat template: leave --chat out")
     with working("preparing the constraint"):
-        on_text = sources.constraint(loaded)
-        constraint = with_words(on_text, words, loaded)
-    must_end = on_text is not None  # words may be cut off by the limit, a JSON object may not
-    plain = not as_json and not must_end and particles == 1
+        constraint = with_words(sources.constraint(loaded, text), words, loaded)
+        control = steering.control(loaded, question, limits.temperature, constraint)
+    must_end = sources.whole  # words may be cut off by the limit, a JSON object may not
+    plain = not as_json and not must_end and particles == 1 and text_sampler is None
 
     def run(on_token: Callable[[list[int]], None]) -> Continuation:
         from tokenry.app import continuation
 
+        common = (loaded, question, constraint, limits)
+        processors = control.processors
         if drafter is not None:
-            return continuation.drafted(
-                loaded, question, constraint, limits, drafter(), must_end, on_token
-            )
+            return continuation.drafted(*common, drafter(), must_end, on_token, processors)
         if policy is not None:
-            return continuation.cached(
-                loaded, question, constraint, limits, policy, must_end, on_token
-            )
-        how = sampler or ("awrs" if constraint is not None else "mask")
-        return continuation.sampled(
-            loaded, question, constraint, limits, how, particles, must_end, on_token
-        )
+            return continuation.cached(*common, policy, must_end, on_token, processors)
+        how = text_sampler or ("awrs" if constraint is not None else "mask")
+        return continuation.sampled(*common, how, particles, must_end, on_token, processors)
 
     if plain:
-        stream = Stream(loaded.tokenizer)
-        found = run(stream)
+        stream = Stream(loaded.tokenizer, control.cut, control.held_back)
+        found = run(stream).cut(control.cut)
         stream.finish(found.text)
     else:
         with progress() as bar:
             task = bar.add_task(f"{particles} texts, tokens", total=max_new_tokens)
-            found = run(lambda ids: bar.update(task, completed=len(ids)))
+            found = run(lambda ids: bar.update(task, completed=len(ids))).cut(control.cut)
         if as_json:
             print_json(found.to_dict())
         else:
@@ -234,16 +373,47 @@ def generate(
         remark(found)
 
 
+def write_bytes(
+    names: list[str], text: str, chat: bool, limits: Limits, stop: tuple[str, ...], as_json: bool
+) -> None:
+    """Byte by byte, by one model or the mean of several."""
+    from tokenry.app import continuation
+
+    def show(part: str) -> None:
+        if not as_json:
+            sys.stdout.write(part)
+            sys.stdout.flush()
+
+    models = [load(name) for name in names]
+    for name, loaded in zip(names, models, strict=True):
+        if chat and loaded.tokenizer.chat_template is None:
+            raise InputError(f"{name} has no chat template: leave --chat out")
+    prompt = [{"role": "user", "content": text}] if chat else text
+    found = continuation.bytewise(models, prompt, limits, stop, show)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(flush=True)
+        remark(found)
+
+
 def methods(
-    sampler: str | None, particles: int, draft: str | None, cache: str | None
-) -> tuple[Any, Any]:
-    """The drafter's class and the cache policy asked for; combinations that cannot work say so."""
+    sampler: str | None,
+    proposal: str | None,
+    particles: int,
+    draft: str | None,
+    cache: str | None,
+    chat: bool,
+) -> tuple[Any, Any, Any]:
+    """The sampler, the drafter's class and the cache policy asked for (None: not asked for);
+    combinations that cannot work say so."""
     from tokenry.core import registry
 
     if particles < 1:
         raise InputError(f"--particles is {particles}: it must be at least 1")
-    if sampler is not None:
-        registry.sampler[sampler]
+    chosen = None if sampler is None else sampler_of(sampler, proposal, chat)
+    if proposal is not None and (sampler or "").partition(":")[0] != "guard":
+        raise InputError("--proposal is of --sampler guard: give that as well")
     for option, value in (("--draft", draft), ("--cache", cache)):
         if value is None:
             continue
@@ -256,9 +426,26 @@ def methods(
     if draft is not None and cache is not None:
         raise InputError("--draft needs the whole key-value cache: it cannot go with --cache")
     return (
+        chosen,
         None if draft is None else registry.drafter[draft],
         None if cache is None else cache_policy(cache),
     )
+
+
+def sampler_of(option: str, proposal: str | None, chat: bool) -> Any:
+    """The sampler of NAME[:SETTING=VALUE,...]: of whole texts, or of tokens."""
+    from tokenry.app.choices import configured
+    from tokenry.core import registry
+    from tokenry.decode.generate import text_sampler_of
+
+    name = option.partition(":")[0]
+    if option == name and name != "guard":
+        return text_sampler_of(name)  # knows all names
+    role = registry.sampler if name in registry.sampler.names() else registry.text_sampler
+    given: dict[str, Any] = {}
+    if name == "guard" and proposal is not None:
+        given["prompt"] = [{"role": "user", "content": proposal}] if chat else proposal
+    return text_sampler_of(configured(role, option, **given))
 
 
 def cache_policy(option: str) -> Any:
@@ -283,122 +470,20 @@ def cache_policy(option: str) -> Any:
         ) from None
 
 
-@dataclass(frozen=True)
-class TextSources:
-    """The constraints on the whole text, as they were given, before a tokenizer is there."""
-
-    schema: Any = None
-    pattern: str | None = None
-    grammar: str | None = None
-
-    @classmethod
-    def read(cls, schema: str | None, regex: str | None, grammar: Path | None) -> TextSources:
-        return cls(
-            None if schema is None else read_schema(schema),
-            regex,
-            None if grammar is None else read_text(grammar),
-        )
-
-    def constraint(self, loaded: Any) -> Constraint | None:
-        """Their conjunction over the model's vocabulary; None if there are none."""
-        from tokenry.decode.constraints.grammar import Grammar
-        from tokenry.decode.generate import ends
-
-        tokenizer, eos = loaded.tokenizer, ends(*loaded)
-        parts: list[Constraint] = []
-        if self.schema is not None:
-            parts.append(Grammar.json_schema(self.schema, tokenizer, eos=eos))
-        if self.pattern is not None:
-            parts.append(Grammar.regex(self.pattern, tokenizer, eos=eos))
-        if self.grammar is not None:
-            parts.append(Grammar.lark(self.grammar, tokenizer, eos=eos))
-        return reduce(and_, parts) if parts else None
-
-
-def read_schema(source: str) -> Any:
-    """A JSON schema from a file, or from the option's own text if that is an object."""
-    inline = source.lstrip().startswith("{")
-    name = "the schema" if inline else source
-    try:
-        schema = json.loads(source if inline else read_text(source))
-    except json.JSONDecodeError as error:
-        raise ConstraintError(
-            f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
-    if not isinstance(schema, dict | bool):
-        raise ConstraintError(f"{name} is not a JSON schema: it holds {json.dumps(schema)[:40]}")
-    return schema
-
-
-def word_filter(
-    without: list[str] | None,
-    required: list[str] | None,
-    only: str | None,
-    beginning: str | None,
-    ending: str | None,
-    shortest: int | None,
-    longest: int | None,
-    syllables: int | None,
-    rhyme: str | None,
-) -> WordFilter | None:
-    """The conjunction of the word filters that were given; None if there are none."""
-    from tokenry.decode.steering import phonetics
-    from tokenry.decode.steering import word_filters as on_words
-
-    parts: list[WordFilter] = []
-    if without:
-        parts.append(on_words.WithoutLetters(letters(without, "--without-letter")))
-    if required:
-        parts.append(on_words.WithLetters(letters(required, "--with-letter")))
-    if only is not None:
-        parts.append(on_words.OnlyLetters(letters([only], "--only-letters")))
-    if beginning is not None:
-        parts.append(on_words.StartsWith(letters([beginning], "--starts-with")))
-    if ending is not None:
-        parts.append(on_words.EndsWith(letters([ending], "--ends-with")))
-    if shortest is not None or longest is not None:
-        parts.append(on_words.Length(1 if shortest is None else shortest, longest))
-    if syllables is not None:
-        if syllables < 1:
-            raise ConstraintError(f"no word has {syllables} syllables: --syllables is 1 or more")
-        parts.append(phonetics.Syllables(syllables))
-    if rhyme is not None:
-        parts.append(phonetics.RhymesWith(letters([rhyme], "--rhymes-with")))
-    return reduce(and_, parts) if parts else None
-
-
-def letters(values: list[str], option: str) -> str:
-    """Lower-case letters, as the filters want them."""
-    joined = "".join(values).lower()
-    if not joined or not all(symbol.isalpha() for symbol in joined):
-        raise InputError(f"{option} takes letters, not {' '.join(values)!r}")
-    return joined
-
-
-def with_words(
-    constraint: Constraint | None, words: WordFilter | None, loaded: Any
-) -> Constraint | None:
-    """The constraint on the text, and the filter on its words."""
-    if words is None:
-        return constraint
-    from tokenry.decode.constraints.words import WordConstraint
-    from tokenry.decode.generate import ends
-
-    on_words = WordConstraint(words, loaded.tokenizer, eos=ends(*loaded))
-    return on_words if constraint is None else constraint & on_words
-
-
 class Stream:
-    """Prints a text as it grows; a character that is not whole yet waits."""
+    """Prints a text as it grows; a character that is not whole yet waits.
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    cut: what is shown of a text. held_back: characters at its end that a later token may cut off.
+    """
+
+    def __init__(self, tokenizer: Any, cut: Callable[[str], str] = str, held_back: int = 0):
+        self.tokenizer, self.cut, self.held_back = tokenizer, cut, held_back
         self.shown = ""
 
     def __call__(self, ids: list[int]) -> None:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._show(text)
+            self._show(self.cut(text[: len(text) - self.held_back]))
 
     def finish(self, text: str) -> None:
         self._show(text)
@@ -407,7 +492,7 @@ class Stream:
     def _show(self, text: str) -> None:
         sys.stdout.write(text[len(self.shown) :])
         sys.stdout.flush()
-        self.shown = text
+        self.shown = max(self.shown, text, key=len)
 
 
 def remark(found: Continuation) -> None:

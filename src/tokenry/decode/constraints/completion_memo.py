@@ -1,0 +1,55 @@
+"""What a completion engine has said: kept by place, so that no question is asked twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokenry.text.prefix_trie import PrefixTrie
+
+Place = tuple[str, str]  # the text before the caret and after it
+
+
+@dataclass
+class Memo:
+    """What a completion engine has said, shared by all samples; and counts of what it was asked.
+
+    answers: continuations by place. denied: at each place, what cannot follow. dead: places after
+    which no token was left. calls: questions to the engine. remembered: questions that `answers`
+    settled; spared: those that a denied prefix did. pruned: tokens refused; forced: tokens that an
+    active completion settled.
+    """
+
+    answers: dict[Place, tuple[str, ...] | None] = field(default_factory=dict, repr=False)
+    denied: dict[Place, PrefixDenyTrie] = field(default_factory=dict, repr=False)
+    dead: set[Place] = field(default_factory=set, repr=False)
+    calls: int = 0
+    remembered: int = 0
+    spared: int = 0
+    pruned: int = 0
+    forced: int = 0
+
+    def denies(self, place: Place, added: str) -> bool:
+        denied = place in self.denied and self.denied[place].denies(added)
+        self.spared += denied
+        return denied
+
+    def deny(self, place: Place, added: str) -> None:
+        self.denied.setdefault(place, PrefixDenyTrie()).add(added)
+
+    def bury(self, place: Place) -> None:
+        """Remember that no token was left at a place: the last one before it is refused from now
+        on. Takes no text away that could have been completed with the tokens that there were."""
+        self.dead.add(place)
+
+
+class PrefixDenyTrie:
+    """Strings that were refused, and with them every string that begins with one of them."""
+
+    def __init__(self) -> None:
+        self.refused = PrefixTrie()
+
+    def add(self, string: str) -> None:
+        self.refused.insert(string)
+
+    def denies(self, string: str) -> bool:
+        return any(self.refused.ended[node] for node in self.refused.path(string))

@@ -1,0 +1,130 @@
+"""The rules of canonical encodings against the tokenizers themselves."""
+
+import random
+
+import numpy as np
+import pytest
+
+from tokenry.core.errors import InputError, VocabularyError
+from tokenry.decode.bytes import cover_encodings, is_canonical
+from tokenry.decode.bytes.canonical import canonical
+from tokenry.decode.bytes.merges import MergeTable
+
+TEXT = (
+    "def f(x):\n    return x12345  y naïve 東京🙂 \n\n\nIt's we'll don't  'tis \t\n  end. ''s x'r "
+    "'l <h1> !?\n   \n" + "\n" * 40 + "tail 　x\r\n ======="
+)
+REAL = pytest.mark.parametrize(
+    "loaded", [pytest.param(name, marks=pytest.mark.model) for name in ("smollm2", "gemma3")]
+)
+
+
+def encode(tokenizer, text):
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    return tokenizer(text, **options)["input_ids"]
+
+
+@pytest.fixture
+def tokenizer(loaded, request):
+    return request.getfixturevalue(loaded).tokenizer
+
+
+@REAL
+def test_a_tokenizers_own_encoding_is_canonical(tokenizer):
+    ids = encode(tokenizer, TEXT)
+    assert is_canonical(tokenizer, ids)
+    again = [*ids[:5], *encode(tokenizer, "ab"[:1]), *encode(tokenizer, "b")]
+    assert is_canonical(tokenizer, again) == (again == encode(tokenizer, tokenizer.decode(again)))
+
+
+@REAL
+def test_random_walks_through_what_is_viable_are_encodings(tokenizer):
+    rules = canonical(tokenizer)
+    pool, choice = encode(tokenizer, TEXT), random.Random(0)
+    judged = {True: 0, False: 0}
+    for _ in range(150):
+        context, ids = (), []
+        for _ in range(6):
+            allowed = rules.viable(context)
+            usual = [token for token in choice.choices(pool, k=30) if allowed[token]]
+            rare = np.flatnonzero(allowed)
+            token = usual[0] if usual and choice.random() < 0.7 else int(choice.choice(rare))
+            ids, context = [*ids, token], rules.advance(context, token)
+        data = b"".join(rules.vocabulary.pieces[token] for token in ids)
+        try:
+            own = encode(tokenizer, data.decode()) == ids
+        except UnicodeDecodeError:
+            own = False
+        assert rules.complete(context) == own, ids
+        judged[own] += 1
+    assert judged[True] > 50
+
+
+@REAL
+def test_pairs_are_broken_up_as_the_tokenizer_does(tokenizer):
+    table = canonical(tokenizer).merges
+    model = tokenizer.backend_tokenizer.model
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    choice, known = random.Random(0), np.flatnonzero(table.own).tolist()
+    short = [token for token in known if len(pieces[token]) < 4]
+    for _ in range(60):
+        left = choice.choice(choice.choice([known, short]))
+        broken = np.flatnonzero(~table.follows(left) & table.own).tolist() or known
+        for right in [*choice.choices(short, k=10), *choice.choices(broken, k=10)]:
+            ids = [token.id for token in model.tokenize(pieces[left] + pieces[right])]
+            assert (ids == [left, right]) == table.follows(left)[right]
+
+
+def test_equal_letters_merge_from_the_left(make_byte_level):
+    tokenizer = make_byte_level(["a"], ["a a", "aa aa"], regex=False)
+    a, two, four = tokenizer.convert_tokens_to_ids(["a", "aa", "aaaa"])
+    canonical_ones = [[a], [two], [two, a], [four], [four, a], [four, two], [four, two, a]]
+    for ids in canonical_ones:
+        assert is_canonical(tokenizer, ids), ids
+    for ids in ([a, a], [a, two], [two, two], [two, a, a], [two, four], [a, four]):
+        assert not is_canonical(tokenizer, ids), ids
+
+
+def test_covers_stick_out_by_one_token_at_most(words):
+    ids = words.convert_tokens_to_ids
+    found = cover_encodings(words, "a'")
+    assert ids(["a", "'"]) in found
+    assert ids(["a", "'s"]) in found
+    assert not any(len(cover) == 1 for cover in found)
+    assert cover_encodings(words, "") == [[]]
+    assert cover_encodings(words, b"\xff") == []
+
+
+def test_a_space_before_a_break_is_viable_but_not_complete(words):
+    """What follows decides: "a␣⏎" is [a, ␣⏎], but "a␣⏎s" is [a, ␣, ⏎, s]."""
+    ids = words.convert_tokens_to_ids(["a", "Ġ", "Ċ"])
+    assert ids in cover_encodings(words, "a \n")
+    assert not is_canonical(words, ids)
+    assert is_canonical(words, [*ids, *words.convert_tokens_to_ids(["s"])])
+
+
+def test_added_texts_are_cut_out_first(fallback):
+    def ids(*pieces):
+        return fallback.convert_tokens_to_ids(list(pieces))
+
+    assert is_canonical(fallback, ids("\n\n\n", "\n"))
+    assert not is_canonical(fallback, ids("\n", "\n"))
+    assert not is_canonical(fallback, ids("\n\n", "\n"))
+    assert is_canonical(fallback, ids("a", "<b>", "b"))
+    assert not is_canonical(fallback, ids("<0x3C>", "b", "<0x3E>"))
+    assert not is_canonical(fallback, ids("<0x61>"))  # the letter a is in the vocabulary
+    assert is_canonical(fallback, ids("<0xC3>", "<0xA8>"))
+    assert not is_canonical(fallback, ids("<0xC3>", "<0xA9>"))
+
+
+def test_other_tokenizers_are_refused(words):
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("▁", -2.0)], unk_id=0))
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    with pytest.raises(VocabularyError, match="need a BPE tokenizer, this one is Unigram"):
+        MergeTable(tokenizer, len(tokenizer))
+    with pytest.raises(InputError, match="not in the vocabulary"):
+        is_canonical(words, [9999])
