@@ -1,5 +1,7 @@
 """Hidden-state optimisation against plain evaluation and finite differences."""
 
+import copy
+
 import pytest
 import torch
 
