@@ -19,6 +19,7 @@ import torch
 
 import tokenry
 from tokenry.decode.constraints.base import Constraint, State
+from tokenry.decode.constraints.ending import Ending
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import prompt_ids
@@ -65,7 +66,7 @@ def measure(model: str, samples: int, seed: int) -> dict[str, Any]:
     loaded = tokenry.load(model)
     cities = Grammar.regex(" (" + "|".join(CITIES) + ")[.]", loaded.tokenizer)
     # the model is one that ends at a full stop
-    stop = Stop(["."], loaded.tokenizer).processor(len(prompt_ids(loaded.tokenizer, PROMPT)))
+    stop = Ending(Stop(["."], loaded.tokenizer), prompt_ids(loaded.tokenizer, PROMPT))
     masses = exact(loaded, cities, stop)
     total = sum(masses.values())
     truth = {text: mass / total for text, mass in masses.items()}

@@ -63,6 +63,7 @@ class Steering:
         self, loaded: Any, prompt: Any, temperature: float, constraint: Constraint | None
     ) -> Control:
         """The processors for a prompt, in the order in which they are applied."""
+        from tokenry.decode.constraints.ending import Ending
         from tokenry.decode.generate import ends, prompt_ids
 
         model, tokenizer = loaded
@@ -90,16 +91,14 @@ class Steering:
                 )
             )
         if self.end_when_complete:
-            from tokenry.decode.constraints.ending import Ending
-
             if constraint is None:
                 raise InputError("--end-when-complete needs a constraint that can be complete")
             processors.append(Ending(constraint, prompt_ids(tokenizer, prompt)))
         if self.stop:
             from tokenry.decode.constraints.stop import Stop
 
-            stop = Stop(self.stop, tokenizer, eos=ends(*loaded))
-            processors.append(stop.processor(len(prompt_ids(tokenizer, prompt))))
+            stop = Stop(self.stop, tokenizer, overshoot=True, eos=ends(*loaded))
+            processors.append(Ending(stop, prompt_ids(tokenizer, prompt)))
             cut = stop.before
         held_back = max((len(string) - 1 for string in self.stop), default=0)
         return Control(processors, cut, held_back)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Anything
+from tokenry.decode.constraints.ending import Ending
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import generate
@@ -82,7 +83,7 @@ def test_masks_are_not_shared_with_the_reader():
     assert state.mask()[2:].any()
 
 
-def test_the_processor_makes_a_model_that_ends_at_its_stop_strings():
+def test_with_ending_a_model_ends_at_its_stop_strings():
     """SMC under constraint and processor is the distribution of sampling until the string."""
     model = ToyLM(vocab_size=4, order=1, eos=0, seed=1)
     pieces, limit = [b"", b"a", b"b", b"ab"], 5
@@ -104,7 +105,7 @@ def test_the_processor_makes_a_model_that_ends_at_its_stop_strings():
         particles=4000,
         max_new_tokens=limit,
         sampler=Masked(),
-        processors=[stop.processor(0)],
+        processors=[Ending(stop, [])],
         ess_threshold=0.0,
     )
     found: dict[tuple[int, ...], float] = {}
@@ -126,7 +127,7 @@ def test_texts_of_a_transformer_end_with_the_string(tiny_llama_text, tiny_tokeni
         sampler,
         particles=4,
         max_new_tokens=40,
-        processors=[stop.processor(len(ids))],
+        processors=[Ending(stop, ids)],
         must_end=False,
     )
     for text, done in zip(samples.texts, samples.finished, strict=True):

@@ -10,15 +10,16 @@ Aho-Corasick automaton of the strings, plus one that stands for having gone on b
 
 Under a model that would rather go on, a text counts with the probability that the model gives to
 ending there. What serving engines call a stop string is another model: one that ends at the string
-for sure. `Stop.processor` makes it of any model, and belongs into the generation's processors:
+for sure. `Ending` makes it of any model, and belongs into the generation's processors:
 
-    stop = Stop(["\\n\\n", "User:"], tokenizer)
-    generate(loaded, ids, stop, processors=[stop.processor(len(ids))])
+    stop = Stop(["\\n\\n", "User:"], tokenizer, overshoot=True)
+    found = generate(loaded, ids, processors=[Ending(stop, ids)])
+    stop.before(found.texts[0])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,27 +74,6 @@ class Stop(Constraint):
         data = text.encode()
         places = [place for s in self.search.strings if (place := data.find(s)) >= 0]
         return data[: min(places)].decode(errors="ignore") if places else text
-
-    def processor(self, prompt_length: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """Makes a model one that ends where a stop string is written: a logits processor.
-
-        prompt_length: tokens that come before the text. Behind a stop string the end (the smallest
-        of the `eos` ids) gets probability one; elsewhere nothing changes.
-        """
-        pieces, end = self.trie.pieces, min(self.eos)
-
-        def end_at_stop(input_ids: Tensor, scores: Tensor) -> Tensor:
-            texts = (
-                b"".join(pieces[token] for token in row if token < len(pieces))
-                for row in input_ids[:, prompt_length:].tolist()
-            )
-            over = [any(string in text for string in self.search.strings) for text in texts]
-            stopped = torch.tensor(over, device=scores.device)
-            only_end = torch.full_like(scores[0], float("-inf"))
-            only_end[end] = 0.0
-            return torch.where(stopped[:, None], only_end, scores)
-
-        return end_at_stop
 
     def after(self, state: int, token: int) -> int:
         """Where a token leads."""
