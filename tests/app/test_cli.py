@@ -233,6 +233,7 @@ def test_guard_takes_a_proposal(run, refused, model):
     base = ["generate", "the", "-m", model, "--regex", "[a-z ]{1,9}", "-n", 8]
     how = ["--sampler", "guard:rows=8", "--proposal", "the cat sat", "--end-when-complete"]
     assert run(*base, *how)[0] == 0
+    assert run(*base, *how[:2], "--proposal-model", model, "--end-when-complete")[0] == 0
     assert "--sampler guard" in refused(*base, "--proposal", "the cat sat")
 
 
@@ -257,6 +258,15 @@ def test_a_python_function_judges(run, refused, model, tmp_path):
     base = ["generate", "the", "-m", model, "-n", 8, "--end-when-complete"]
     assert len(run(*base, "--accept", f"{judge}:pair")[1].rstrip("\n")) == 3
     assert "function of a text" in refused(*base, "--accept", f"{judge}:number")
+
+
+def test_a_critic_shifts_the_texts(run, refused, model, tmp_path):
+    critic = tmp_path / "critic.py"
+    critic.write_text("def dog(text): return 60.0 * text.startswith('d')\n")
+    base = ["generate", "the", "-m", model, "--regex", "(cat|dog)", "-p", 24]
+    for how in ([], ["--sampler", "smc:ess_threshold=0.7"]):
+        assert run(*base, "--critic", f"{critic}:dog", *how)[1] == "dog\n"
+    assert "--sampler smc" in refused(*base, "--critic", f"{critic}:dog", "--sampler", "asap")
 
 
 def test_stop_strings_end_the_text_and_are_not_shown(run, model):

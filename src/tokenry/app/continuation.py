@@ -21,6 +21,7 @@ from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.generate import ends, generate, prompt_ids
 from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.request import Processor, TextSampler
+from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.speculation.speculate import generate_with_drafter
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
@@ -89,14 +90,21 @@ def sampled(
     must_end: bool = True,
     on_token: OnToken | None = None,
     processors: Sequence[Processor] = (),
+    critic: Callable[[str], float] | None = None,
 ) -> Continuation:
-    """Particles under a constraint. must_end: a text that the limit cuts off counts for nothing."""
+    """Particles under a constraint. must_end: a text that the limit cuts off counts for nothing.
+    critic: log potential of a text."""
     greedy = limits.temperature == 0
 
     def watch(_: int, texts: list[list[int]]) -> None:
         if on_token is not None:
             on_token(max(texts, key=len, default=[]))
 
+    def potential(ids: list[int], ended: bool) -> float:
+        return float(critic(loaded[1].decode(ids))) if critic else 0.0
+
+    if critic is not None and isinstance(sampler, SMC):
+        sampler = replace(sampler, critic=potential)
     found = generate(
         loaded,
         prompt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -229,6 +229,25 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
+    proposal_model: Annotated[
+        str | None,
+        typer.Option(
+            "--proposal-model",
+            metavar="MODEL",
+            help="For --sampler guard: a model that was trained to satisfy the constraint.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    critic: Annotated[
+        str | None,
+        typer.Option(
+            "--critic",
+            metavar="FILE.py:NAME",
+            help="A function from a text so far to a log potential: texts are sampled in "
+            "proportion to the model's probability times its exponential.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     particles: Annotated[
         int,
         typer.Option(
@@ -298,10 +317,12 @@ def generate(
     [cyan]tokenry generate "def fibonacci(n):" -t 0 --draft recycling[/]
     """
     from tokenry.app.continuation import Limits
+    from tokenry.decode.samplers.smc import SMC
 
     asked = {
         "sampler": sampler,
         "proposal": proposal,
+        "proposal_model": proposal_model,
         "particles": particles,
         "draft": draft,
         "cache": cache,
@@ -335,6 +356,9 @@ def generate(
             )
         write_bytes([model, *(ensemble or [])], text, chat, limits, steering.stop, as_json)
         return
+    potential = None if critic is None else user_critic(critic)
+    if potential is not None and (draft or cache or not hasattr(text_sampler or SMC, "critic")):
+        raise InputError("--critic weighs particles: it goes with --sampler smc, awrs or plain")
     loaded = load(model)
     question = [{"role": "user", "content": text}] if chat else text
     if chat and loaded.tokenizer.chat_template is None:
@@ -354,8 +378,11 @@ def generate(
             return continuation.drafted(*common, drafter(), must_end, on_token, processors)
         if policy is not None:
             return continuation.cached(*common, policy, must_end, on_token, processors)
-        how = text_sampler or ("awrs" if constraint is not None else "mask")
-        return continuation.sampled(*common, how, particles, must_end, on_token, processors)
+        weighted = constraint is not None or potential is not None
+        how = text_sampler or ("awrs" if weighted else "mask")
+        return continuation.sampled(
+            *common, how, particles, must_end, on_token, processors, potential
+        )
 
     if plain:
         stream = Stream(loaded.tokenizer, control.cut, control.held_back)
@@ -400,6 +427,7 @@ def write_bytes(
 def methods(
     sampler: str | None,
     proposal: str | None,
+    proposal_model: str | None,
     particles: int,
     draft: str | None,
     cache: str | None,
@@ -411,9 +439,10 @@ def methods(
 
     if particles < 1:
         raise InputError(f"--particles is {particles}: it must be at least 1")
-    chosen = None if sampler is None else sampler_of(sampler, proposal, chat)
-    if proposal is not None and (sampler or "").partition(":")[0] != "guard":
-        raise InputError("--proposal is of --sampler guard: give that as well")
+    proposed = proposal is not None or proposal_model is not None
+    if proposed and (sampler or "").partition(":")[0] != "guard":
+        raise InputError("a proposal is of --sampler guard: give that as well")
+    chosen = None if sampler is None else sampler_of(sampler, proposal, proposal_model, chat)
     for option, value in (("--draft", draft), ("--cache", cache)):
         if value is None:
             continue
@@ -432,7 +461,17 @@ def methods(
     )
 
 
-def sampler_of(option: str, proposal: str | None, chat: bool) -> Any:
+def user_critic(place: str) -> Callable[[str], float]:
+    """A user's function of a text."""
+    from tokenry.learn.user_code import user_value
+
+    critic = user_value(place)
+    if not callable(critic):
+        raise InputError(f"{place} must be a function from a text to a number, not {critic!r}")
+    return cast(Callable[[str], float], critic)
+
+
+def sampler_of(option: str, proposal: str | None, proposal_model: str | None, chat: bool) -> Any:
     """The sampler of NAME[:SETTING=VALUE,...]: of whole texts, or of tokens."""
     from tokenry.app.choices import configured
     from tokenry.core import registry
@@ -445,6 +484,8 @@ def sampler_of(option: str, proposal: str | None, chat: bool) -> Any:
     given: dict[str, Any] = {}
     if name == "guard" and proposal is not None:
         given["prompt"] = [{"role": "user", "content": proposal}] if chat else proposal
+    if name == "guard" and proposal_model is not None:
+        given["model"] = load(proposal_model).model
     return text_sampler_of(configured(role, option, **given))
 
 
