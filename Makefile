@@ -18,10 +18,12 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# The peer of benchmarks/constraints.py lives in an environment of its own: its pins are not ours.
-bench: $(VENV)/.dev .venv-peers/.genlm
+# The peers live in an environment of their own: their pins are not ours.
+bench: $(VENV)/.dev .venv-peers/.peers
 	$(BIN)/python benchmarks/fused.py
 	TOKENRY_PEER_PYTHON=.venv-peers/bin/python $(BIN)/python benchmarks/constraints.py
+	TOKENRY_PEER_PYTHON=.venv-peers/bin/python $(BIN)/python benchmarks/bytes.py
+	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/speculation.py
 	$(BIN)/python benchmarks/preference_step.py
 
@@ -46,10 +48,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[plots,docs]"
 	@touch $@
 
-.venv-peers/.genlm: | $(VENV)/bin/python
+.venv-peers/.peers: | $(VENV)/bin/python
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check genlm-control==0.4.1
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check genlm-control==0.4.1 genlm-bytes==0.2.0 'outlines==1.3.*'
 	@touch $@
 
 clean:

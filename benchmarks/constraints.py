@@ -100,9 +100,10 @@ def masked_peer(folder: str, schemas: dict[str, dict], runs: int) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = outlines.from_transformers(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
-    )
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    calls = [0]  # of the model, one for each token that was drawn
+    network.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    model = outlines.from_transformers(network, tokenizer)
     tokens, total, first, texts, refused = 0, 0.0, 0.0, [], []
     for name, schema in schemas.items():
         prompt = tokenizer.decode(prompt_ids(folder, schema))
@@ -117,14 +118,11 @@ def masked_peer(folder: str, schemas: dict[str, dict], runs: int) -> dict:
         first = max(first, time.perf_counter() - start)
         for seed in range(runs):
             torch.manual_seed(seed)
-            start = time.perf_counter()
+            calls[0], start = 0, time.perf_counter()
             text = generator(prompt, max_new_tokens=LIMIT, **sampling)
             total += time.perf_counter() - start
-            written = len(tokenizer(text)["input_ids"])
-            # the end is a token as well; a text of the limit's length was cut off
-            ended = written < LIMIT and complete(text)
-            tokens += written + ended
-            texts.append((text if ended else None, schema))
+            tokens += calls[0]
+            texts.append((text if calls[0] < LIMIT else None, schema))
         print(name, texts[-1][0], file=sys.stderr)
     return {**summary(texts, tokens, total), "first": first, "refused": refused}
 

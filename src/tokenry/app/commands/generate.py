@@ -310,7 +310,7 @@ def generate(
 
     [cyan]tokenry generate "Write about the sea." --chat --without-letter e[/]
 
-    [cyan]tokenry generate "import math\\nprint(math." --python --stop ")" [/]
+    [cyan]tokenry generate "import math; print(math." --python --stop ")"[/]
 
     [cyan]tokenry generate "The capital of Fra" --bytes --ensemble gemma3-270m[/]
 
