@@ -34,7 +34,14 @@ from torch import Tensor
 from tokenry.core.errors import InputError
 from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State, refuse
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask
+from tokenry.decode.samplers.base import (
+    DEAD,
+    NOTHING,
+    Step,
+    TokenSampler,
+    drawn_tokens,
+    fitted_mask,
+)
 from tokenry.decode.samplers.prefix_trie import Node, visit
 from tokenry.decode.samplers.request import Request, check_sampling
 from tokenry.decode.samplers.smc import Samples, run_smc
@@ -163,10 +170,7 @@ class ExpectedFuture(TokenSampler):
         log_q = log_p + visit(nodes, log_p)
         log_mass = log_q.logsumexp(-1)  # log c~ of the prefixes
         cumulative = (log_q - log_mass.clamp(min=-1e300)[:, None]).exp().cumsum(-1)[where]
-        points = torch.rand(len(states), 1, generator=generator, dtype=torch.float64)
-        points = points.to(logprobs.device) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, points, right=True)[:, 0]
-        tokens = tokens.clamp(max=logprobs.shape[-1] - 1)
+        tokens = drawn_tokens(cumulative, generator)
         places = torch.tensor(where, device=tokens.device)
         weights = log_p[places, tokens] - log_q[places, tokens] + log_mass[places]
         steps = []

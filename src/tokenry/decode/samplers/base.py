@@ -50,6 +50,17 @@ class TokenSampler(Protocol):
         ...
 
 
+def drawn_tokens(cumulative: Tensor, generator: torch.Generator) -> Tensor:
+    """One index `[P]` from each row of cumulative sums of weights `[P, V]`, by inverse transform.
+
+    In float64 rare tokens keep their exact chance. The last sum need not be one.
+    """
+    points = torch.rand(len(cumulative), 1, generator=generator, dtype=torch.float64)
+    points = points.to(cumulative.device) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, points, right=True)[:, 0]
+    return tokens.clamp(max=cumulative.shape[-1] - 1)
+
+
 def fitted_mask(state: State, size: int) -> Tensor:
     """A state's mask as bool `[size]`: a model's output is often padded beyond the vocabulary."""
     mask = state.mask()

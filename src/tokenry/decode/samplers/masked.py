@@ -18,7 +18,14 @@ from torch import Tensor
 
 from tokenry.core.registry import sampler
 from tokenry.decode.constraints.base import State
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask
+from tokenry.decode.samplers.base import (
+    DEAD,
+    NOTHING,
+    Step,
+    TokenSampler,
+    drawn_tokens,
+    fitted_mask,
+)
 
 
 @sampler("mask")
@@ -42,12 +49,8 @@ class Masked(TokenSampler):
         if self.greedy:
             tokens = allowed.argmax(-1)
         else:
-            # inverse transform in float64: rare tokens keep their exact chance
             shifted = (allowed - log_mass.clamp(min=-1e30)[:, None]).double().exp()
-            cumulative = shifted.cumsum(-1)
-            points = torch.rand(len(states), 1, generator=generator, dtype=torch.float64)
-            points = points.to(logprobs.device) * cumulative[:, -1:]
-            tokens = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=V - 1)
+            tokens = drawn_tokens(shifted.cumsum(-1), generator)
         return [
             Step(NOTHING, DEAD, masks=1) if mass == DEAD else Step(token, mass, masks=1)
             for token, mass in zip(tokens.tolist(), log_mass.tolist(), strict=True)

@@ -38,7 +38,7 @@ from torch import Tensor
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.core.registry import sampler, text_sampler
 from tokenry.decode.constraints.base import State
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler
+from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens
 from tokenry.decode.samplers.request import Request, check_sampling
 from tokenry.decode.samplers.smc import Samples, run_smc
 from tokenry.decode.samplers.texts import joined
@@ -78,12 +78,7 @@ class Plain(TokenSampler):
     def steps(
         self, logprobs: Tensor, states: Sequence[State], generator: torch.Generator
     ) -> list[Step]:
-        # inverse transform in float64: rare tokens keep their exact chance
-        cumulative = logprobs.double().exp().cumsum(-1)
-        points = torch.rand(len(states), 1, generator=generator, dtype=torch.float64)
-        points = points.to(logprobs.device) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, points, right=True)[:, 0]
-        tokens = tokens.clamp(max=logprobs.shape[-1] - 1)
+        tokens = drawn_tokens(logprobs.double().exp().cumsum(-1), generator)
         return [
             Step(token, 0.0, checks=1) if state.allows(token) else Step(NOTHING, DEAD, checks=1)
             for token, state in zip(tokens.tolist(), states, strict=True)
