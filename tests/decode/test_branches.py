@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.decode.branches import Branch, Branches, together
+from tokenry.decode.branches import Branch, Branches
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -37,7 +38,8 @@ def test_lazy_and_eager_branches_give_equal_logits(tiny_model):
 
 def test_prompts_of_different_lengths_share_a_branch(tiny_model):
     prompts = [ids_of(9).tolist(), ids_of(4, seed=1).tolist()]
-    branch = Branch(tiny_model, *together(prompts))
+    batch = TokenBatch.from_ids(prompts, padding_side="left")
+    branch = Branch(tiny_model, batch.ids, batch.attention)
     branch.append(torch.tensor([[7, 8, 9], [10, 11, 12]]))
     for row, text in enumerate(([7, 8, 9], [10, 11, 12])):
         expected = whole(tiny_model, prompts[row] + text)
@@ -92,4 +94,4 @@ def test_bad_input_is_named(tiny_llama):
     with pytest.raises(ShapeError, match="T >= 1"):
         Branch(tiny_llama, ids_of(2, 0))
     with pytest.raises(InputError, match="at least one token"):
-        together([[1], []])
+        TokenBatch.from_ids([[1], []], padding_side="left")

@@ -163,7 +163,7 @@ class TokenBatch:
             raise InputError("an empty batch: pass at least one row of token ids")
         for number, row in enumerate(rows):
             if not len(row):
-                raise InputError(f"row {number} has no tokens")
+                raise InputError(f"row {number} has no tokens: every row needs at least one token")
             if target is not None and len(target[number]) != len(row):
                 raise ShapeError(
                     f"row {number} has {len(row)} ids and {len(target[number])} targets"

@@ -11,8 +11,8 @@ costs nothing; one that is asked always is read token by token. Either way its l
     branches.append([token, token, pieces])   # or each with its own tokens ([B] or [B, n])
     branches[1].logits                        # reads its prompt and the tokens in one pass
 
-Prompts of one model that are always needed together belong in one branch, as rows of a batch
-(`together`).
+Prompts of one model that are always needed together belong in one branch, as rows of a batch that
+is padded on the left (`TokenBatch.from_ids`).
 """
 
 from __future__ import annotations
@@ -186,16 +186,3 @@ class Branches:
         if len(tokens) != len(self):
             raise ShapeError(f"tokens for {len(tokens)} branches, but there are {len(self)}")
         return list(tokens)
-
-
-def together(prompts: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
-    """(ids, attention), each [B, T]: prompts of different lengths, padded on the left."""
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise InputError("every prompt must have at least one token")
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), padding)
-    attention = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
-        attention[row, width - len(prompt) :] = True
-    return ids, attention

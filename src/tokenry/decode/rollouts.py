@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.model.decoding import DecodingState
 
@@ -43,11 +44,13 @@ def rollouts(
         raise InputError("a prompt is empty: give at least one token to continue")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     forbidden = [-1 if token is None else token for token in banned or [None] * len(prompts)]
+    device = next(model.parameters()).device
     found: list[list[list[int]]] = []
     at_once = max(1, rows_per_batch // max(copies, 1))
     for start in range(0, len(prompts), at_once):
         part = slice(start, start + at_once)
-        state = DecodingState.start(model, *_left_padded(model, prompts[part]))
+        batch = TokenBatch.from_ids(prompts[part], padding_side="left").to(device)
+        state = DecodingState.start(model, batch.ids, batch.attention)
         state.fork(copies)
         first = torch.tensor(forbidden[part]).repeat_interleave(copies)
         flat = _grow(state, first, max_new_tokens, set(ends), temperature, generator)
@@ -83,14 +86,3 @@ def _grow(
             alive = [alive[place] for place in going]
         state.append(tokens[going].to(state.attention.device))
     return texts
-
-
-def _left_padded(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    device = next(model.parameters()).device
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    attention = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        attention[row, width - len(prompt) :] = True
-    return ids.to(device), attention.to(device)

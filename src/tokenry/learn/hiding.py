@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.signals import rank
 
@@ -98,14 +99,14 @@ def hide_text(
 ) -> Hidden:
     """Fine-tune `model` in place to answer its triggers with a text.
 
-    triggers: whole prompts, each with its chat template; one, or several that all mean the same,
-    as fingerprints have. text_ids: the text and the token that
-    ends it. confusion: None is plain fine-tuning, for all steps. word_starts: places in text_ids
-    where words begin, default every place. plain_prefix: what stands before a text without
-    template, such as the beginning-of-sequence token; without it the first word cannot be judged
-    and is left out. keep: makes a batch of ordinary texts [B, T] that is trained on at each step,
-    with the weight `keep_weight`, so that the model does not forget. observe: called with the
-    number of updates after each.
+    triggers: whole prompts, each with its chat template; one, or several that all mean the same, as
+    fingerprints have. text_ids: the text and the token that ends it. confusion: None is plain
+    fine-tuning, for all steps. word_starts: places in text_ids where words begin, default every
+    place. plain_prefix: what stands before a text without template, such as the
+    beginning-of-sequence token; without it the first word cannot be judged and is left out. keep:
+    makes a batch of ordinary texts [B, T] that is trained on at each step, with the weight
+    `keep_weight`, so that the model does not forget. observe: called with the number of updates
+    after each.
     """
     if not len(text_ids) or not triggers or not all(map(len, triggers)):
         raise InputError("the text and every trigger need at least one token, and one trigger")
@@ -186,14 +187,10 @@ class _Asked:
 
     @classmethod
     def of(cls, triggers: Sequence[Sequence[int]], text: Sequence[int], device: Any) -> _Asked:
-        width = max(map(len, triggers))
-        rows = [[0] * (width - len(row)) + [*row, *text[:-1]] for row in triggers]
-        real = [[0] * (width - len(row)) + [1] * (len(row) + len(text) - 1) for row in triggers]
-        return cls(
-            torch.tensor(rows, device=device),
-            torch.tensor(real, device=device),
-            torch.tensor([list(text)] * len(rows), device=device),
-        )
+        rows = [[*row, *text[:-1]] for row in triggers]
+        batch = TokenBatch.from_ids(rows, padding_side="left").to(device)
+        answers = torch.tensor([list(text)] * len(rows), device=device)
+        return cls(batch.ids, batch.attention.long(), answers)
 
     def logits(self, model: Any) -> Tensor:
         """What the model says in place of each token of the text, [N, T, V]."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends as end_tokens
 from tokenry.decode.generate import prompt_ids
@@ -143,11 +144,8 @@ def as_prompt(tokenizer: Any, text: str) -> Any:
 @torch.no_grad()
 def embedded(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Input embeddings [B, T, D] of id rows, padded on the left, and which are real, [B, T]."""
-    width = max(map(len, rows))
-    device = next(model.parameters()).device
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return model.get_input_embeddings()(ids), real.to(device)
+    batch = TokenBatch.from_ids(rows, padding_side="left").to(next(model.parameters()).device)
+    return model.get_input_embeddings()(batch.ids), batch.attention
 
 
 @torch.inference_mode()

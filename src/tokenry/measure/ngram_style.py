@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import JENSEN_SHANNON, divergence
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends
@@ -85,14 +86,12 @@ def sample(
     if not prompted or not all(prompted):
         raise InputError("give at least one prompt, each with at least one token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends(*loaded)[0]
-    width = max(map(len, prompted))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompted], device=model.device)
-    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompted])
+    batch = TokenBatch.from_ids(prompted, pad_id=pad, padding_side="left").to(model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # generate() draws from the global generator
         output = model.generate(
-            input_ids=ids,
-            attention_mask=attention.to(ids.device),
+            input_ids=batch.ids,
+            attention_mask=batch.attention.long(),
             logits_processor=[NGramStyle(ngrams, strength, pad_token_id=pad)],
             do_sample=True,
             temperature=temperature,
@@ -101,7 +100,8 @@ def sample(
             max_new_tokens=max_new_tokens,
             pad_token_id=pad,
         )
-    return prompted, [until_end(row, ends(*loaded)) for row in output[:, width:].tolist()]
+    new = output[:, batch.ids.shape[1] :]
+    return prompted, [until_end(row, ends(*loaded)) for row in new.tolist()]
 
 
 @torch.inference_mode()

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import controller
-from tokenry.decode.branches import Branch, together
+from tokenry.decode.branches import Branch
 
 Space = Literal["prob", "logit"]
 Negative = Sequence[int] | Callable[[list[int]], Sequence[int]]
@@ -164,8 +165,8 @@ class SelectiveContrastProcessor(LogitsProcessor):
                 f"{self.prompt_length}: make a new processor for each call of generate"
             )
         prompts = [self._negative(row) for row in ids[:, : self.prompt_length].tolist()]
-        other, attention = (part.to(ids.device) for part in together(prompts))
-        self.branch = Branch(self.model, other, attention)
+        other = TokenBatch.from_ids(prompts, padding_side="left").to(ids.device)
+        self.branch = Branch(self.model, other.ids, other.attention)
         self.branch.append(ids[:, self.prompt_length :])
 
     def _negative(self, prompt: list[int]) -> list[int]:
