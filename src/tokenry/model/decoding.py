@@ -157,6 +157,12 @@ class DecodingState:
         del self._tree_logits
 
     def _forward(self, ids: Tensor, real: Tensor, last_only: bool = False) -> Tensor:
+        logits = self._read(ids, real, last_only).logits.float()
+        self.next_logits = logits[:, -1]
+        return logits
+
+    def _read(self, ids: Tensor, real: Tensor, last_only: bool, **options: Any) -> Any:
+        """The model's output for new columns, which become part of the prefixes."""
         attention = torch.cat([self.attention, real], dim=1)
         positions = (attention.cumsum(1) - 1).clamp_min_(0)[:, -ids.shape[1] :]
         output = self.model(
@@ -166,11 +172,10 @@ class DecodingState:
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1 if last_only else 0,
+            **options,
         )
         self.attention = attention
-        logits = output.logits.float()
-        self.next_logits = logits[:, -1]
-        return logits
+        return output
 
 
 def ancestor_mask(parents: Tensor) -> tuple[Tensor, Tensor]:

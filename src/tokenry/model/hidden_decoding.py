@@ -6,6 +6,7 @@ For whatever reads the model's mind on the way: classifiers of prefixes, value h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,20 +39,7 @@ class HiddenDecoding(DecodingState):
         cache = compat.copy_cache(self.cache)
         return HiddenDecoding(self.model, cache, self.attention, self.next_logits, self.last_hidden)
 
-    def _forward(self, ids: Tensor, real: Tensor, last_only: bool = False) -> Tensor:
-        attention = torch.cat([self.attention, real], dim=1)
-        positions = (attention.cumsum(1) - 1).clamp_min_(0)[:, -ids.shape[1] :]
-        output = self.model(
-            input_ids=ids,
-            attention_mask=attention.long(),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1 if last_only else 0,
-            output_hidden_states=True,
-        )
-        self.attention = attention
+    def _read(self, ids: Tensor, real: Tensor, last_only: bool, **options: Any) -> Any:
+        output = super()._read(ids, real, last_only, output_hidden_states=True, **options)
         self.last_hidden = output.hidden_states[-1][:, -1]
-        logits = output.logits.float()
-        self.next_logits = logits[:, -1]
-        return logits
+        return output
