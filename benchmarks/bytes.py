@@ -17,11 +17,9 @@ environment in which `pip install genlm-bytes==0.2.0` was done.
 
 import json
 import os
-import subprocess
-import sys
 import time
 
-from side_by_side import arguments, compare, report, run_apart
+from side_by_side import arguments, compare, has_peer, report, run_apart
 
 PROMPTS = [
     "The quick brown fox jum",
@@ -148,21 +146,6 @@ def measure_peer(folder: str) -> dict:
     return asyncio.run(measured())
 
 
-def has_peer(python: str | None) -> bool:
-    if not python:
-        why = "no peer: pass --peer-python or set TOKENRY_PEER_PYTHON to an interpreter"
-    else:
-        probe = [python, "-c", "import genlm.bytes"]
-        try:
-            if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-                return True
-            why = f"no peer: {python} cannot import genlm.bytes; install it for an interpreter"
-        except OSError as error:
-            why = f"no peer: {python} does not run ({error.strerror}); give an interpreter"
-    print(f"{why} with genlm-bytes==0.2.0. Ours is measured alone.", file=sys.stderr)
-    return False
-
-
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--peer-python", default=os.environ.get("TOKENRY_PEER_PYTHON"))
@@ -178,7 +161,7 @@ def main() -> None:
 
     folder = str(model_folder("smollm2"))
     peer = None
-    if has_peer(options.peer_python):
+    if has_peer(options.peer_python, "genlm.bytes"):
         peer = run_apart(__file__, "--measure", "peer", folder, python=options.peer_python)
     rows = []
     for name, tolerance in (("exact", "0"), ("tolerance 0.05", "0.05")):

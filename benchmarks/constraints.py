@@ -23,13 +23,12 @@ run under `--peer-python` or TOKENRY_PEER_PYTHON, the interpreter of an environm
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from side_by_side import arguments, compare, report, run_apart
+from side_by_side import arguments, compare, has_peer, report, run_apart
 
 SCHEMAS = Path(__file__).with_name("schemas.json")
 PROMPT = "Write a JSON text that satisfies this JSON schema. Only the JSON.\n"
@@ -216,21 +215,6 @@ def valid(result: dict) -> float:
     for text, schema in result["texts"]:
         good += complete(text) and Draft202012Validator(schema).is_valid(json.loads(text))
     return good / max(len(result["texts"]), 1)
-
-
-def has_peer(python: str | None, module: str) -> bool:
-    if not python:
-        why = "no peer: pass --peer-python or set TOKENRY_PEER_PYTHON to an interpreter"
-    else:
-        try:
-            probe = [python, "-c", f"import {module}"]
-            if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-                return True
-            why = f"no peer: {python} cannot import {module}"
-        except OSError as error:
-            why = f"no peer: {python} does not run ({error.strerror})"
-    print(f"{why}. Ours is measured alone; see --help.", file=sys.stderr)
-    return False
 
 
 def rows(name: str, ours: dict, peer: dict | None, unit: str) -> list:

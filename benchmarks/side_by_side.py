@@ -58,6 +58,22 @@ def run_apart(script: str, *words: str, python: str = sys.executable) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def has_peer(python: str | None, module: str) -> bool:
+    """Whether an interpreter can import the peer; if not, says why and that ours stands alone."""
+    if not python:
+        why = "no peer: pass --peer-python or set TOKENRY_PEER_PYTHON to an interpreter"
+    else:
+        try:
+            probe = [python, "-c", f"import {module}"]
+            if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+                return True
+            why = f"no peer: {python} cannot import {module}"
+        except OSError as error:
+            why = f"no peer: {python} does not run ({error.strerror})"
+    print(f"{why}. Ours is measured alone; see --help.", file=sys.stderr)
+    return False
+
+
 def best_seconds(action: Callable[[], object], repeats: int) -> float:
     """The fastest of `repeats` runs: the one that other processes disturbed least."""
     seconds = []
