@@ -4,27 +4,8 @@ import json
 
 import pytest
 
-from tokenry.app.cli import main
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.measure.audit import audit, forcing_prefix, word_tokens
-
-
-@pytest.fixture(scope="module")
-def model(tiny_llama_text, tiny_tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_llama_text.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_help_teaches(run):
