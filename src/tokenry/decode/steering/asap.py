@@ -17,6 +17,7 @@ learn.
 Source: Grammar-Aligned Decoding (arXiv 2405.21047).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from transformers import LogitsProcessor
 
 from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.core.registry import controller
-from tokenry.decode.constraints.base import Constraint
+from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.asap import Remembered, RememberedState, distinct_nodes
 from tokenry.decode.samplers.base import DEAD, fitted_mask
 from tokenry.decode.samplers.prefix_trie import Node, visit
@@ -113,7 +114,9 @@ class ASApProcessor(LogitsProcessor):
             if state.allows(token):
                 state = state.advance(token)
             elif token in state.constraint.eos:  # ended in a dead end, or by something else
-                return RememberedState(state.constraint, _Ended(), state.node, state.depth)
+                return RememberedState(
+                    state.constraint, _Ended(state.constraint.vocab_size), state.node, state.depth
+                )
             else:
                 raise ConstraintError(
                     f"token {token}, {state.depth} tokens after the prompt, is not one that the "
@@ -122,16 +125,20 @@ class ASApProcessor(LogitsProcessor):
         return state
 
 
+@dataclass(frozen=True)
 class _Ended:
     """The state of a text that was given up."""
 
-    complete, finished, mask_cost = False, True, 1.0
+    vocab_size: int
+    complete: bool = False
+    finished: bool = True
+    mask_cost: float = 1.0
 
     def allows(self, token: int) -> bool:
         return False
 
     def mask(self) -> Tensor:
-        raise NotImplementedError("an ended text is not asked for its next token")
+        return torch.zeros(self.vocab_size, dtype=torch.bool)
 
-    def advance(self, token: int) -> "_Ended":
-        return self
+    def advance(self, token: int) -> State:
+        raise refuse(token, "after the end")
