@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -79,9 +80,12 @@ class Request:
     def logprobs(self, decoding: Decoding, texts: Sequence[Sequence[int]]) -> Tensor:
         """float32 `[n, V]`: log-probabilities of the next token of each row, which has read the
         prompt and its text; all texts are equally long."""
-        return next_logprobs(
-            decoding.logits, self.prompt_ids, texts, self.processors, self.temperature
-        )
+        return next_logprobs(decoding.logits, self.prompt, texts, self.processors, self.temperature)
+
+    @cached_property
+    def prompt(self) -> Tensor:
+        """The prompt's ids `[T]`."""
+        return torch.tensor(self.prompt_ids, dtype=torch.long)
 
 
 class TextSampler(Protocol):
@@ -96,17 +100,19 @@ class TextSampler(Protocol):
 
 def next_logprobs(
     logits: Tensor,
-    prompt_ids: Sequence[int],
+    prompt: Tensor,
     texts: Sequence[Sequence[int]],
     processors: Sequence[Processor],
     temperature: float,
 ) -> Tensor:
-    """Log-probabilities `[n, V]` of the model as it is sampled: processors, then temperature."""
+    """Log-probabilities `[n, V]` of the model as it is sampled: processors, then temperature.
+
+    prompt: ids `[T]`. texts: n lists of ids, equally long.
+    """
     logits = logits.float()
     if processors:
-        prefix = torch.tensor(list(prompt_ids), dtype=torch.long)
         ids = torch.tensor([list(text) for text in texts], dtype=torch.long)
-        so_far = torch.cat([prefix.expand(len(texts), -1), ids.view(len(texts), -1)], dim=1)
+        so_far = torch.cat([prompt.expand(len(texts), -1), ids.view(len(texts), -1)], dim=1)
         for processor in processors:
             logits = processor(so_far.to(logits.device), logits)
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)

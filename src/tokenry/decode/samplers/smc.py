@@ -228,6 +228,7 @@ def smc(
     population = [_Particle(first, 0) for _ in range(particles)]
     local = [0.0] * particles  # log weights that `weighted=False` leaves out of the particles
     dead_end: list[int] | None = None
+    prompt = torch.tensor(list(prompt_ids), dtype=torch.long)
 
     for position in range(max_new_tokens):
         active = [index for index, particle in enumerate(population) if particle.active]
@@ -240,7 +241,7 @@ def smc(
         logits = decoding.logits
         if len(rows) != len(logits):
             logits = logits[rows.to(logits.device)]
-        logprobs = next_logprobs(logits, prompt_ids, before, processors, temperature)
+        logprobs = next_logprobs(logits, prompt, before, processors, temperature)
         drawn = sampler.steps(logprobs, [population[index].state for index in active], generator)
 
         tokens = [NOTHING] * particles
