@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +41,7 @@ from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.divergences import Divergences, guard_divergences
 from tokenry.decode.samplers.rejection import Tried, check_trials, reject
 from tokenry.decode.samplers.request import Decoding, Request
-from tokenry.decode.samplers.texts import text_logprobs
+from tokenry.decode.samplers.texts import extended, text_logprobs
 from tokenry.model.decoding import DecodingState
 
 
@@ -95,10 +95,14 @@ class Guard:
         log_ratio[: len(ratios)] = torch.tensor(ratios[:particles], dtype=torch.float64)
         floor = math.log(self.beta) if self.beta else DEAD
         log_weights = tried.log_weights + log_ratio.clamp(min=floor)
-        values = {field.name: getattr(tried, field.name) for field in fields(Tried)}
-        values["log_weights"] = log_weights
-        values["log_evidence"] = float(log_weights.logsumexp(0)) - math.log(particles)
-        return Guarded(**values, log_ratio=log_ratio, beta=self.beta)
+        return extended(
+            Guarded,
+            tried,
+            log_weights=log_weights,
+            log_evidence=float(log_weights.logsumexp(0)) - math.log(particles),
+            log_ratio=log_ratio,
+            beta=self.beta,
+        )
 
     def requests(self, request: Request) -> tuple[Request, Request]:
         """The same request of the model and of the proposal."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -41,7 +41,7 @@ from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens
 from tokenry.decode.samplers.request import Request, check_sampling
 from tokenry.decode.samplers.smc import Samples, run_smc
-from tokenry.decode.samplers.texts import joined
+from tokenry.decode.samplers.texts import extended, joined
 
 Judge = Callable[[list[list[int]], list[bool]], Sequence[bool]]
 
@@ -142,16 +142,18 @@ def reject(
     weight = particles / (tries - 1 if len(kept) > particles else tries)
     log_weights = torch.full((particles,), DEAD, dtype=torch.float64)
     log_weights[: len(first)] = math.log(weight)
-    values = {field.name: getattr(whole, field.name) for field in fields(Samples)}
-    values |= {
-        "ids": [ids for ids, _ in first] + [[] for _ in range(missing)],
-        "finished": [done for _, done in first] + [False] * missing,
-        "log_weights": log_weights,
-        "log_evidence": math.log(weight * len(first) / particles),
-        "seconds": time.perf_counter() - started,
-        "dead_end": None,
-    }
-    return Tried(**values, tries=tries, accepted=len(kept))
+    return extended(
+        Tried,
+        whole,
+        ids=[ids for ids, _ in first] + [[] for _ in range(missing)],
+        finished=[done for _, done in first] + [False] * missing,
+        log_weights=log_weights,
+        log_evidence=math.log(weight * len(first) / particles),
+        seconds=time.perf_counter() - started,
+        dead_end=None,
+        tries=tries,
+        accepted=len(kept),
+    )
 
 
 def check_trials(rows: int, max_trials: int) -> None:

@@ -1,15 +1,20 @@
-"""Whole texts: how probable the model finds them, and several runs of a sampler as one."""
+"""Whole texts: how probable the model finds them, several runs of a sampler as one, and samples
+that hold more."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import Samples
+
+Kind = TypeVar("Kind", bound=Samples)
 
 
 @torch.no_grad()
@@ -51,6 +56,12 @@ def joined(rounds: Sequence[Samples]) -> Samples:
         seconds=sum(samples.seconds for samples in rounds),
         dead_end=dead_end if None not in ends else None,
     )
+
+
+def extended(kind: type[Kind], samples: Samples, **more: Any) -> Kind:
+    """The same samples as a `kind` that holds more; `more` also replaces what they held."""
+    held = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    return kind(**{**held, **more})
 
 
 def _read(texts: list[list[int]], ended: list[bool], request: Request) -> Tensor:
