@@ -1,13 +1,97 @@
-"""Methods named on the command line with their settings: NAME or NAME:setting=value,..."""
+"""Methods named on the command line, with their settings: samplers, drafts, caches, critics."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
+from tokenry.app.terminal import load
+from tokenry.core import registry
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import Role
+
+
+def methods(
+    sampler: str | None,
+    proposal: str | None,
+    proposal_model: str | None,
+    particles: int,
+    draft: str | None,
+    cache: str | None,
+    chat: bool,
+) -> tuple[Any, Any, Any]:
+    """The sampler, the drafter's class and the cache policy asked for (None: not asked for);
+    combinations that cannot work say so."""
+    if particles < 1:
+        raise InputError(f"--particles is {particles}: it must be at least 1")
+    proposed = proposal is not None or proposal_model is not None
+    if proposed and (sampler or "").partition(":")[0] != "guard":
+        raise InputError("a proposal is of --sampler guard: give that as well")
+    chosen = None if sampler is None else sampler_of(sampler, proposal, proposal_model, chat)
+    for option, value in (("--draft", draft), ("--cache", cache)):
+        if value is None:
+            continue
+        if particles > 1:
+            raise InputError(
+                f"{option} decodes one text: it cannot go with --particles {particles}"
+            )
+        if sampler not in (None, "mask"):
+            raise InputError(f"{option} masks tokens: it cannot go with --sampler {sampler}")
+    if draft is not None and cache is not None:
+        raise InputError("--draft needs the whole key-value cache: it cannot go with --cache")
+    return (
+        chosen,
+        None if draft is None else registry.drafter[draft],
+        None if cache is None else cache_policy(cache),
+    )
+
+
+def user_critic(place: str) -> Callable[[str], float]:
+    """A user's function of a text."""
+    from tokenry.learn.user_code import user_value
+
+    critic = user_value(place)
+    if not callable(critic):
+        raise InputError(f"{place} must be a function from a text to a number, not {critic!r}")
+    return cast(Callable[[str], float], critic)
+
+
+def sampler_of(option: str, proposal: str | None, proposal_model: str | None, chat: bool) -> Any:
+    """The sampler of NAME[:SETTING=VALUE,...]: of whole texts, or of tokens."""
+    from tokenry.decode.generate import text_sampler_of
+
+    name = option.partition(":")[0]
+    if option == name and name != "guard":
+        return text_sampler_of(name)  # knows all names
+    role = registry.sampler if name in registry.sampler.names() else registry.text_sampler
+    given: dict[str, Any] = {}
+    if name == "guard" and proposal is not None:
+        given["prompt"] = as_question(proposal, chat)
+    if name == "guard" and proposal_model is not None:
+        given["model"] = load(proposal_model).model
+    return text_sampler_of(configured(role, option, **given))
+
+
+def cache_policy(option: str) -> Any:
+    """The policy of NAME or NAME:SIZE, half of SIZE for heavy hitters and half for recent ones."""
+    name, _, size = option.partition(":")
+    policy = registry.cache_policy[name]
+    if not size:
+        return policy()
+    try:
+        if size.isdigit():
+            total = int(size)
+            return policy(heavy=total // 2, recent=total - total // 2)
+        return policy(heavy=float(size) / 2, recent=float(size) / 2)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--cache {option}: the size must be a share of the prompt (0.2) or a count of "
+            f"tokens (128), not {size!r}"
+        ) from None
 
 
 def configured(role: Role, option: str, **given: Any) -> Any:
@@ -37,3 +121,8 @@ def plain_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def as_question(text: str, chat: bool) -> Any:
+    """A prompt: the text itself, or a chat message that asks it."""
+    return [{"role": "user", "content": text}] if chat else text

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenry.app.choices import as_question
 from tokenry.app.terminal import read_text
 from tokenry.core.errors import InputError
 
@@ -110,7 +111,7 @@ def contrast_with(loaded: Any, contrast: str, prompt: Any) -> Any:
     from tokenry.decode.steering.selective_contrast import SelectiveContrastProcessor
 
     model, tokenizer = loaded
-    other = contrast if isinstance(prompt, str) else [{"role": "user", "content": contrast}]
+    other = as_question(contrast, chat=not isinstance(prompt, str))
     return SelectiveContrastProcessor(
         model,
         prompt_ids(tokenizer, other),

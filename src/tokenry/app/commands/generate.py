@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenry.app.choices import as_question, methods, user_critic
 from tokenry.app.constraints import TextConstraints, with_words, word_filter
+from tokenry.app.showing import Stream, remark
 from tokenry.app.steering import Steering
 from tokenry.app.terminal import (
     AsJson,
     Model,
     Seed,
     load,
-    notes,
     print_json,
     progress,
     read_text,
@@ -317,7 +318,7 @@ def generate(
     [cyan]tokenry generate "def fibonacci(n):" -t 0 --draft recycling[/]
     """
     from tokenry.app.continuation import Limits
-    from tokenry.decode.samplers.smc import SMC
+    from tokenry.decode.samplers.smc import SMC, MaskedTexts
 
     asked = {
         "sampler": sampler,
@@ -359,15 +360,15 @@ def generate(
     potential = None if critic is None else user_critic(critic)
     if potential is not None and (draft or cache or not hasattr(text_sampler or SMC, "critic")):
         raise InputError("--critic weighs particles: it goes with --sampler smc, awrs or plain")
-    loaded = load(model)
-    question = [{"role": "user", "content": text}] if chat else text
-    if chat and loaded.tokenizer.chat_template is None:
-        raise InputError(f"{model} has no chat template: leave --chat out")
+    loaded = load_for(model, chat)
+    question = as_question(text, chat)
     with working("preparing the constraint"):
         constraint = with_words(sources.constraint(loaded, text), words, loaded)
         control = steering.control(loaded, question, limits.temperature, constraint)
     must_end = sources.whole  # words may be cut off by the limit, a JSON object may not
-    plain = not as_json and not must_end and particles == 1 and text_sampler is None
+    # other samplers than these begin texts anew
+    grows = text_sampler is None or isinstance(text_sampler, SMC | MaskedTexts)
+    plain = not as_json and not must_end and particles == 1 and grows
 
     def run(on_token: Callable[[list[int]], None]) -> Continuation:
         from tokenry.app import continuation
@@ -411,12 +412,8 @@ def write_bytes(
             sys.stdout.write(part)
             sys.stdout.flush()
 
-    models = [load(name) for name in names]
-    for name, loaded in zip(names, models, strict=True):
-        if chat and loaded.tokenizer.chat_template is None:
-            raise InputError(f"{name} has no chat template: leave --chat out")
-    prompt = [{"role": "user", "content": text}] if chat else text
-    found = continuation.bytewise(models, prompt, limits, stop, show)
+    models = [load_for(name, chat) for name in names]
+    found = continuation.bytewise(models, as_question(text, chat), limits, stop, show)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -424,135 +421,9 @@ def write_bytes(
         remark(found)
 
 
-def methods(
-    sampler: str | None,
-    proposal: str | None,
-    proposal_model: str | None,
-    particles: int,
-    draft: str | None,
-    cache: str | None,
-    chat: bool,
-) -> tuple[Any, Any, Any]:
-    """The sampler, the drafter's class and the cache policy asked for (None: not asked for);
-    combinations that cannot work say so."""
-    from tokenry.core import registry
-
-    if particles < 1:
-        raise InputError(f"--particles is {particles}: it must be at least 1")
-    proposed = proposal is not None or proposal_model is not None
-    if proposed and (sampler or "").partition(":")[0] != "guard":
-        raise InputError("a proposal is of --sampler guard: give that as well")
-    chosen = None if sampler is None else sampler_of(sampler, proposal, proposal_model, chat)
-    for option, value in (("--draft", draft), ("--cache", cache)):
-        if value is None:
-            continue
-        if particles > 1:
-            raise InputError(
-                f"{option} decodes one text: it cannot go with --particles {particles}"
-            )
-        if sampler not in (None, "mask"):
-            raise InputError(f"{option} masks tokens: it cannot go with --sampler {sampler}")
-    if draft is not None and cache is not None:
-        raise InputError("--draft needs the whole key-value cache: it cannot go with --cache")
-    return (
-        chosen,
-        None if draft is None else registry.drafter[draft],
-        None if cache is None else cache_policy(cache),
-    )
-
-
-def user_critic(place: str) -> Callable[[str], float]:
-    """A user's function of a text."""
-    from tokenry.learn.user_code import user_value
-
-    critic = user_value(place)
-    if not callable(critic):
-        raise InputError(f"{place} must be a function from a text to a number, not {critic!r}")
-    return cast(Callable[[str], float], critic)
-
-
-def sampler_of(option: str, proposal: str | None, proposal_model: str | None, chat: bool) -> Any:
-    """The sampler of NAME[:SETTING=VALUE,...]: of whole texts, or of tokens."""
-    from tokenry.app.choices import configured
-    from tokenry.core import registry
-    from tokenry.decode.generate import text_sampler_of
-
-    name = option.partition(":")[0]
-    if option == name and name != "guard":
-        return text_sampler_of(name)  # knows all names
-    role = registry.sampler if name in registry.sampler.names() else registry.text_sampler
-    given: dict[str, Any] = {}
-    if name == "guard" and proposal is not None:
-        given["prompt"] = [{"role": "user", "content": proposal}] if chat else proposal
-    if name == "guard" and proposal_model is not None:
-        given["model"] = load(proposal_model).model
-    return text_sampler_of(configured(role, option, **given))
-
-
-def cache_policy(option: str) -> Any:
-    """The policy of NAME or NAME:SIZE, half of SIZE for heavy hitters and half for recent ones."""
-    from tokenry.core import registry
-
-    name, _, size = option.partition(":")
-    policy = registry.cache_policy[name]
-    if not size:
-        return policy()
-    try:
-        if size.isdigit():
-            total = int(size)
-            return policy(heavy=total // 2, recent=total - total // 2)
-        return policy(heavy=float(size) / 2, recent=float(size) / 2)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"--cache {option}: the size must be a share of the prompt (0.2) or a count of "
-            f"tokens (128), not {size!r}"
-        ) from None
-
-
-class Stream:
-    """Prints a text as it grows; a character that is not whole yet waits.
-
-    cut: what is shown of a text. held_back: characters at its end that a later token may cut off.
-    """
-
-    def __init__(self, tokenizer: Any, cut: Callable[[str], str] = str, held_back: int = 0):
-        self.tokenizer, self.cut, self.held_back = tokenizer, cut, held_back
-        self.shown = ""
-
-    def __call__(self, ids: list[int]) -> None:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._show(self.cut(text[: len(text) - self.held_back]))
-
-    def finish(self, text: str) -> None:
-        self._show(text)
-        print(flush=True)
-
-    def _show(self, text: str) -> None:
-        sys.stdout.write(text[len(self.shown) :])
-        sys.stdout.flush()
-        self.shown = max(self.shown, text, key=len)
-
-
-def remark(found: Continuation) -> None:
-    """On standard error: what it took, and the rivals of the text that was printed."""
-    from rich.table import Table
-    from rich.text import Text
-
-    console = notes()
-    parts = [f"{found.tokens} tokens in {found.seconds:.1f} s", f"{found.forward_passes} passes"]
-    if found.checks_per_token:
-        parts.append(f"{found.checks_per_token:.1f} checks per token")
-    if found.log_evidence is not None and len(found.texts) > 1:
-        parts.append(f"log evidence {found.log_evidence:.2f}")
-    console.print(f"[dim]{', '.join(parts)}[/]")
-    if len(found.texts) > 1:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("log weight", justify="right")
-        table.add_column("text")
-        order = sorted(zip(found.log_weights, found.texts, strict=True), reverse=True)
-        for weight, text in order:
-            table.add_row(f"{weight:.2f}", Text(text))
-        console.print(table)
+def load_for(name: str, chat: bool) -> Any:
+    """A model, which has to have a chat template if it is to be asked through one."""
+    loaded = load(name)
+    if chat and loaded.tokenizer.chat_template is None:
+        raise InputError(f"{name} has no chat template: leave --chat out")
+    return loaded
