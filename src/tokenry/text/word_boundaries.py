@@ -67,8 +67,13 @@ def boundaries(text: str) -> list[bool]:
     for character in text:
         kind = kind_of(character)
         found.append(is_boundary(before, kind))
-        before = before if kind == "mark" and before else kind
+        before = carried(before, kind)
     return [*found, True]
+
+
+def carried(before: Kind | None, kind: Kind) -> Kind:
+    """The kind that counts behind one more character: a mark belongs to what it stands on."""
+    return before if kind == "mark" and before else kind
 
 
 def folded(text: str) -> str:

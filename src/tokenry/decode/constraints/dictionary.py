@@ -35,7 +35,15 @@ from tokenry.decode.constraints.base import Constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import split_tail
 from tokenry.text.phrase_dictionary import PhraseDictionary
 from tokenry.text.string_search import StringSearch, TokenTrie
-from tokenry.text.word_boundaries import BOUNDARY, Kind, folded, is_boundary, kind_of, marked
+from tokenry.text.word_boundaries import (
+    BOUNDARY,
+    Kind,
+    carried,
+    folded,
+    is_boundary,
+    kind_of,
+    marked,
+)
 
 PROMPT_WINDOW = 16  # tokens of a prompt that are searched for its last character
 
@@ -102,8 +110,7 @@ class Dictionary(Constraint):
         shown = b"".join(recent[since:]).decode(errors="replace")
         before: Kind | None = None
         for character in shown:
-            kind = kind_of(character)
-            before = before if kind == "mark" and before else kind
+            before = carried(before, kind_of(character))
         return DictionaryState(self, before=before)
 
     def _written(self, candidate: str) -> bytes:
@@ -176,7 +183,7 @@ class DictionaryState:
             for byte in (folded(character) if reader.fold_case else character).encode():
                 at = reader.search.step(at, byte)
             covered = covered | self._phrases(at)
-            before = before if kind == "mark" and before else kind
+            before = carried(before, kind)
         return DictionaryState(reader, at, before, split[1], covered)
 
     def _phrases(self, at: int) -> frozenset[int]:
