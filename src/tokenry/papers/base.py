@@ -1,8 +1,12 @@
 """What a paper's record holds, and what running its reproduction gives."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,8 @@ class Paper:
     claim: str
     reproduce: Callable[[int], Outcome]
     threads: int | None = None
+
+
+def mean_and_error(values: "Tensor") -> tuple[float, float]:
+    """The mean of independent values `[n]` and its standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

@@ -7,7 +7,6 @@ the weight to be reported is chosen on other questions. Measured on new question
 emitted events that are in the passage and do not answer, and F1.
 """
 
-import math
 import random
 from typing import Any
 
@@ -23,7 +22,7 @@ from tokenry.learn.sequence_to_sequence.model import (
     small_decoder,
     small_encoder,
 )
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 from tokenry.tasks.event_questions import EOS, START, EventQuestion, EventQuestions, batch
 
 TRAINED, CHOSEN, TESTED, MODELS = 3000, 200, 600, 1
@@ -38,12 +37,11 @@ def reproduce(seed: int) -> Outcome:
     found = {weight: run(world, *sets, weight=weight, seed=seed) for weight in WEIGHTS}
     chosen = max(WEIGHTS[1:], key=lambda weight: found[weight].chosen_f1)
     plain, method = found[0.0], found[chosen]
-    difference = plain.wrong - method.wrong  # [MODELS * TESTED], the same questions
-    error = float(difference.std()) / math.sqrt(len(difference))
-    fewer = float(difference.mean()) > 2 * error
-    f1_difference = method.f1 - plain.f1
-    f1_error = float(f1_difference.std()) / math.sqrt(len(difference))
-    no_lower = float(f1_difference.mean()) >= -2 * f1_error
+    # [MODELS * TESTED], the same questions
+    spared, error = mean_and_error(plain.wrong - method.wrong)
+    fewer = spared > 2 * error
+    f1_gain, f1_error = mean_and_error(method.f1 - plain.f1)
+    no_lower = f1_gain >= -2 * f1_error
     measured = []
     for weight, result in found.items():
         name = f"weight {weight:g}" if weight else "cross-entropy alone"
@@ -54,7 +52,7 @@ def reproduce(seed: int) -> Outcome:
         ]
     measured += [
         Measurement("chosen weight", chosen, "", seed),
-        Measurement("fewer non-answers", float(difference.mean()), "share", seed),
+        Measurement("fewer non-answers", spared, "share", seed),
         Measurement("standard error of it", error, "share", seed),
     ]
     return Outcome(

@@ -34,7 +34,7 @@ from tokenry.learn.prefix_classifier import remaining_labels, train_prefix_class
 from tokenry.learn.toy import toy_model
 from tokenry.model.decoding import DecodingState
 from tokenry.model.hidden_state_optimization import HiddenStateOptimizer
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 
 MODULES = ("argparse", "asyncio.base_events", "calendar", "configparser", "csv", "difflib")
 MODULES += ("fractions", "ftplib", "heapq", "imaplib", "mailbox", "pathlib", "pickle", "shutil")
@@ -108,7 +108,7 @@ class Losses:
         """Mean saving per token and its standard error over the segments."""
         saving = (self.frozen - self.optimised)[:, : (TOKENS - 1) // SEGMENT * SEGMENT]
         segments = saving.reshape(-1, SEGMENT).mean(1)
-        return float((self.frozen - self.optimised).mean()), mean_and_error(segments.tolist())[1]
+        return float((self.frozen - self.optimised).mean()), mean_and_error(segments.double())[1]
 
 
 def read_source(seed: int) -> Losses:
@@ -229,14 +229,15 @@ class Modes:
     def mean(self, name: str) -> float:
         return sum(self.by[name][place].logprob for place in self.shared()) / len(self.shared())
 
-    def differences(self, one: str, other: str) -> list[float]:
+    def differences(self, one: str, other: str) -> Tensor:
         """Of log p, the mean over the lengths for every dialect."""
         found, against = self.by[one], self.by[other]
         by_dialect: dict[int, list[float]] = {}
         for place in self.shared():
             difference = found[place].logprob - against[place].logprob
             by_dialect.setdefault(place[0], []).append(difference)
-        return [sum(some) / len(some) for some in by_dialect.values()]
+        means = [sum(some) / len(some) for some in by_dialect.values()]
+        return torch.tensor(means, dtype=torch.float64)
 
 
 def search_modes(seed: int) -> Modes:
@@ -315,12 +316,6 @@ def text_logprobs(model: Any, dialect: int, rows: list[list[int]]) -> Tensor:
     ids = torch.tensor([[dialect, *row, END] for row in rows])
     logprobs = model(ids).logits[:, :-1].double().log_softmax(-1)
     return logprobs.gather(-1, ids[:, 1:, None])[..., 0].sum(-1)
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
-    numbers = torch.tensor(values, dtype=torch.float64)
-    return float(numbers.mean()), float(numbers.std() / math.sqrt(len(numbers)))
 
 
 def draw(figure: Any, reading: Losses, modes: Modes) -> None:

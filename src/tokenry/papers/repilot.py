@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tokenry.decode.constraints.completion_memo import Memo
 from tokenry.decode.constraints.jedi_engine import JediEngine
 from tokenry.decode.generate import ends
 from tokenry.decode.repilot import complete_code, line_ends
 from tokenry.model.hub import load
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 
 MODULES = """
     bdb calendar cmd code codeop colorsys configparser contextlib copy csv filecmp fnmatch
@@ -246,10 +248,8 @@ def value_of(node: ast.AST, module: Any, local: set[str]) -> tuple[bool, Any]:
 
 def paired(first: list[float], second: list[float]) -> tuple[float, float]:
     """Mean difference over the sites, and its standard error."""
-    apart = [a - b for a, b in zip(first, second, strict=True)]
-    mean = sum(apart) / len(apart)
-    variance = sum((value - mean) ** 2 for value in apart) / (len(apart) - 1)
-    return mean, (variance / len(apart)) ** 0.5
+    one, other = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
+    return mean_and_error(one - other)
 
 
 def draw(figure: Any, found: dict[str, Found]) -> None:

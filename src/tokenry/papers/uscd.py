@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.steering.selective_contrast import distribution_spread, selective_contrast
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 
 NUMBERS, OFFSET = 11, 4
 USUAL, NOISE, MOST_EXAMPLES = 0.9, 0.6, 6
@@ -33,8 +33,9 @@ def reproduce(seed: int) -> Outcome:
     open_gate = found["open"]
     gain = (gated - plain)[open_gate]
     margin = gated - always
-    clear = float(gain.mean()) > 2 * standard_error(gain)
-    no_worse = float(margin.mean()) >= -2 * standard_error(margin)
+    (gained, gain_error), (kept, margin_error) = mean_and_error(gain), mean_and_error(margin)
+    clear = gained > 2 * gain_error
+    no_worse = kept >= -2 * margin_error
     reasons = [
         *([] if clear else ["no clear gain where the gate is open"]),
         *([] if no_worse else ["the contrast at every step is better than the gated one"]),
@@ -64,10 +65,6 @@ def reproduce(seed: int) -> Outcome:
 
 def mean(values: Tensor) -> float:
     return float(values.mean())
-
-
-def standard_error(values: Tensor) -> float:
-    return float(values.std()) / math.sqrt(len(values))
 
 
 def answers(seed: int) -> dict[Any, Tensor]:

@@ -9,7 +9,6 @@ step, so none is long by selection.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tokenry.learn.toy import toy_model
 from tokenry.measure.length_inflation import anomaly_inputs, generate_from, read_from
 from tokenry.measure.verbosity import Generated, length_anomaly, length_cap, length_stress_test
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 ADJECTIVES = " big", " red", " old", " new"
@@ -109,8 +108,7 @@ class Lengths:
 
     def above(self, other: Lengths) -> tuple[float, float]:
         """Mean difference over images, and its standard error."""
-        gap = (self.lengths.double() - other.lengths.double()).mean(0)
-        return float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
+        return mean_and_error((self.lengths.double() - other.lengths.double()).mean(0))
 
 
 class Captioner(nn.Module):
