@@ -90,6 +90,16 @@ def tiny_model(request):
     return build_llama() if request.param == "llama" else build_gemma3()
 
 
+@pytest.fixture(autouse=True)
+def attention_restored(request):
+    """Cache policies switch a model's attention, and the models are shared by the tests."""
+    yield
+    for name in {"tiny_llama", "tiny_gemma3", "tiny_model"} & set(request.fixturenames):
+        model = request.getfixturevalue(name)
+        if model.config._attn_implementation != "sdpa":
+            model.set_attn_implementation("sdpa")
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -1,17 +1,31 @@
 """Every registered cache policy: ample budgets change nothing, tight ones hold, rows do not mix.
 
-A policy is a dataclass with `cache(model)`; its budgets are fields that take an int (tokens) or a
-float (a share of the prompt). A new policy names its generous and its tight setting in SETTINGS.
+A policy is a dataclass with `cache(model)` and `of_size(size)`; its budgets are fields that take an
+int (tokens) or a float (a share of the prompt). A new policy names its generous and its tight
+setting in SETTINGS, its shares in SHARES, and in EVICTING whether it forgets tokens; the others
+keep everything, and attend to a part of it.
 """
 
 import pytest
 import torch
 
-from tokenry.core.errors import TokenryError
+from tokenry.core.errors import InputError, TokenryError
 from tokenry.core.registry import cache_policy
 
-SETTINGS = {"h2o": {"full": {"heavy": 100, "recent": 100}, "tight": {"heavy": 3, "recent": 3}}}
-SHARES = {"h2o": {"heavy": 0.2, "recent": 0.25}}
+SETTINGS = {
+    "full": {"full": {}, "tight": {}},
+    "h2o": {"full": {"heavy": 100, "recent": 100}, "tight": {"heavy": 3, "recent": 3}},
+    "tokenselect": {
+        "full": {"n_init": 10, "k": 100, "n_local": 10},
+        "tight": {"n_init": 1, "k": 3, "n_local": 2},
+    },
+}
+SHARES = {
+    "full": {},
+    "h2o": {"heavy": 0.2, "recent": 0.25},
+    "tokenselect": {"n_init": 0.1, "k": 0.2, "n_local": 0.15},
+}
+EVICTING = {"h2o"}
 NEW = 9
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 
@@ -19,13 +33,6 @@ GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 @pytest.fixture(params=cache_policy.names())
 def key(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def attention_restored(tiny_model, tiny_llama):
-    yield
-    tiny_model.set_attn_implementation("sdpa")
-    tiny_llama.set_attn_implementation("sdpa")
 
 
 @pytest.fixture
@@ -87,7 +94,9 @@ def test_a_row_of_a_left_padded_batch_equals_that_row_alone(key, tiny_model, inp
         assert torch.equal(found[0], together[row])
 
 
-def test_a_tight_budget_is_kept_to_after_each_step(key, tiny_model, inputs):
+def test_an_evicting_policy_keeps_to_its_budget_and_the_others_keep_everything(
+    key, tiny_model, inputs
+):
     ids, attention = inputs
     chosen = policy(key, "tight")
     budget = sum(SETTINGS[key]["tight"].values())
@@ -97,14 +106,19 @@ def test_a_tight_budget_is_kept_to_after_each_step(key, tiny_model, inputs):
     with torch.no_grad():
         tiny_model(ids, attention_mask=attention, past_key_values=cache)
         for step in range(1, 6):
-            assert all(cache.layers[n].keys.shape[-2] <= budget for n in bounded)
-            assert all(cache.layers[n].values.shape[-2] <= budget for n in bounded)
+            held = {states.shape[-2] for n in bounded for states in held_by(cache.layers[n])}
+            assert max(held) <= budget if key in EVICTING else held == {19 + step}
             assert cache.get_seq_length() == 19 + step  # positions go on counting evicted tokens
             attention = torch.cat([attention, torch.ones(3, 1, dtype=torch.long)], dim=1)
             one = torch.full((3, 1), 5)
             tiny_model(one, attention_mask=attention, past_key_values=cache)
 
 
+def held_by(layer):
+    return layer.keys, layer.values
+
+
+@pytest.mark.parametrize("key", sorted(set(SETTINGS) - {"full"}))
 def test_a_tight_budget_changes_what_is_generated(key, tiny_llama, inputs):
     ids, attention = inputs[0][:1], inputs[1][:1]
     cache = policy(key, "tight").cache(tiny_llama)
@@ -148,12 +162,35 @@ def test_reordering_rows_carries_all_of_their_state(key, tiny_model, inputs):
     torch.testing.assert_close(logits[1], logits[0][order], atol=1e-5, rtol=1e-5)
 
 
-def test_taking_tokens_back_raises_instead_of_answering_wrongly(key, tiny_llama, inputs):
+def test_tokens_are_taken_back_without_a_trace_or_not_at_all(key, tiny_llama, inputs):
+    ids, after = inputs[0][:1], torch.tensor([[5]])
     cache = policy(key, "tight").cache(tiny_llama)
+    assert cache.is_croppable == (key not in EVICTING)
     with torch.no_grad():
-        tiny_llama(inputs[0], past_key_values=cache)
-    with pytest.raises(TokenryError, match="evicted"):
-        cache.crop(-1)
+        tiny_llama(ids, past_key_values=cache)
+        if key in EVICTING:
+            with pytest.raises(TokenryError, match="evicted"):
+                cache.crop(-1)
+            return
+        cache.crop(-3)
+        found = tiny_llama(after, past_key_values=cache).logits
+        fresh = policy(key, "tight").cache(tiny_llama)
+        tiny_llama(ids[:, :-3], past_key_values=fresh)
+        expected = tiny_llama(after, past_key_values=fresh).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 0.5])
+def test_a_size_makes_a_policy_that_runs(key, size, tiny_llama, inputs):
+    made = cache_policy[key]
+    if key == "full":
+        with pytest.raises(InputError, match="no size"):
+            made.of_size(size)
+        return
+    assert new_tokens(tiny_llama, *inputs, made.of_size(size).cache(tiny_llama)).shape == (3, NEW)
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(InputError):
+            made.of_size(wrong)
 
 
 def test_a_reset_cache_starts_again(key, tiny_model, inputs):

@@ -110,6 +110,44 @@ def test_keeping_a_path_leaves_the_cache_of_sequential_decoding(tiny_model):
     torch.testing.assert_close(state.logits, plain.logits, **CLOSE)
 
 
+def test_every_row_of_a_batch_grows_its_own_tree_and_goes_on_from_its_own_path(tiny_model):
+    """Rows of different lengths, trees and paths: each equals that row alone, also after another
+    round on top of the holes that the shorter paths leave."""
+    prefixes = [ids_of(4, seed=1), ids_of(9, seed=2), ids_of(6, seed=3)]
+    width = max(map(len, prefixes))
+    ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0)) for p in prefixes])
+    attention = torch.stack([torch.arange(width) >= width - len(p) for p in prefixes])
+    state = DecodingState.start(tiny_model, ids, attention)
+    texts = [prefix.tolist() for prefix in prefixes]
+    parents = torch.tensor([[-1, 0, 1, 1, 3], [-1, 0, 0, -1, -1], [-1, -1, -1, -1, -1]])
+    paths = [[[0, 1, 3, 4], [0, 2, -1, -1], [0, -1, -1, -1]], [[0, 1, 2], [0, -1, -1], [0, 1, -1]]]
+    parents = [parents, torch.tensor([[-1, 0, 1], [-1, 0, 0], [-1, 0, 0]])]
+    for step in range(2):
+        tokens = ids_of(*parents[step].shape, seed=5 + step)
+        logits = state.tree(tokens, parents[step])
+        for row, path in enumerate(paths[step]):
+            kept = [node for node in path if node >= 0]
+            for end in range(1, len(kept) + 1):
+                text = [*texts[row], *tokens[row, kept[:end]].tolist()]
+                torch.testing.assert_close(
+                    logits[row, kept[end - 1]], whole(tiny_model, text), **CLOSE
+                )
+            texts[row] += tokens[row, kept].tolist()
+        state.keep(torch.tensor(paths[step]))
+        for row, text in enumerate(texts):
+            torch.testing.assert_close(state.logits[row], whole(tiny_model, text), **CLOSE)
+    state.select(torch.tensor([2, 0]))
+    logits = state.tree(torch.tensor([[7], [8]]), torch.tensor([[-1], [-1]]))
+    torch.testing.assert_close(logits[0, 0], whole(tiny_model, [*texts[2], 7]), **CLOSE)
+    torch.testing.assert_close(logits[1, 0], whole(tiny_model, [*texts[0], 8]), **CLOSE)
+
+
+def test_keep_without_a_tree_is_refused(tiny_model):
+    state = DecodingState.start(tiny_model, ids_of(1, 3))
+    with pytest.raises(InputError, match=r"follows a tree\(\)"):
+        state.keep(torch.tensor([0]))
+
+
 def test_ancestors_and_depths():
     mask, depth = ancestor_mask(torch.tensor([-1, 0, 1, 0, -1]))
     assert depth.tolist() == [0, 1, 2, 1, 0]
@@ -128,7 +166,7 @@ def test_bad_shapes_are_named(tiny_model):
     with pytest.raises(ShapeError, match="padded on the left"):
         DecodingState.start(tiny_model, ids_of(1, 3), torch.tensor([[1, 1, 0]]))
     state = DecodingState.start(tiny_model, ids_of(2, 3))
-    with pytest.raises(ShapeError, match="grows on one prefix"):
+    with pytest.raises(ShapeError, match=r"2 prefixes need tokens and parents \[2, M\]"):
         state.tree(torch.tensor([1]), torch.tensor([-1]))
     with pytest.raises(ShapeError, match=r"tokens must be \[2\]"):
         state.append(torch.tensor([1, 2, 3]))

@@ -15,6 +15,7 @@ This module confines what the library takes from transformers' undocumented part
 `masking_utils.sdpa_mask` and `integrations.sdpa_attention.sdpa_attention_forward`.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from tokenry.core.errors import ModelError
 IMPLEMENTATION = "tokenry_observed"
 MARK = "tokenry_layer"
 CHUNK_ELEMENTS = 2**23  # probabilities formed at a time: 32 MB of float32
+ROWS = 256  # queries attended at a time where a mask must be formed
 UNSUPPORTED = ("position_bias", "s_aux")
 
 BlockOfQueries = Callable[[int, int], Tensor]
@@ -98,30 +100,210 @@ def attend_in_chunks(
     return output.transpose(1, 2).contiguous(), received
 
 
+def attend_densely(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: "StepMask",
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention to every key that the mask allows, [B, q, H, D]; the last q keys are the queries'.
+
+    A long prompt is read ROWS queries at a time, each block against the keys up to its own.
+    """
+    options = {"scaling": scaling, "softcap": softcap, "dropout": dropout}
+    q, past = query.shape[2], key.shape[2] - query.shape[2]
+    if mask.causal and not past and softcap is None:
+        return attend_to(query, key, value, None, is_causal=q > 1, **options)
+    blocks = []
+    for start in range(0, q, ROWS):
+        stop = min(start + ROWS, q)
+        end = past + (stop if mask.causal else q)  # nobody here sees later tokens
+        blocks.append(
+            attend_to(
+                query[:, :, start:stop],
+                key[:, :, :end],
+                value[:, :, :end],
+                visible(mask, start, stop, past, end),
+                **options,
+            )
+        )
+    return torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
+
+
+def visible(mask: "StepMask", start: int, stop: int, past: int, end: int) -> Tensor | None:
+    """bool [B or 1, 1, stop - start, end]: the keys of these queries; None: all of them."""
+    before = mask.past(start, stop)
+    if before is None and mask.causal and stop - start == 1 and end == past + stop:
+        return None
+    new = mask(start, stop)[..., : end - past]
+    if before is None:
+        before = new.new_ones(1, 1, past)
+    return torch.cat([before[:, None].expand(len(new), -1, stop - start, -1), new], dim=-1)
+
+
+def attend_to(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+) -> Tensor:
+    """SDPA whose key heads are shared by groups of query heads: [B, q, H, D].
+
+    visible: bool [B or 1, 1, q, k]; None: all keys, or those up to the query with is_causal. One
+    query per head is packed as a group's queries on the one key head: a key is then read once,
+    where a repeated head would be read for each of them.
+    """
+    B, H, q, D = query.shape
+    heads = key.shape[1]
+    if softcap is not None:
+        block = visible if visible is not None else query.new_ones(1, 1, q, key.shape[2]).bool()
+        output, _ = attend_in_chunks(
+            query,
+            key,
+            value,
+            lambda start, stop: block[:, :, start:stop],
+            scaling=scaling,
+            softcap=softcap,
+            dropout=dropout,
+        )
+        return output
+    grouped = query.reshape(B, heads, H // heads, D) if q == 1 else query
+    output = torch.nn.functional.scaled_dot_product_attention(
+        grouped,
+        key,
+        value,
+        attn_mask=visible,
+        dropout_p=dropout,
+        scale=scaling,
+        is_causal=is_causal,
+        enable_gqa=q > 1 and heads != H,
+    )
+    return output.reshape(B, H, q, -1).transpose(1, 2).contiguous()
+
+
+class StepMask:
+    """What the queries of one forward may see: this step's new tokens, and what came before."""
+
+    queries: int
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether the new tokens see each other as the plain triangle says."""
+        raise NotImplementedError
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """bool [B or 1, 1, stop - start, q]: the new tokens that the queries start..stop see."""
+        raise NotImplementedError
+
+    def past(self, start: int, stop: int) -> Tensor | None:
+        """bool [B or 1, 1 or stop - start, P]: the P tokens of former steps; None: all seen."""
+        raise NotImplementedError
+
+    @cached_property
+    def real(self) -> Tensor | None:
+        """bool [B or 1, q]: the new tokens that see themselves, as padding does not; None: all."""
+        if self.causal:
+            return None
+        blocks = []
+        for start in range(0, self.queries, ROWS):
+            block = self(start, min(start + ROWS, self.queries))[:, 0]
+            blocks.append(block.diagonal(start, dim1=-2, dim2=-1))
+        return torch.cat(blocks, dim=-1)
+
+
 @dataclass
-class DeferredMask:
-    """The arguments of a causal mask, to be evaluated whole or a block of new tokens at a time."""
+class DeferredMask(StepMask):
+    """The arguments of a causal mask, to be evaluated whole or a block of new tokens at a time.
+
+    One serves all layers of a forward: what it works out for the first is kept for the others.
+    """
 
     arguments: dict[str, Any]
+    latest: tuple[int, int, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.queries = self.arguments["q_length"]
 
     @cached_property
     def whole(self) -> Tensor | None:
         """[B, 1, q, k], or None where SDPA's own causal flag says the same."""
         return sdpa_mask(**self.arguments)
 
-    def new_tokens(self, start: int, stop: int) -> Tensor:
-        """bool [B, 1, stop - start, q]: this step's tokens that its queries start..stop may see."""
+    @cached_property
+    def causal(self) -> bool:
+        return self._block(0, self.queries) is None
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        if self.latest is None or self.latest[:2] != (start, stop):
+            mask = self._block(start, stop, allow_is_causal_skip=False)
+            assert mask is not None
+            self.latest = (start, stop, mask)
+        return self.latest[2]
+
+    def past(self, start: int, stop: int) -> Tensor | None:
+        return self._past
+
+    @cached_property
+    def _past(self) -> Tensor | None:
+        padding = self.arguments["attention_mask"]
+        padding = None if padding is None else padding[:, : int(self.arguments["q_offset"])].bool()
+        return None if padding is None or bool(padding.all()) else padding[:, None]
+
+    def _block(self, start: int, stop: int, **options: Any) -> Tensor | None:
         offset = self.arguments["q_offset"]
         here = {
             "q_length": stop - start,
             "q_offset": offset + start,
-            "kv_length": self.arguments["q_length"],
+            "kv_length": self.queries,
             "kv_offset": offset,
-            "allow_is_causal_skip": False,
         }
-        mask = sdpa_mask(**{**self.arguments, **here})
-        assert mask is not None
-        return mask
+        return sdpa_mask(**{**self.arguments, **here, **options})
+
+
+@dataclass
+class GivenMask(StepMask):
+    """A four-dimensional mask of the caller's, boolean or additive; None: a causal one."""
+
+    table: Tensor | None
+    query: Tensor
+
+    def __post_init__(self) -> None:
+        self.queries = self.query.shape[2]
+
+    @cached_property
+    def causal(self) -> bool:
+        return self.table is None
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        return self._new[:, :, start:stop]
+
+    def past(self, start: int, stop: int) -> Tensor | None:
+        return None if self.table is None else self._past[:, start:stop]
+
+    @cached_property
+    def _new(self) -> Tensor:
+        q = self.queries
+        if self.table is None:
+            return torch.ones(1, 1, q, q, dtype=torch.bool, device=self.query.device).tril()
+        return allowed(self.table[..., -q:])
+
+    @cached_property
+    def _past(self) -> Tensor:
+        assert self.table is not None
+        return allowed(self.table[:, 0, :, : -self.queries])
+
+
+def allowed(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def deferred_mask(**arguments: Any) -> DeferredMask:
@@ -130,7 +312,7 @@ def deferred_mask(**arguments: Any) -> DeferredMask:
 
 
 class ObservedLayer(DynamicLayer):
-    """A cache layer that does its own attention.
+    """A cache layer that does its own attention, and may hold fewer keys than it saw.
 
     `seen` counts the tokens that went through the layer; it is what transformers computes positions
     from. The number of keys held may be smaller.
@@ -145,9 +327,10 @@ class ObservedLayer(DynamicLayer):
 
     @abstractmethod
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, new_tokens: BlockOfQueries, **options: Any
+        self, query: Tensor, key: Tensor, value: Tensor, new_tokens: StepMask, **options: Any
     ) -> Tensor:
-        """[B, q, H, D] for this step's queries; key and value end with this step's q tokens."""
+        """[B, q, H, D] for this step's queries; key and value are those held, and end with this
+        step's q tokens. options: scaling, softcap and dropout."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -159,10 +342,14 @@ class ObservedLayer(DynamicLayer):
             )
         self.waiting = True
         self.seen += key_states.shape[-2]
-        keys, values = super().update(key_states, value_states)
+        keys, values = self.store(key_states, value_states)
         marked = keys.view_as(keys)  # a view, or the layer and its keys would hold each other alive
         setattr(marked, MARK, self)
         return marked, values
+
+    def store(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' keys and values and return all that are held."""
+        return super().update(key_states, value_states)
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -177,6 +364,15 @@ class ObservedLayer(DynamicLayer):
                 "a cache that has evicted keys cannot forget its last tokens again; "
                 "use a full cache for assisted or tree decoding"
             )
+
+    def keep_columns(self, length: int, index: Tensor) -> None:
+        """Keep the first `length` tokens and, after them, those of `index` [B, n], relative to
+        `length`: the path that a tree of guesses is cut to."""
+        self.crop(length + index.shape[1] - self.seen)
+
+    def copy(self) -> "ObservedLayer":
+        """An independent layer in the same state."""
+        return copy.copy(self)  # enough where a step replaces tensors and never writes into them
 
     def reset(self) -> None:
         super().reset()
@@ -199,35 +395,26 @@ def observed_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is None:
         whole = attention_mask.whole if isinstance(attention_mask, DeferredMask) else attention_mask
+        if isinstance(whole, Tensor) and whole.shape[-1] > key.shape[-2]:
+            whole = whole[..., -key.shape[-2] :]  # a sliding layer holds the latest columns alone
         options |= {} if softcap is None else {"softcap": softcap}
         return sdpa_attention_forward(
             module, query, key, value, whole, dropout=dropout, scaling=scaling, **options
         )
     if refused := [name for name in UNSUPPORTED if options.get(name) is not None]:
         raise ModelError(f"cache policies do not know attention with {' and '.join(refused)}")
-    q = query.shape[-2]
+    mask = attention_mask
     output = layer.attend(
         query,
         key,
         value,
-        _new_tokens(attention_mask, q, query),
+        mask if isinstance(mask, DeferredMask) else GivenMask(mask, query),
         scaling=scaling,
         softcap=softcap,
         dropout=dropout,
     )
     layer.waiting = False
     return output, None
-
-
-def _new_tokens(mask: DeferredMask | Tensor | None, q: int, query: Tensor) -> BlockOfQueries:
-    if isinstance(mask, DeferredMask):
-        return mask.new_tokens
-    if mask is None:
-        table = torch.ones(1, 1, q, q, dtype=torch.bool, device=query.device).tril()
-    else:  # a four-dimensional mask of the caller's, boolean or additive
-        table = mask[..., -q:]
-        table = table if table.dtype == torch.bool else table > torch.finfo(table.dtype).min / 2
-    return lambda start, stop: table[:, :, start:stop]
 
 
 AttentionInterface.register(IMPLEMENTATION, observed_attention)

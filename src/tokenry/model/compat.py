@@ -5,10 +5,13 @@ Written against transformers 5.20-5.23. Each function says which internals it re
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tokenry.core.errors import ModelError
 
 
 def plain_cache() -> Any:
@@ -22,45 +25,100 @@ def plain_cache() -> Any:
     return DynamicCache()
 
 
+def keep_windows(cache: Any) -> Any:
+    """An empty cache whose sliding-window layers keep every token, so that tokens can be taken back
+    (layers' `is_sliding`); the window is then enforced by the attention mask."""
+    from transformers import DynamicLayer
+
+    if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+        cache.layers = [
+            DynamicLayer() if getattr(layer, "is_sliding", False) else layer
+            for layer in cache.layers
+        ]
+    return cache
+
+
 def cache_length(cache: Any) -> int:
     """Columns held by the cache."""
     return int(cache.get_seq_length())
 
 
 def select_rows(cache: Any, index: Tensor) -> None:
-    """Keep the given rows, in that order, repeats allowed (layers' `keys` and `values`)."""
+    """Keep the given rows, in that order, repeats allowed."""
     for layer in cache.layers:
-        layer.keys = layer.keys.index_select(0, index)
-        layer.values = layer.values.index_select(0, index)
+        layer.batch_select_indices(index)
 
 
 def keep_columns(cache: Any, length: int, index: Tensor) -> None:
-    """Keep the first `length` columns and, after them, those of `index` (relative to `length`).
+    """Keep the first `length` columns and, after them, those of `index` [B, n] (relative to
+    `length`).
 
-    Written in place (layers' `keys` and `values`, [B, H, L, D]): the prefix need not be copied.
+    A cache policy's layer does it itself. In the others (`keys` and `values`, [B, H, L, D]) it is
+    written in place: the prefix need not be copied. A sliding layer holds the latest columns alone.
     """
+    require_croppable(cache)
     for layer in cache.layers:
-        for name in ("keys", "values"):
-            states = getattr(layer, name)
-            states[:, :, length : length + len(index)] = states[:, :, length + index]
-            setattr(layer, name, states[:, :, : length + len(index)])
+        if hasattr(layer, "keep_columns"):
+            layer.keep_columns(length, index)
+            continue
+        dropped = layer.get_seq_length() - length - index.shape[1]
+        start = layer.keys.shape[2] - dropped - index.shape[1]
+        for states in (layer.keys, layer.values):
+            if len(index) == 1:
+                kept = states[:, :, start + index[0]]
+            else:
+                at = (start + index)[:, None, :, None]
+                kept = states.gather(2, at.expand(-1, states.shape[1], -1, states.shape[3]))
+            states[:, :, start : start + index.shape[1]] = kept
+        crop_layer(layer, dropped)
 
 
 def crop_columns(cache: Any, length: int) -> None:
-    """Keep the first `length` columns. (DynamicCache.crop's argument changed sign over
-    versions.)"""
+    """Keep the first `length` columns, in every layer or, where one cannot, in none."""
+    require_croppable(cache)
     for layer in cache.layers:
-        layer.keys = layer.keys[:, :, :length]
-        layer.values = layer.values[:, :, :length]
+        crop_layer(layer, layer.get_seq_length() - length)
+
+
+def crop_layer(layer: Any, count: int) -> None:
+    """Drop the last `count` columns. (Plain layers' own `crop` changed its sign over versions.)"""
+    if hasattr(layer, "keep_columns"):
+        layer.crop(-count)
+    elif not getattr(layer, "is_sliding", False):
+        layer.keys = layer.keys[:, :, : layer.keys.shape[2] - count]
+        layer.values = layer.values[:, :, : layer.values.shape[2] - count]
+    elif count or layer.record_past:
+        layer.crop(-count)
+
+
+def require_croppable(cache: Any) -> None:
+    """ModelError where the last tokens cannot be taken back.
+
+    A sliding layer forgets what leaves its window, unless it was told to record: that is
+    `cache.activate_past_recording()` of transformers, after the prompt.
+    """
+    for number, layer in enumerate(cache.layers):
+        if not getattr(layer, "is_croppable", True):
+            raise ModelError(
+                f"the cache of layer {number} ({type(layer).__name__}) cannot forget its last "
+                "tokens: keys were evicted; use a full cache for assisted or tree decoding"
+            )
+        full = getattr(layer, "is_sliding", False) and layer.keys is not None
+        if full and not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
+            raise ModelError(
+                f"the cache of layer {number} keeps a window alone: call "
+                "cache.activate_past_recording() before tokens are to be taken back"
+            )
 
 
 def copy_cache(cache: Any) -> Any:
-    """A cache of its own on the same tensors, which later updates replace but never write into."""
-    from transformers import DynamicCache
-
-    twin = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        twin.update(layer.keys, layer.values, number)
+    """A cache of its own. Layers of transformers share their tensors with the copy, as updates
+    replace them and never write into them; a cache policy's layer does what it needs."""
+    twin = copy.copy(cache)
+    twin.layers = [
+        layer.copy() if hasattr(layer, "keep_columns") else copy.copy(layer)
+        for layer in cache.layers
+    ]
     return twin
 
 
@@ -85,3 +143,26 @@ def mask_argument(config: Any, allowed: Tensor, key_distance: Tensor, dtype: tor
             raise NotImplementedError(f"attention of type {kind}")
         masks[kind] = additive(allowed & (key_distance < config.sliding_window))
     return masks
+
+
+FEW_ROWS = 8  # what packed weights are laid out for; one layout serves 1 to some 32 rows
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this torch and this machine have oneDNN's packed linear kernels for the weight."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """The weight [out, in] in oneDNN's layout. (The operator is torch.compile's own.)"""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW_ROWS)
+
+
+def packed_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows [..., in] times a packed weight."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")

@@ -7,7 +7,8 @@ continuations at once. They are here, once, for any causal model of transformers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,11 +31,16 @@ class DecodingState:
     cache: Any
     attention: Tensor
     next_logits: Tensor | None
+    last_output: Any = field(default=None, init=False, repr=False)
+    _tree_logits: Tensor | None = field(default=None, init=False, repr=False)
 
     @classmethod
     @torch.inference_mode()
-    def start(cls, model: Any, ids: Tensor, attention: Tensor | None = None) -> DecodingState:
-        """Read the prefixes `ids` [B, T]; `attention` [B, T] is False on left padding."""
+    def start(
+        cls, model: Any, ids: Tensor, attention: Tensor | None = None, cache: Any = None
+    ) -> DecodingState:
+        """Read the prefixes `ids` [B, T]; `attention` [B, T] is False on left padding. cache: an
+        empty one of a cache policy; None keeps every token in every layer."""
         if ids.ndim != 2 or not ids.shape[1]:
             raise ShapeError(f"ids must be [B, T] with T >= 1, got {list(ids.shape)}")
         attention = torch.ones_like(ids) if attention is None else attention
@@ -43,7 +49,7 @@ class DecodingState:
         if not attention[:, -1].all():
             raise ShapeError("prefixes must be padded on the left: a row ends in padding")
         empty = attention[:, :0].bool()
-        state = cls(model, compat.plain_cache(), empty, None)
+        state = cls(model, compat.plain_cache() if cache is None else cache, empty, None)
         state._forward(ids, attention.bool(), last_only=True)
         return state
 
@@ -99,7 +105,7 @@ class DecodingState:
         if count:
             compat.crop_columns(self.cache, self.length - count)
             self.attention = self.attention[:, :-count]
-            self.next_logits = None
+            self.next_logits = self._tree_logits = self.last_output = None
 
     def copy(self) -> DecodingState:
         """An independent state at the same place."""
@@ -108,53 +114,74 @@ class DecodingState:
         )
 
     @torch.inference_mode()
-    def tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Logits after every node of a token tree on top of the prefix, [M, V], in one forward
-        pass.
+    def tree(self, tokens: Tensor, parents: Tensor, **options: Any) -> Tensor:
+        """Logits after every node of a token tree on top of each prefix, [B, M, V], in one forward
+        pass; [M, V] for one tree that comes without a batch dimension.
 
-        tokens: [M]. parents: [M], the index of each node's parent, which comes before it; -1 for a
-        child of the prefix. Every node sees the prefix, its ancestors and itself, at the position
-        of its depth. The nodes stay in the cache until `keep` says which of them are taken.
+        tokens: [B, M] or [M]. parents: the same shape, the index of each node's parent, which comes
+        before it; -1 for a child of the prefix. A row with fewer nodes fills up with such children.
+        Every node sees the prefix, its ancestors and itself, at the position of its depth. The
+        nodes stay in the cache until `keep` says which of them are taken. `options` go to the
+        model; its whole output is in `last_output` until then.
         """
-        if self.rows != 1:
-            raise ShapeError(f"a tree grows on one prefix, this state has {self.rows}")
+        alone = tokens.ndim == 1
+        tokens, parents = (t[None] if alone else t for t in (tokens, torch.as_tensor(parents)))
+        if tokens.shape != parents.shape or len(tokens) != self.rows:
+            raise ShapeError(
+                f"{self.rows} prefixes need tokens and parents [{self.rows}, M], got "
+                f"{list(tokens.shape)} and {list(parents.shape)}"
+            )
         device = self.attention.device
-        parents = torch.as_tensor(parents, device=device)
-        ancestors, depth = ancestor_mask(parents)
-        prefix = self.attention[0]
-        start = int(prefix.sum())
-        positions = start + depth  # [M]
-        key_positions = torch.cat([(prefix.cumsum(0) - 1).clamp_min(0), positions])
-        allowed = torch.cat([prefix.expand(len(tokens), -1), ancestors], dim=1)  # [M, L + M]
-        distance = positions[:, None] - key_positions
+        ancestors, depth = ancestor_mask(parents.to(device))
+        prefix = self.attention
+        positions = prefix.sum(1, keepdim=True) + depth  # [B, M]
+        key_positions = torch.cat([(prefix.cumsum(1) - 1).clamp_min_(0), positions], dim=1)
+        past = prefix[:, None].expand(-1, tokens.shape[1], -1)
+        allowed = torch.cat([past, ancestors], dim=2)  # [B, M, L + M]
+        distance = positions[:, :, None] - key_positions[:, None]
         mask = compat.mask_argument(
-            self.model.config, allowed[None, None], distance[None, None], self.model.dtype
+            self.model.config, allowed[:, None], distance[:, None], self.model.dtype
         )
-        output = self.model(
-            input_ids=tokens[None],
+        inputs = {"input_ids": tokens} if "inputs_embeds" not in options else {}
+        self.last_output = self.model(
+            **inputs,
             attention_mask=mask,
-            position_ids=positions[None],
+            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
+            **options,
         )
-        self.attention = torch.cat([self.attention, self.attention.new_ones(1, len(tokens))], 1)
-        self._tree_logits = output.logits[0].float()
+        self.attention = torch.cat([prefix, torch.ones_like(tokens, dtype=torch.bool)], dim=1)
+        logits = self._tree_logits = self.last_output.logits.float()
         self.next_logits = None
-        return self._tree_logits
+        return logits[0] if alone else logits
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the nodes of a tree wait for `keep`."""
+        return self._tree_logits is not None
 
     @torch.inference_mode()
-    def keep(self, path: Tensor) -> None:
+    def keep(self, path: Tensor | Sequence[Sequence[int]]) -> None:
         """Keep these nodes of the last tree, from the root down, and drop the others.
 
-        path: [n], n >= 1, indices into the last `tree` call's tokens.
+        path: [B, n] or [n], n >= 1, indices into the last `tree` call's nodes; -1 fills up a row
+        whose path is shorter. (Its columns stay as padding: they are seen by nobody.)
         """
+        if self._tree_logits is None:
+            raise InputError("keep() follows a tree(): there are no nodes to choose from")
         path = torch.as_tensor(path, dtype=torch.long, device=self.attention.device)
-        nodes = len(self._tree_logits)
-        prefix = self.length - nodes
-        compat.keep_columns(self.cache, prefix, path)
-        self.attention = self.attention[:, : prefix + len(path)]
-        self.next_logits = self._tree_logits[path[-1:]]
-        del self._tree_logits
+        path = path[None] if path.ndim == 1 else path
+        prefix, count = self.length - self._tree_logits.shape[1], path.shape[1]
+        if bool((path == torch.arange(count, device=path.device)).all()):  # nothing moves
+            compat.crop_columns(self.cache, prefix + count)
+        else:
+            compat.keep_columns(self.cache, prefix, path.clamp_min(0))
+        taken = path >= 0
+        self.attention = torch.cat([self.attention[:, :prefix], taken], dim=1)
+        last = path.gather(1, taken.sum(1, keepdim=True) - 1)[:, 0]
+        self.next_logits = self._tree_logits[torch.arange(self.rows, device=last.device), last]
+        self._tree_logits = self.last_output = None
 
     def _forward(self, ids: Tensor, real: Tensor, last_only: bool = False) -> Tensor:
         logits = self._read(ids, real, last_only).logits.float()
@@ -179,17 +206,19 @@ class DecodingState:
 
 
 def ancestor_mask(parents: Tensor) -> tuple[Tensor, Tensor]:
-    """([M, M] bool: j is i's ancestor or i itself; [M] depth, 0 for roots) of a parent list."""
-    count = len(parents)
+    """([..., M, M] bool: j is i's ancestor or i itself; [..., M] depth, 0 for roots) of parent
+    lists [..., M]."""
+    count = parents.shape[-1]
     order = torch.arange(count, device=parents.device)
-    if count and not bool((parents < order).all() and (parents >= -1).all()):
+    if not bool(((parents < order) & (parents >= -1)).all()):
         raise ShapeError("every parent must come before its child, and be -1 for a root")
-    mask = torch.eye(count, dtype=torch.bool, device=parents.device)
-    depth = torch.zeros(count, dtype=torch.long, device=parents.device)
+    mask = torch.eye(count, dtype=torch.bool, device=parents.device).repeat(
+        *parents.shape[:-1], 1, 1
+    )
+    depth = torch.zeros_like(parents)
     current = parents
-    while bool((current >= 0).any()):  # one step per level of the tree
-        inside = current >= 0
-        mask[order[inside], current[inside]] = True
+    while bool((inside := current >= 0).any()):  # one step per level of the tree
+        mask |= (current[..., None] == order) & inside[..., None]
         depth += inside
-        current = torch.where(inside, parents[current.clamp_min(0)], -1)
+        current = torch.where(inside, parents.gather(-1, current.clamp_min(0)), -1)
     return mask, depth

@@ -10,15 +10,9 @@ from transformers import DynamicCache
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model import attention as attention_module
 from tokenry.model.attention import attend_in_chunks
-from tokenry.model.cache.h2o import H2O, H2OCache, H2OLayer, keep_heavy_and_recent, tokens
+from tokenry.model.cache.h2o import H2O, H2OLayer, keep_heavy_and_recent
+from tokenry.model.cache.policy import PolicyCache, tokens
 from tokenry.model.cache.simulation import SimulatedCache
-
-
-@pytest.fixture(autouse=True)
-def attention_restored(tiny_llama, tiny_gemma3):
-    yield
-    tiny_llama.set_attn_implementation("sdpa")
-    tiny_gemma3.set_attn_implementation("sdpa")
 
 
 def layer_with(heavy, recent):
@@ -290,7 +284,7 @@ def test_gradients_pass_through_the_observed_attention():
 
 def test_a_cache_on_a_model_that_was_not_switched_says_so(tiny_llama):
     tiny_llama.set_attn_implementation("sdpa")
-    cache = H2OCache(tiny_llama.config, H2O())
+    cache = PolicyCache(tiny_llama.config, lambda number: H2O().layer())
     with torch.no_grad():
         tiny_llama(ids_of(8), past_key_values=cache)
         with pytest.raises(ModelError, match=r"policy\.cache\(model\)"):
@@ -303,7 +297,7 @@ def test_a_model_without_full_attention_is_refused(tiny_gemma3):
     config = copy.deepcopy(tiny_gemma3.config)
     config.layer_types = ["sliding_attention"] * 4
     with pytest.raises(ModelError, match="no full-attention layer"):
-        H2OCache(config, H2O())
+        PolicyCache(config, lambda number: H2O().layer())
 
 
 def test_sliding_layers_of_gemma_keep_their_window(tiny_gemma3):

@@ -19,16 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, DynamicLayer
 
-from tokenry.core.errors import InputError, ModelError
+from tokenry.core.errors import InputError
 from tokenry.core.registry import cache_policy
-from tokenry.model.attention import (
-    BlockOfQueries,
-    ObservedLayer,
-    attend_in_chunks,
-    observe_attention,
-)
+from tokenry.model.attention import BlockOfQueries, ObservedLayer, attend_in_chunks
+from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
 
 
 def keep_heavy_and_recent(score: Tensor, held: Tensor, heavy: Tensor, recent: Tensor) -> Tensor:
@@ -64,47 +59,27 @@ class H2O:
     recent: int | float = 0.1
 
     def __post_init__(self) -> None:
-        for name, share in (("heavy", self.heavy), ("recent", self.recent)):
-            if share < 0 or (isinstance(share, float) and share > 1):
-                raise InputError(
-                    f"{name}={share} is neither a count of tokens (int >= 0) nor a share (0.0-1.0)"
-                )
+        check_budget(heavy=self.heavy, recent=self.recent)
         if self.heavy == 0 and self.recent == 0:
             raise InputError("heavy=0 and recent=0 leave an empty cache; give one of them a budget")
 
-    def cache(self, model: Any) -> "H2OCache":
-        """A new cache for one `generate`; switches the model to the attention that it needs."""
-        observe_attention(model)
-        return H2OCache(model.config, self)
+    @classmethod
+    def of_size(cls, size: int | float) -> "H2O":
+        """`size` keys held (int), or that share of the prompt (float), half of them heavy."""
+        check_size(size)
+        if isinstance(size, float):
+            return cls(heavy=size / 2, recent=size / 2)
+        return cls(heavy=size // 2, recent=size - size // 2)
+
+    def cache(self, model: Any) -> PolicyCache:
+        return cache_under(self, model)
+
+    def layer(self) -> "H2OLayer":
+        return H2OLayer(self)
 
     def budget(self, length: Tensor) -> tuple[Tensor, Tensor]:
         """K and R in tokens for prompts of `length` [B]."""
         return tokens(self.heavy, length), tokens(self.recent, length)
-
-
-def tokens(share: int | float, length: Tensor) -> Tensor:
-    """A budget in tokens: an int as it is, a float as that share of `length` [B]."""
-    if isinstance(share, int):
-        return torch.full_like(length, share)
-    # 0.29 * 100 is 28.999...: a hair is added before rounding down
-    return (share * length.double() + 1e-9).floor().long().clamp(min=int(share > 0))
-
-
-class H2OCache(DynamicCache):
-    """A `DynamicCache` whose full-attention layers hold at most K + R keys after each step."""
-
-    def __init__(self, config: Any, policy: H2O):
-        super().__init__(config=config)
-        self.layers = observed_layers(self.layers, lambda: H2OLayer(policy))
-
-
-def observed_layers(layers: list[Any], make: Any) -> list[Any]:
-    """`layers` with every plain full-attention layer replaced by `make()`."""
-    kept = [make() if type(layer) is DynamicLayer else layer for layer in layers]
-    if kept == layers:
-        names = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "none"
-        raise ModelError(f"the model has no full-attention layer to bound (its layers: {names})")
-    return kept
 
 
 class H2OLayer(ObservedLayer):

@@ -28,7 +28,8 @@ from tokenry.model.attention import (
     attend_in_chunks,
     observe_attention,
 )
-from tokenry.model.cache.h2o import H2O, keep_heavy_and_recent, observed_layers
+from tokenry.model.cache.h2o import H2O, keep_heavy_and_recent
+from tokenry.model.cache.policy import observed_layers
 
 Ranking = Literal["attention", "earliest", "random"]
 
@@ -39,7 +40,7 @@ class SimulatedCache(DynamicCache):
     def __init__(self, model: Any):
         observe_attention(model)
         super().__init__(config=model.config)
-        self.layers = observed_layers(self.layers, SimulatedLayer)
+        self.layers = observed_layers(self.layers, lambda number: SimulatedLayer())
 
     def under(self, policy: H2O, ranking: Ranking = "attention", seed: int = 0) -> "SimulatedCache":
         """A copy that goes on under `policy`; `seed` is for the random ranking."""

@@ -1,0 +1,139 @@
+"""Full: every key and value is kept, in a buffer with room to grow.
+
+`transformers.DynamicCache` makes a copy of all keys and values at each token. Here a new token is
+written behind the others, and the buffer is copied only when its room is used up, an eighth more
+each time. The attention is the same, to the last digits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError, ModelError
+from tokenry.core.registry import cache_policy
+from tokenry.model.attention import ObservedLayer, StepMask, attend_densely
+from tokenry.model.cache.policy import PolicyCache, cache_under
+
+ROOM = 512  # buffers have a multiple of this many columns
+
+
+@cache_policy("full")
+@dataclass(frozen=True)
+class Full:
+    """All tokens: `model.generate(**inputs, past_key_values=Full().cache(model))`."""
+
+    @classmethod
+    def of_size(cls, size: int | float) -> "Full":
+        raise InputError(f"a full cache keeps every token: it has no size, got {size}")
+
+    def cache(self, model: Any) -> PolicyCache:
+        return cache_under(self, model)
+
+    def layer(self) -> "GrowingLayer":
+        return GrowingLayer()
+
+
+class GrowingLayer(ObservedLayer):
+    """One layer's keys and values, [B, H, L, D], views of buffers that have room behind them.
+
+    For decoding: what is written into a buffer has no gradient.
+    """
+
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[Tensor] = []
+
+    def store(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            raise ModelError(
+                "keys written into a cache buffer have no gradient: call the model under "
+                "torch.no_grad(), or use transformers.DynamicCache"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.seen
+        held = end - key_states.shape[-2]
+        if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
+            held_states = (self.keys, self.values) if held else (None, None)
+            capacity = -(-(end + max(1, end // 8)) // ROOM) * ROOM
+            self.buffers = [
+                grown(old, new, held, capacity)
+                for old, new in zip(held_states, (key_states, value_states), strict=True)
+            ]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, held:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, new_tokens: StepMask, **options: Any
+    ) -> Tensor:
+        return attend_densely(query, key, value, new_tokens, **options)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens."""
+        if tokens_to_remove > 0:
+            raise InputError(f"crop takes a negative count of tokens, got {tokens_to_remove}")
+        if tokens_to_remove and self.buffers:
+            self.seen = max(0, self.seen + tokens_to_remove)
+            self.keys, self.values = (buffer[:, :, : self.seen] for buffer in self.buffers)
+            self.shortened()
+
+    def keep_columns(self, length: int, index: Tensor) -> None:
+        self.seen = length + index.shape[1]
+        at = (length + index)[:, None, :, None]
+        for buffer in self.buffers:
+            wide = at.expand(buffer.shape[0], buffer.shape[1], -1, buffer.shape[3])
+            buffer[:, :, length : self.seen] = buffer.gather(2, wide)
+        self.keys, self.values = (buffer[:, :, : self.seen] for buffer in self.buffers)
+        self.shortened()
+
+    def shortened(self) -> None:
+        """Called when the last tokens were dropped or changed: `seen` is what is left."""
+
+    def copy(self) -> "GrowingLayer":
+        twin = super().copy()
+        assert isinstance(twin, GrowingLayer)
+        twin.buffers = [buffer[:, :, : self.seen].clone() for buffer in self.buffers]
+        if twin.buffers:
+            twin.keys, twin.values = twin.buffers
+        return twin
+
+    def reset(self) -> None:
+        super().reset()
+        self.buffers = []
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        self.each_row(lambda state: state.index_select(0, beam_idx.to(state.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.each_row(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.each_row(lambda state: state[indices])
+
+    def each_row(self, change: Any) -> None:
+        """Apply `change` to every tensor with a batch dimension."""
+        if self.buffers:
+            self.buffers = [change(buffer[:, :, : self.seen]) for buffer in self.buffers]
+            self.keys, self.values = self.buffers
+
+
+def grown(old: Tensor | None, new: Tensor, held: int, capacity: int) -> Tensor:
+    """A buffer [B, H, capacity, D] that begins with the `held` columns of `old`."""
+    buffer = new.new_empty(*new.shape[:2], capacity, new.shape[3])
+    if old is not None:
+        buffer[:, :, :held] = old[:, :, :held]
+    return buffer
+
+
+def frozen(state: Tensor) -> bool:
+    """Whether a tensor made in inference mode cannot be written to here, outside it."""
+    return state.is_inference() and not torch.is_inference_mode_enabled()
