@@ -1,122 +1,191 @@
-"""Decoding with recycled drafts against plain greedy decoding and prompt lookup.
+"""Drafts against plain greedy decoding and transformers' prompt lookup, in time and in passes.
 
-    python benchmarks/speculation.py [--json] [--model smollm2] [--max-new-tokens 64] [--runs 3]
+    python benchmarks/speculation.py [--json] [--model smollm2] [--prompts FILE] [--runs 5]
+                                     [--max-new-tokens 128] [--only NAME ...]
 
-On prompts of four kinds, three ways in turn, repeatedly: `model.generate`, greedy; the same with
-`prompt_lookup_num_tokens=10`; and `generate_with_drafter` with `TokenRecycling`. Every repetition
-starts cold: the drafter knows nothing but the machine's latency curve, which is measured before the
-clock starts (once per process; its time is printed). The texts must be the same.
+On 24 prompts of four kinds (`prompts.json`), in turn, so many rounds: `model.generate`, greedy; the
+same with `prompt_lookup_num_tokens=10`; and every drafter of the library that needs no training.
+Every text starts cold: a drafter knows nothing but the machine's latency curve, which is measured
+before the clock starts (its time is printed). A prompt's time is the median of its rounds, a kind's
+ratio the geometric mean over its prompts. The texts must be the same everywhere. FLOPs are those of
+the model's passes, 2 per weight and token read.
 """
 
+import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from side_by_side import Row, arguments, compare, report
 
-PROMPTS = {
-    "code": "Write a Python class Matrix with methods add, subtract, multiply and transpose.",
-    "summary": "Summarise in three sentences:\nThe Industrial Revolution was the transition to new "
-    "manufacturing processes in Great Britain, continental Europe, and the United States, from "
-    "1760 to about 1840. It included going from hand production methods to machines, new chemical "
-    "manufacturing and iron production processes, the increasing use of steam power and water "
-    "power, the development of machine tools and the rise of the mechanised factory system.",
-    "rewriting to JSON": "Rewrite as a JSON list of objects with the keys name, age and city:\n"
-    "Anna Keller is 31 years old and lives in Paris. Robert Moore is 45 years old and lives in "
-    "Rome. Clara Novak is 28 years old and lives in Madrid. David Chen is 52 and lives in Oslo.",
-    "open question": "What makes a good friend?",
-}
-
-
 PEERS = ("greedy", "prompt lookup")
+DRAFTS = ("goose", "context", "recycling", "lookahead")
+
+
+@dataclass
+class Measured:
+    """One way on one prompt: its text, passes, tokens read by them, and seconds per round."""
+
+    text: list[int] = field(default_factory=list)
+    passes: int = 0
+    read: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+Found = dict[str, list[dict[str, Measured]]]
+"""kind -> per prompt, way -> what was measured."""
 
 
 def main() -> None:
     parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2", help="name, hub id or folder")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="tokens per prompt")
-    parser.add_argument("--runs", type=int, default=3, help="rounds; medians are reported")
+    parser.add_argument("--prompts", type=Path, default=Path(__file__).with_name("prompts.json"))
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt")
+    parser.add_argument("--runs", type=int, default=5, help="rounds; medians are reported")
+    parser.add_argument("--only", nargs="*", default=DRAFTS, help="drafters to measure")
     chosen = parser.parse_args()
 
     import tokenry
     from tokenry.decode.speculation.speculate import latency_curve
+    from tokenry.model.packed import packed
 
     loaded = tokenry.load(chosen.model)
     started = time.perf_counter()
-    curve = latency_curve(loaded.model)
-    passes = ", ".join(f"{size}: {seconds * 1e3:.0f}" for size, seconds in curve.items())
-    print(
-        f"ms per pass by its tokens: {passes} (measured in {time.perf_counter() - started:.1f} s)",
-        file=sys.stderr,
-    )
-    rows, differing = [], []
-    for kind, prompt in PROMPTS.items():
-        found, same = measure(loaded, kind, prompt, chosen.max_new_tokens, chosen.runs)
-        rows += found
-        if not same:
-            differing.append(kind)
-    for peer in PEERS:
-        ratios = [row.ratio for row in rows if row.unit == "tokens/s" and row.name.endswith(peer)]
-        mean = statistics.geometric_mean([ratio for ratio in ratios if ratio])
-        rows.append(Row(f"speed, geometric mean of the kinds, vs {peer}", mean, 1.0, mean, "x"))
-    report(rows, chosen.json, f"Token recycling, cold start, {chosen.model}")
-    if differing:
-        sys.exit(f"the texts differ on: {', '.join(differing)}")
+    plain = latency_curve(loaded.model)
+    with packed(loaded.model):
+        few = latency_curve(loaded.model)
+    print(f"ms per pass by its tokens, plain kernels: {shown(plain)}", file=sys.stderr)
+    print(f"ms per pass by its tokens, packed kernels: {shown(few)}", file=sys.stderr)
+    print(f"(measured in {time.perf_counter() - started:.1f} s)", file=sys.stderr)
+    prompts = json.loads(chosen.prompts.read_text(encoding="utf-8"))
+    ids = {
+        kind: [encode(loaded.tokenizer, text) for text in texts] for kind, texts in prompts.items()
+    }
+    found = measure(loaded.model, ids, chosen.only, chosen.max_new_tokens, chosen.runs)
+    weights = sum(weight.numel() for weight in loaded.model.parameters())
+    rows = [
+        compare(f"a pass over {n} tokens, packed vs plain", few[n] * 1e3, plain[n] * 1e3, "ms")
+        for n in plain
+    ]
+    rows += [row for draft in chosen.only for row in compared(found, draft, 2 * weights)]
+    report(rows, chosen.json, f"Drafts, cold start, {chosen.model}, {chosen.max_new_tokens} tokens")
+    if wrong := differing(found):
+        sys.exit(f"the texts differ: {', '.join(wrong)}")
     print("the texts are identical", file=sys.stderr)
 
 
-def measure(loaded: Any, kind: str, prompt: str, count: int, runs: int) -> tuple[list[Row], bool]:
-    """One prompt, every way in turn, `runs` times: the figures, and whether the texts agree."""
+def measure(
+    model: Any, prompts: dict[str, list[Any]], drafts: tuple[str, ...], count: int, runs: int
+) -> Found:
+    """Every way on every prompt, in turn, `runs` times."""
+    found: Found = {kind: [{} for _ in texts] for kind, texts in prompts.items()}
+    ways = ways_of(model, drafts, count)
+    for way in ways.values():  # the first passes are slow, and kernels are packed once
+        way(next(iter(prompts.values()))[0], Measured())
+    for run in range(runs):
+        for kind, texts in prompts.items():
+            for ids, measured in zip(texts, found[kind], strict=True):
+                for name, way in ways.items():
+                    into = measured.setdefault(name, Measured())
+                    into.passes = into.read = 0
+                    started = time.perf_counter()
+                    way(ids, into)
+                    into.seconds.append(time.perf_counter() - started)
+        print(f"round {run + 1} of {runs}", file=sys.stderr)
+    return found
+
+
+def ways_of(
+    model: Any, drafts: tuple[str, ...], count: int
+) -> dict[str, Callable[[Any, Measured], None]]:
+    """name -> a function that writes the text of a prompt, and what it took."""
     import torch
 
-    from tokenry.decode.speculation.recycling import TokenRecycling
+    from tokenry.core.registry import drafter
     from tokenry.decode.speculation.speculate import generate_with_drafter
 
-    model, tokenizer = loaded
-    ids = encode(tokenizer, prompt)
-    calls = 0
+    def peer(**options: Any) -> Callable[[Any, Measured], None]:
+        def write(ids: Any, into: Measured) -> None:
+            def count_pass(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+                into.passes += 1
+                into.read += inputs["input_ids"].shape[1]
 
-    def count_call(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
+            hook = model.register_forward_pre_hook(count_pass, with_kwargs=True)
+            try:
+                with torch.inference_mode():
+                    mask = torch.ones_like(ids)
+                    text = model.generate(
+                        ids, attention_mask=mask, max_new_tokens=count, do_sample=False, **options
+                    )
+            finally:
+                hook.remove()
+            into.text = text[0, ids.shape[1] :].tolist()
 
-    def generate(**options: Any) -> list[int]:
-        with torch.inference_mode():
-            text = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                do_sample=False,
-                **options,
-            )
-        return text[0, ids.shape[1] :].tolist()
+        return write
 
-    ways = {
-        "recycling": lambda: generate_with_drafter(model, ids, TokenRecycling(), count).new_ids,
-        "greedy": generate,
-        "prompt lookup": lambda: generate(prompt_lookup_num_tokens=10),
+    def ours(name: str) -> Callable[[Any, Measured], None]:
+        def write(ids: Any, into: Measured) -> None:
+            text = generate_with_drafter(model, ids, drafter[name](), count)
+            into.text, into.passes = text.new_ids, text.forward_calls
+            into.read = ids.shape[1] + sum(text.nodes)
+
+        return write
+
+    return {
+        "greedy": peer(),
+        "prompt lookup": peer(prompt_lookup_num_tokens=10),
+        **{name: ours(name) for name in drafts},
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    texts, per_pass = {}, {}
-    model.generate(ids, max_new_tokens=3, do_sample=False)  # the first passes are slow
-    hook = model.register_forward_pre_hook(count_call)
-    try:
-        for _ in range(runs):
-            for name, way in ways.items():
-                calls, started = 0, time.perf_counter()
-                texts[name] = way()
-                seconds[name].append(time.perf_counter() - started)
-                per_pass[name] = len(texts[name]) / calls
-    finally:
-        hook.remove()
-    speed = {name: len(texts[name]) / statistics.median(seconds[name]) for name in ways}
-    rows = [
-        compare(f"{kind} vs {peer}", figures["recycling"], figures[peer], unit)
-        for unit, figures in (("tokens/s", speed), ("tokens/pass", per_pass))
-        for peer in PEERS
+
+
+def compared(found: Found, draft: str, flops: float) -> list[Row]:
+    """The rows of one drafter: per kind and over all prompts."""
+    rows = []
+    for peer in PEERS:
+        kinds = {kind: [ratio(one, draft, peer) for one in ones] for kind, ones in found.items()}
+        everything = [value for values in kinds.values() for value in values]
+        for name, values in [*kinds.items(), ("all prompts", everything)]:
+            mean = statistics.geometric_mean(values)
+            rows.append(Row(f"{draft}: {name} vs {peer}", mean, 1.0, mean, "x speed"))
+    for kind, ones in found.items():
+        per_pass = {
+            way: sum(len(one[way].text) for one in ones) / sum(one[way].passes for one in ones)
+            for way in (draft, "prompt lookup")
+        }
+        rows.append(compare(f"{draft}: {kind} vs prompt lookup", *per_pass.values(), "tokens/pass"))
+    read = {
+        way: sum(one[way].read for ones in found.values() for one in ones) * flops / 1e9
+        for way in (draft, "greedy")
+    }
+    rows.append(compare(f"{draft}: all prompts vs greedy", *read.values(), "GFLOP"))
+    return rows
+
+
+def ratio(one: dict[str, Measured], draft: str, peer: str) -> float:
+    return one[peer].median / one[draft].median
+
+
+def differing(found: Found) -> list[str]:
+    """Ways whose text is not that of greedy decoding, with the prompt."""
+    return [
+        f"{way} on {kind} {number}"
+        for kind, ones in found.items()
+        for number, one in enumerate(ones)
+        for way, measured in one.items()
+        if measured.text != one["greedy"].text
     ]
-    return rows, texts["recycling"] == texts["greedy"] == texts["prompt lookup"]
+
+
+def shown(curve: dict[int, float]) -> str:
+    return ", ".join(f"{size}: {seconds * 1e3:.0f}" for size, seconds in curve.items())
 
 
 def encode(tokenizer: Any, prompt: str) -> Any:

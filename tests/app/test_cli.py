@@ -21,6 +21,8 @@ VERBS = (
     "models",
     "audit",
     "demo",
+    "plan",
+    "compress",
 )
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " gathered feathers"},
@@ -294,6 +296,31 @@ def test_words_without_a_letter_may_be_cut_off_by_the_limit(run, model):
         assert "e" not in json.loads(out)["text"].lower()
 
 
+def test_a_draft_a_selecting_cache_and_a_schema_go_together(run, model, tmp_path):
+    """With a budget above the text's length the three change nothing but the passes."""
+    schema = tmp_path / "f.json"
+    schema.write_text(
+        json.dumps(
+            {
+                "type": "object",
+                "properties": {"ok": {"type": "boolean"}, "n": {"enum": [1, 2]}},
+                "required": ["ok", "n"],
+                "additionalProperties": False,
+            }
+        )
+    )
+    base = ["generate", "x", "--model", model, "-t", "0", "--json-schema", schema, "-n", 200]
+    base += ["--json"]
+    plain = json.loads(run(*base, "--sampler", "mask")[1])
+    for size in (2048, 8):
+        how = ["--draft", "goose", "--cache", f"tokenselect:{size}"]
+        found = json.loads(run(*base, *how)[1])
+        assert set(json.loads(found["text"])) == {"ok", "n"}
+        if size == 2048:
+            assert found["text"] == plain["text"]
+        assert found["finished"]
+
+
 def test_a_draft_and_a_full_cache_leave_greedy_text_as_it_is(run, model):
     base = ["generate", "the cat sat on", "-m", model, "-t", "0", "-n", 16]
     _, plain, _ = run(*base)
@@ -530,7 +557,10 @@ def test_combinations_that_cannot_work(refused, model):
     base = ("generate", "x", "-m", model)
     assert "--particles" in refused(*base, "--draft", "recycling", "--particles", 2)
     assert "--sampler" in refused(*base, "--draft", "recycling", "--sampler", "awrs")
-    assert "--cache" in refused(*base, "--draft", "recycling", "--cache", "h2o:0.2")
+    assert "evicts" in refused(*base, "--draft", "recycling", "--cache", "h2o:0.2")
+    assert "--draft-model FILE" in refused(*base, "--draft", "mtp")
+    assert "did you mean goose" in refused(*base, "--draft", "gose", "--draft-model", "x")
+    assert "without a model" in refused(*base, "--draft", "goose", "--draft-model", "smollm2")
     assert "--particles" in refused(*base, "--cache", "h2o:0.2", "--particles", 2)
     assert "share" in refused(*base, "--cache", "h2o:much")
     assert "share" in refused(*base, "--cache", "h2o:7.5")

@@ -19,10 +19,11 @@ def methods(
     proposal_model: str | None,
     particles: int,
     draft: str | None,
+    draft_model: str | None,
     cache: str | None,
     chat: bool,
 ) -> tuple[Any, Any, Any]:
-    """The sampler, the drafter's class and the cache policy asked for (None: not asked for);
+    """The sampler, the drafter and the cache policy asked for (None: not asked for);
     combinations that cannot work say so."""
     if particles < 1:
         raise InputError(f"--particles is {particles}: it must be at least 1")
@@ -39,11 +40,9 @@ def methods(
             )
         if sampler not in (None, "mask"):
             raise InputError(f"{option} masks tokens: it cannot go with --sampler {sampler}")
-    if draft is not None and cache is not None:
-        raise InputError("--draft needs the whole key-value cache: it cannot go with --cache")
     return (
         chosen,
-        None if draft is None else registry.drafter[draft],
+        None if draft is None else drafter_of(draft, draft_model),
         None if cache is None else cache_policy(cache),
     )
 
@@ -74,24 +73,46 @@ def sampler_of(option: str, proposal: str | None, proposal_model: str | None, ch
     return text_sampler_of(configured(role, option, **given))
 
 
+def drafter_of(option: str, model: str | None) -> Any:
+    """The drafter of NAME[:SETTING=VALUE,...], with what it drafts with: a smaller model, or the
+    file of a trained part."""
+    from tokenry.model.feature_head import FeatureHead
+    from tokenry.model.mask_predictor import MaskPredictor
+
+    name = option.partition(":")[0]
+    readers = {
+        "dyspec": ("draft", lambda place: load(place).model),
+        "mtp": ("predictor", MaskPredictor.load),
+        "fspad": ("head", FeatureHead.load),
+    }
+    if model is None:
+        if name in ("mtp", "fspad"):
+            raise InputError(
+                f"--draft {name} needs its trained part: give the file that its training saved "
+                "with --draft-model FILE"
+            )
+        return configured(registry.drafter, option)
+    registry.drafter[name]  # an unknown name is named first
+    if name not in readers:
+        raise InputError(f"--draft {option} drafts without a model: leave --draft-model out")
+    field, read = readers[name]
+    return configured(registry.drafter, option, **{field: read(model)})
+
+
 def cache_policy(option: str) -> Any:
-    """The policy of NAME or NAME:SIZE, half of SIZE for heavy hitters and half for recent ones."""
+    """The policy of NAME or NAME:SIZE, a count of tokens or a share of the prompt."""
     name, _, size = option.partition(":")
     policy = registry.cache_policy[name]
     if not size:
         return policy()
     try:
-        if size.isdigit():
-            total = int(size)
-            return policy(heavy=total // 2, recent=total - total // 2)
-        return policy(heavy=float(size) / 2, recent=float(size) / 2)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+        total = int(size) if size.isdigit() else float(size)
+    except ValueError:
         raise InputError(
             f"--cache {option}: the size must be a share of the prompt (0.2) or a count of "
             f"tokens (128), not {size!r}"
         ) from None
+    return policy.of_size(total)
 
 
 def configured(role: Role, option: str, **given: Any) -> Any:

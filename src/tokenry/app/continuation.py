@@ -23,6 +23,7 @@ from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.request import Processor, TextSampler
 from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.speculation.speculate import generate_with_drafter
+from tokenry.decode.speculation.tree import TokenTree
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
 
@@ -150,8 +151,10 @@ def drafted(
     must_end: bool = True,
     on_token: OnToken | None = None,
     processors: Sequence[Processor] = (),
+    policy: Any = None,
 ) -> Continuation:
-    """One text, as plain decoding would give it, with several tokens per pass."""
+    """One text, as plain decoding would give it, with several tokens per pass; guesses that the
+    constraint rejects are cut before the model reads them."""
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
 
@@ -160,6 +163,7 @@ def drafted(
             on_token(text[0, len(ids) :].tolist())
         return False
 
+    masks = [] if constraint is None else [ConstraintMask(constraint, ids)]
     found = generate_with_drafter(
         model,
         ids,
@@ -167,8 +171,10 @@ def drafted(
         limits.max_new_tokens,
         temperature=limits.temperature,
         eos_token_id=ends(*loaded),
-        processors=[*processors, *([ConstraintMask(constraint, ids)] if constraint else [])],
+        processors=[*processors, *masks],
         stopping=[watch],
+        prune=masks[0].prune if masks else None,
+        cache=None if policy is None else policy.cache(model),
         generator=torch.Generator().manual_seed(limits.seed),
     )
     return one_text(loaded, found.new_ids, found.seconds, found.forward_calls, must_end)
@@ -297,11 +303,26 @@ class ConstraintMask:
         self.read = len(prompt)
         self.state: State = constraint.begin(prompt)
 
+    def after(self, text: Sequence[int]) -> State:
+        """The constraint's state after prompt and text so far."""
+        for token in text[self.read :]:
+            self.state = self.state.advance(token)
+        self.read = len(text)
+        return self.state
+
+    def prune(self, text: Sequence[int], tree: TokenTree) -> TokenTree:
+        """The tree without guesses that the constraint rejects; its root is the text's last
+        token."""
+        states = {0: self.after(text)}
+        for node in range(1, len(tree)):
+            parent = states.get(tree.parents[node])
+            if parent is not None and parent.allows(tree.tokens[node]):
+                states[node] = parent.advance(tree.tokens[node])
+        return tree if len(states) == len(tree) else tree.select(list(states))
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [1, V] with the refused tokens at -inf, after `input_ids` [1, T]."""
-        for token in input_ids[0, self.read :].tolist():
-            self.state = self.state.advance(token)
-        self.read = input_ids.shape[1]
+        self.after(input_ids[0].tolist())
         mask = self.state.mask().to(scores.device)
         if not mask.any():
             raise ConstraintError("no token satisfies the constraint: it leads into a dead end")

@@ -12,19 +12,21 @@ to the machine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenry.decode.speculation.recycling import TokenRecycling
+from tokenry.decode.speculation.baselines import NoDraft, PromptLookup
+from tokenry.decode.speculation.recycling import RecyclingDraft, TokenRecycling
 from tokenry.decode.speculation.speculate import (
+    Draft,
     Drafter,
     Speculation,
     generate_with_drafter,
 )
-from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -47,7 +49,7 @@ def reproduce(seed: int) -> Outcome:
     prompts = [encode(tokenizer, PROMPTS[index]) for index in order]
     half = len(prompts) // 2
 
-    recycling = TokenRecycling(nodes=80, learn_prompt="nothing")
+    recycling = TokenRecycling(template=TreeTemplate.default(), learn_prompt="nothing")
     cold = run(model, prompts[:half], recycling)
     frozen = run(model, prompts[half:], Frozen(recycling))
     cold += run(model, prompts[half:], recycling)
@@ -107,54 +109,21 @@ def speed(found: Sequence[Speculation]) -> float:
     return sum(len(one.new_ids) for one in found) / sum(one.seconds for one in found)
 
 
-@dataclass(frozen=True)
 class Frozen:
     """A drafter that no longer learns."""
 
-    drafter: TokenRecycling
-    reads_prompt: bool = False
+    reads_prompt = False
 
-    def begin(self, model: Any, prompt: Sequence[int]) -> None:
-        replace(self.drafter, learn_prompt="nothing").begin(model, prompt)
+    def __init__(self, drafter: TokenRecycling):
+        self.drafter = replace(drafter, learn_prompt="nothing")
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        return self.drafter.draft(last_token, room)
+    def begin(self, model: Any, prompt: Sequence[int]) -> Draft:
+        return FrozenDraft(self.drafter, {})
 
+
+class FrozenDraft(RecyclingDraft):
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         pass
-
-
-@dataclass
-class NoDraft:
-    """Plain decoding, through the same loop."""
-
-    reads_prompt: bool = False
-    text: list[int] = field(default_factory=list)
-
-    def begin(self, model: Any, prompt: Sequence[int]) -> None:
-        self.text = list(prompt)
-
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        return TokenTree((last_token,), (-1,))
-
-    def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
-        self.text += [tree.tokens[node] for node in accepted.path]
-
-
-@dataclass
-class PromptLookup(NoDraft):
-    """Copies what followed the latest earlier occurrence of the last one to three tokens."""
-
-    budget: int = 10
-
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        text = [*self.text, last_token]
-        for size in (3, 2, 1):
-            for start in range(len(text) - size - 1, -1, -1):
-                if text[start : start + size] == text[-size:]:
-                    copied = text[start + size :][: min(self.budget, room)]
-                    return TokenTree.chain([last_token, *copied])
-        return TokenTree.chain([last_token])
 
 
 def encode(tokenizer: Any, prompt: str) -> Tensor:

@@ -9,23 +9,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, VocabularyError
-from tokenry.decode.speculation.recycling import AdjacencyMatrix, Memory, TokenRecycling, top
+from tokenry.decode.speculation.growth import MOST_NODES
+from tokenry.decode.speculation.recycling import (
+    AdjacencyMatrix,
+    Memory,
+    RecyclingDraft,
+    TokenRecycling,
+    likely,
+    top,
+)
 from tokenry.decode.speculation.speculate import generate_with_drafter
-from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
 from tokenry.decode.speculation.verify import Accepted, verify_greedy
 from tokenry.model.decoding import DecodingState
 
 PROMPT = [5, 17, 9, 33, 21, 9, 40, 12, 3, 28, 51]
-ALL = {"nodes": 80, "learn_prompt": "nothing"}
+ALL = {"template": TreeTemplate.default(), "learn_prompt": "nothing"}
 
 
 def random_logits(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def write(table, tokens, logits, path=(0,)):
+    probs, ids = likely(logits, table.ids.shape[1])
+    table.write(tokens, ids, probs, Accepted(list(path), []))
+
+
 def random_table(seed=0):
     table = AdjacencyMatrix(64)
-    table.update(range(64), random_logits(64, 64, seed=seed))
+    write(table, range(64), random_logits(64, 64, seed=seed))
     return table
 
 
@@ -39,7 +52,7 @@ def markov(model):
 
 def test_a_row_holds_the_most_probable_successors():
     table, logits = AdjacencyMatrix(50, k=3), random_logits(2, 50)
-    table.update([7, 4], logits)
+    write(table, [7, 4], logits)
     values, ids = logits.softmax(-1).topk(3)
     assert torch.equal(table.successors(torch.tensor([7, 4])), ids)
     torch.testing.assert_close(table.probs[[7, 4]], values)
@@ -48,7 +61,7 @@ def test_a_row_holds_the_most_probable_successors():
 
 def test_of_repeated_tokens_the_last_row_stays():
     table, logits = AdjacencyMatrix(50, k=3), random_logits(3, 50)
-    table.update([7, 4, 7], logits)
+    write(table, [7, 4, 7], logits, path=[1])
     assert torch.equal(table.successors(torch.tensor([7])), logits[2:].topk(3).indices)
 
 
@@ -65,9 +78,8 @@ def test_blockwise_top_is_topk(size):
 
 def test_observed_successors_come_to_the_front():
     table = AdjacencyMatrix(10, k=3)
-    table.update(
-        [2], torch.tensor([[0.4, 0.3, 0.1, 0.2, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9]]).log()
-    )
+    known = torch.tensor([[0.4, 0.3, 0.1, 0.2, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9]])
+    write(table, [2], known.log())
     table.observe([2, 3, 2, 5, 9])
     assert [token for token, _ in table.row(2)] == [5, 3, 0]
     assert table.row(5) == [(9, 0.5)]
@@ -98,55 +110,55 @@ def test_the_table_survives_a_file(tmp_path):
 
 def test_the_tree_unrolls_the_table_along_the_template(tiny_llama):
     drafter = TokenRecycling(**ALL, memory=Memory(random_table()))
-    drafter.begin(tiny_llama, PROMPT)
-    tree = drafter.draft(11, room=99)
+    draft = drafter.begin(tiny_llama, PROMPT)
+    tree = draft.draft(11, room=99)
     template, table = drafter.template, drafter.table
     assert tree.parents == template.parents
     assert tree.tokens[0] == 11
     for node in range(1, 81):
         parent = tree.tokens[template.parents[node]]
         assert tree.tokens[node] == table.ids[parent, template.ranks[node]]
-    assert max(drafter.draft(11, room=2).depths) == 2
-    assert len(drafter.draft(11, room=0)) == 1
+    assert max(draft.draft(11, room=2).depths) == 2
+    assert len(draft.draft(11, room=0)) == 1
 
 
 def test_fewer_nodes_are_the_ones_that_were_most_probable(tiny_llama):
     drafter = TokenRecycling(nodes=1, learn_prompt="nothing")
-    drafter.begin(tiny_llama, PROMPT)
+    draft = drafter.begin(tiny_llama, PROMPT)
     logits = torch.full((2, 64), -5.0)
     logits[0, 8], logits[0, 9], logits[1, 3] = 4.0, 1.0, 6.0
-    drafter.table.update([11, 8], logits)
-    assert drafter.draft(11, 9).tokens == (11, 8)
+    write(drafter.table, [11, 8], logits)
+    assert draft.draft(11, 9).tokens == (11, 8)
     # the child of the best guess beats the second-best guess
-    assert replace(drafter, nodes=2).draft(11, 9) == TokenTree((11, 8, 3), (-1, 0, 1))
+    two = replace(drafter, nodes=2).begin(tiny_llama, PROMPT).draft(11, 9)
+    assert (two.tokens, two.parents) == ((11, 8, 3), (-1, 0, 1))
 
 
 def test_the_tree_grows_with_what_the_machine_gives_for_free(tiny_llama):
-    drafter = TokenRecycling(memory=Memory(random_table()))
-    drafter.begin(tiny_llama, PROMPT)
+    drafter = TokenRecycling(memory=Memory(random_table()), learn_prompt="nothing")
     sizes = []
     for each in (1.0, 0.05, 0.0):  # cost of one more token, in passes
-        drafter.memory.latency = {1: 1.0, 2: 1.0 + each}
-        sizes.append(len(drafter.draft(11, room=99)))
+        draft = RecyclingDraft(drafter, {1: 1.0, 2: 1.0 + each})
+        sizes.append(len(draft.draft(11, room=99)))
     assert sizes[0] == 1
-    assert 1 < sizes[1] < 81
-    assert sizes[2] == 81
+    assert 1 < sizes[1] < MOST_NODES
+    assert sizes[2] == MOST_NODES + 1
 
 
-def test_guesses_that_keep_failing_are_no_longer_made(tiny_llama):
+def test_guesses_that_keep_failing_are_no_longer_made():
     drafter = TokenRecycling(memory=Memory(random_table()), learn_prompt="nothing")
-    drafter.begin(tiny_llama, PROMPT)
-    drafter.memory.latency = {1: 1.0, 2: 1.05}
-    assert len(drafter.draft(11, room=1)) > 1
-    first = drafter.table.row(11)[0][1]
-    before = drafter.memory.rate(first)
-    for _ in range(400):
-        tree = drafter.draft(11, room=1)
+    draft = RecyclingDraft(drafter, {1: 1.0, 2: 1.05})
+    tree = draft.draft(11, room=1)
+    assert len(tree) > 1
+    guess = tree.notes[1]
+    before = drafter.memory.calibration.rate(guess)
+    for _ in range(100):
+        tree = draft.draft(11, room=1)
         kept = drafter.table.ids.clone(), drafter.table.probs.clone()
-        drafter.update(tree, random_logits(len(tree), 64), Accepted([0], [-9]))
+        draft.update(tree, random_logits(len(tree), 64), Accepted([0], [-9]))
         drafter.table.ids, drafter.table.probs = kept
     assert len(tree) == 1
-    assert drafter.memory.rate(first) <= 0.05 < before
+    assert drafter.memory.calibration.rate(guess) <= 0.05 < before
 
 
 def test_a_perfect_table_gives_seven_tokens_per_pass(tiny_model):
@@ -154,7 +166,7 @@ def test_a_perfect_table_gives_seven_tokens_per_pass(tiny_model):
     model = markov(tiny_model)
     table = AdjacencyMatrix(64)
     with torch.no_grad():
-        table.update(range(64), model(torch.arange(64)[:, None]).logits[:, 0])
+        write(table, range(64), model(torch.arange(64)[:, None]).logits[:, 0])
     drafter = TokenRecycling(**ALL, memory=Memory(table))
     found = generate_with_drafter(model, PROMPT, drafter, 1 + 5 * 7, eos_token_id=[])
     assert found.accept_lengths == [7] * 5
@@ -162,8 +174,10 @@ def test_a_perfect_table_gives_seven_tokens_per_pass(tiny_model):
 
 
 class Frozen(TokenRecycling):
-    def update(self, tree, logits, accepted):
-        pass
+    def begin(self, model, prompt):
+        draft = super().begin(model, prompt)
+        draft.update = lambda *_: None
+        return draft
 
 
 def test_an_empty_table_costs_one_pass_per_token(tiny_model):
@@ -174,15 +188,15 @@ def test_an_empty_table_costs_one_pass_per_token(tiny_model):
 
 def test_the_cache_is_that_of_sequential_decoding(tiny_model):
     drafter = TokenRecycling(**ALL, memory=Memory(random_table()))
-    drafter.begin(tiny_model, PROMPT)
+    draft = drafter.begin(tiny_model, PROMPT)
     state = DecodingState.start(tiny_model, torch.tensor([PROMPT]))
     plain = state.copy()
     for step in range(3):
-        tree = drafter.draft(11 + step, room=9)
+        tree = draft.draft(11 + step, room=9)
         logits = state.tree(torch.tensor(tree.tokens), torch.tensor(tree.parents))
         path = next(path for path in drafter.template.leaf_paths[step + 20 :] if len(path) > 3)
         state.keep(torch.tensor(path))
-        drafter.update(tree, logits, verify_greedy(tree, logits))
+        draft.update(tree, logits, verify_greedy(tree, logits))
         plain.append(torch.tensor([[tree.tokens[node] for node in path]]))
     for ours, theirs in zip(state.cache.layers, plain.cache.layers, strict=True):
         torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-5, rtol=1e-5)
@@ -194,7 +208,7 @@ def test_rejected_guesses_teach_too():
     tree = TokenTree((5, 6, 7), (-1, 0, 0))
     logits = random_logits(3, 64)
     logits[0, 6] = 99.0
-    drafter.update(tree, logits, verify_greedy(tree, logits))
+    RecyclingDraft(drafter, {}).update(tree, logits, verify_greedy(tree, logits))
     assert torch.equal(drafter.table.successors(torch.tensor([7]))[0], logits[2].topk(8).indices)
 
 
@@ -203,7 +217,7 @@ def test_an_accepted_node_outranks_a_later_one_of_the_same_token():
     tree = TokenTree((5, 6, 7, 6), (-1, 0, 0, 2))
     logits = random_logits(4, 64)
     logits[0, 6] = 99.0
-    drafter.update(tree, logits, verify_greedy(tree, logits))
+    RecyclingDraft(drafter, {}).update(tree, logits, verify_greedy(tree, logits))
     assert torch.equal(drafter.table.successors(torch.tensor([6]))[0], logits[1].topk(8).indices)
 
 

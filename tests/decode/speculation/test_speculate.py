@@ -15,7 +15,7 @@ class Nothing:
     reads_prompt = False
 
     def begin(self, model, prompt):
-        pass
+        return self
 
     def draft(self, last_token, room):
         return TokenTree((last_token,), (-1,))
@@ -134,7 +134,7 @@ def test_stopping_criteria_are_asked_after_every_token(tiny_llama):
 def test_bad_input_is_named(tiny_llama):
     with pytest.raises(InputError, match="prompt is empty"):
         generate_with_drafter(tiny_llama, [], Nothing())
-    with pytest.raises(InputError, match="got 2: loop"):
+    with pytest.raises(InputError, match="got 2: use `speculate`"):
         generate_with_drafter(tiny_llama, torch.ones(2, 3, dtype=torch.long), Nothing())
     with pytest.raises(InputError, match="max_new_tokens must be at least 1, got 0"):
         generate_with_drafter(tiny_llama, PROMPT, Nothing(), 0)

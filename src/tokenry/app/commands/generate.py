@@ -262,7 +262,19 @@ def generate(
         str | None,
         typer.Option(
             "--draft",
-            help="recycling: several tokens per pass, the same text.",
+            metavar="NAME[:SETTING=VALUE,...]",
+            help="Several tokens per pass, the same text: goose, context, recycling, lookahead "
+            "learn as they go; dyspec, mtp and fspad draft with --draft-model.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            "--draft-model",
+            metavar="MODEL",
+            help="For --draft dyspec: a smaller model with the same vocabulary. For mtp and fspad: "
+            "the file of the trained part.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -271,8 +283,8 @@ def generate(
         typer.Option(
             "--cache",
             metavar="NAME:SIZE",
-            help="A bounded cache. h2o:0.2 keeps a fifth of the prompt, half heavy hitters and "
-            "half recent tokens; h2o:128 keeps 128 tokens.",
+            help="Less attention. h2o:128 keeps 128 tokens, heavy hitters and recent ones; "
+            "tokenselect:2048 keeps all and attends to 2048; h2o:0.2 is a share of the prompt.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -315,7 +327,7 @@ def generate(
 
     [cyan]tokenry generate "The capital of Fra" --bytes --ensemble gemma3-270m[/]
 
-    [cyan]tokenry generate "def fibonacci(n):" -t 0 --draft recycling[/]
+    [cyan]tokenry generate "def fibonacci(n):" -t 0 --draft goose[/]
     """
     from tokenry.app.continuation import Limits
     from tokenry.decode.samplers.smc import SMC, MaskedTexts
@@ -326,6 +338,7 @@ def generate(
         "proposal_model": proposal_model,
         "particles": particles,
         "draft": draft,
+        "draft_model": draft_model,
         "cache": cache,
         "chat": chat,
     }
@@ -376,7 +389,7 @@ def generate(
         common = (loaded, question, constraint, limits)
         processors = control.processors
         if drafter is not None:
-            return continuation.drafted(*common, drafter(), must_end, on_token, processors)
+            return continuation.drafted(*common, drafter, must_end, on_token, processors, policy)
         if policy is not None:
             return continuation.cached(*common, policy, must_end, on_token, processors)
         weighted = constraint is not None or potential is not None

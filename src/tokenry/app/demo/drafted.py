@@ -15,6 +15,7 @@ from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.speculation.speculate import generate_with_drafter, latency_curve
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
+from tokenry.model.packed import packed
 
 PROMPTS = {
     "code": "Write a Python class Stack with the methods push, pop, peek and is_empty.",
@@ -28,7 +29,7 @@ PROMPTS = {
     "question": "Why is the sky blue during the day and red in the evening?",
 }
 CODE = """\
-drafter = TokenRecycling()  # nodes=16 for a tree of that size on any machine
+drafter = Goose()  # nodes=16 for a tree of that size on any machine
 found = generate_with_drafter(model, prompt_ids, drafter, max_new_tokens=64)
 found.new_ids          # what greedy decoding gives
 found.tokens_per_pass  # 1.0 without a draft"""
@@ -43,13 +44,14 @@ def section(
     nodes: int = 16,
     tick: Callable[[str], None] = lambda what: None,
 ) -> Section:
-    """Every prompt three times: one token per pass, and with Token Recycling's two trees."""
+    """Every prompt three times: one token per pass, and with Goose's two trees."""
     model, tokenizer = loaded
-    fitted, wide = drafters["recycling"](), drafters["recycling"](nodes=nodes)
+    fitted, wide = drafters["goose"](), drafters["goose"](nodes=nodes)
     runs = []
     tick("measuring the machine")
     started = time.perf_counter()
-    curve = latency_curve(model)  # once; or the first prompt would pay for it
+    with packed(model):
+        curve = latency_curve(model)  # once; or the first prompt would pay for it
     measuring = time.perf_counter() - started
     options = {"max_new_tokens": max_new_tokens, "eos_token_id": ends(*loaded)}
     for kind, text in prompts.items():
@@ -88,10 +90,10 @@ def section(
     return Section(
         key="drafted",
         title="Accelerated",
-        about="Token Recycling remembers which tokens were likely the last time and drafts a tree "
-        "of guesses from them; the model reads the whole tree in one pass and keeps the path it "
-        "would have written itself. No second model is needed, and the text is that of greedy "
-        "decoding.",
+        about="Goose copies what followed the same words before, and remembers which tokens were "
+        "likely the last time. The model reads the tree of these guesses in one pass and keeps the "
+        "path it would have written itself. No second model is needed, and the text is that of "
+        "greedy decoding.",
         code=CODE,
         numbers=[
             ("identical to greedy decoding", f"{identical} of {len(runs)}"),

@@ -11,16 +11,14 @@ the same token the accepted one wins, then the last. The table lives on across p
 
 Source: Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token
 Recycling (arXiv 2408.08696). Ours: nodes below a token that was never read are not drafted. The
-table keeps the successors' probabilities too, and the tree is cut to the nodes that pay on this
-machine (see `tree`): a guess that had probability p is expected to be accepted with rate
-p · (h + 3) / (s + 4), where of the guesses in its range of p so far h were accepted and s is the
-sum of their p. (Counted on SmolLM2, the rate follows p; rank and depth add little to it.)
+table keeps the successors' probabilities too, and by default the tree is not the template but grows
+where it pays on this machine (see `growth`).
 """
 
 import itertools
 import os
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +28,9 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.registry import drafter
+from tokenry.decode.speculation.growth import Calibration, Guess, grow
 from tokenry.decode.speculation.speculate import latency_curve
-from tokenry.decode.speculation.tree import TokenTree, TreeTemplate, best_size
+from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
 from tokenry.decode.speculation.verify import Accepted
 
 RANGES = (0.1, 0.3, 0.6, 0.9)
@@ -55,21 +54,22 @@ class AdjacencyMatrix:
         """[n] -> [n, k] ids, the most probable first."""
         return self.ids[tokens].long()
 
+    def known(self, token: int) -> list[int]:
+        """Known successors of one token."""
+        return [successor for successor, _ in self.row(token)]
+
     def row(self, token: int) -> list[tuple[int, float]]:
         """Known successors of one token and their probabilities."""
         pairs = zip(self.ids[token].tolist(), self.probs[token].tolist(), strict=True)
         return [pair for pair in pairs if pair[1] > 0]
 
-    def update(self, tokens: Sequence[int], logits: Tensor) -> None:
-        """Write each token's row from what the model predicts after it, [n, V]. Of repeated tokens
-        the last one stays."""
-        last = {token: node for node, token in enumerate(tokens)}
-        rows = logits if len(last) == len(tokens) else logits[list(last.values())]
-        rows = rows.float()
-        values, ids = top(rows, self.ids.shape[1])
-        place = torch.tensor(list(last))
-        self.ids[place] = ids.to("cpu", torch.int32)
-        self.probs[place] = (values - rows.logsumexp(-1, keepdim=True)).exp().cpu()
+    def write(self, tokens: Sequence[int], ids: Tensor, probs: Tensor, accepted: Accepted) -> None:
+        """Write the rows of a tree's tokens, [M, k] each: of repeated tokens the accepted one
+        stays, then the last."""
+        writer = {tokens[node]: node for node in (*range(len(tokens)), *accepted.path)}
+        place, rows = torch.tensor(list(writer)), list(writer.values())
+        self.ids[place] = ids[rows].to(torch.int32)
+        self.probs[place] = probs[rows]
 
     def observe(self, text: Sequence[int]) -> None:
         """Move each token's actual successor to the front of its row, in the text's order."""
@@ -112,21 +112,12 @@ class AdjacencyMatrix:
         return table
 
 
+@dataclass
 class Memory:
-    """What a drafter has learned: the table, how far its probabilities hold, the machine."""
+    """What a drafter has learned: the table, and how far its probabilities hold."""
 
-    def __init__(self, table: AdjacencyMatrix | None = None):
-        self.table = table
-        self.accepted, self.expected = [3.0] * (len(RANGES) + 1), [4.0] * (len(RANGES) + 1)
-        self.latency: dict[int, float] = {}
-        self.drafted: tuple[TokenTree, list[float]] | None = (
-            None  # the last tree and its guesses' p
-        )
-
-    def rate(self, prob: float) -> float:
-        """How often a guess of this probability is accepted once its parent is."""
-        kind = bisect(RANGES, prob)
-        return min(0.99, prob * self.accepted[kind] / self.expected[kind])
+    table: AdjacencyMatrix | None = None
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 @drafter("recycling", paper=67)
@@ -134,16 +125,16 @@ class Memory:
 class TokenRecycling:
     """Drafts from recycled tokens; needs no second model and no training.
 
-    k: successors kept per token; the paper's is 8. template: the nodes to choose from. nodes: how
-    many to draft; None chooses by the measured latencies, 80 is the paper's tree. learn_prompt:
-    "tokens" reads successors off the prompt's text, "logits" takes the model's predictions on it
-    (costs the output layer on the whole prompt), "nothing" is the paper's code. memory: what it has
-    learned so far; replace it to start cold.
+    k: successors kept per token; the paper's is 8. nodes: how many to draft; None takes as many as
+    pay on this machine, best first. template: the paper's way, these nodes of ranks, always.
+    learn_prompt: "tokens" reads successors off the prompt's text, "logits" takes the model's
+    predictions on it (costs the output layer on the whole prompt), "nothing" is the paper's code.
+    memory: what it has learned so far; replace it to start cold.
     """
 
     k: int = 8
-    template: TreeTemplate = field(default_factory=TreeTemplate.default, repr=False)
     nodes: int | None = None
+    template: TreeTemplate | None = field(default=None, repr=False)
     learn_prompt: Literal["nothing", "tokens", "logits"] = "tokens"
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
@@ -161,7 +152,7 @@ class TokenRecycling:
             raise InputError("the drafter has no table yet: call begin(model, prompt) first")
         return self.memory.table
 
-    def begin(self, model: Any, prompt: Sequence[int]) -> None:
+    def begin(self, model: Any, prompt: Sequence[int]) -> "RecyclingDraft":
         size = model.config.get_text_config().vocab_size
         if self.memory.table is None:
             self.memory.table = AdjacencyMatrix(size, min(self.k, size))
@@ -170,53 +161,46 @@ class TokenRecycling:
                 f"the drafter's table is for {len(self.table.ids)} tokens, the model has {size}: "
                 "give each model a drafter of its own"
             )
-        if self.nodes is None:
-            self.memory.latency = latency_curve(model)
         if self.learn_prompt == "tokens":
             self.table.observe(prompt)
+        sized = self.nodes is None and self.template is None
+        return RecyclingDraft(self, latency_curve(model) if sized else {})
+
+
+class RecyclingDraft:
+    """One text's drafts from the drafter's table."""
+
+    def __init__(self, drafter: TokenRecycling, latency: Mapping[int, float]):
+        self.drafter, self.latency = drafter, latency
+        self.table, self.calibration = drafter.table, drafter.memory.calibration
+        self.last = 0
 
     def draft(self, last_token: int, room: int) -> TokenTree:
-        """The template's most probable nodes, unrolled from `last_token`."""
-        template, memory = self.template, self.memory
-        rows: dict[int, list[tuple[int, float]]] = {}
-        found = {0: (last_token, 0.0, 1.0)}  # node -> token, its p, how often its path is accepted
-        for node in range(1, len(template) + 1):
-            parent = found.get(template.parents[node])
-            if parent is None or template.depths[node] > room:
-                continue
-            if parent[0] not in rows:
-                rows[parent[0]] = self.table.row(parent[0])
-            if template.ranks[node] < len(rows[parent[0]]):
-                token, prob = rows[parent[0]][template.ranks[node]]
-                found[node] = (token, prob, parent[2] * memory.rate(prob))
-        order = sorted(list(found)[1:], key=lambda node: -found[node][2])
-        if self.nodes is None:
-            size = best_size([found[node][2] for node in order], memory.latency)
-        else:
-            size = self.nodes
-        kept = [0, *sorted(order[:size])]
-        place = {-1: -1} | {node: at for at, node in enumerate(kept)}
-        tree = TokenTree(
-            tuple(found[node][0] for node in kept),
-            tuple(place[template.parents[node]] for node in kept),
-        )
-        memory.drafted = tree, [found[node][1] for node in kept]
-        return tree
+        if self.drafter.template is not None:
+            return self.drafter.template.unroll(last_token, self.table.known, room)
+        self.last = last_token
+        nodes = self.drafter.nodes
+        return grow(last_token, self, self.calibration, room, nodes=nodes, latency=self.latency)
+
+    def root(self) -> int:
+        return self.last
+
+    def guesses(self, place: int) -> list[Guess]:
+        """A place is the token itself."""
+        return [Guess(t, p, bisect(RANGES, p), t) for t, p in self.table.row(place)]
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
-        writer = {tree.tokens[node]: node for node in (*range(len(tree)), *accepted.path)}
-        self.table.update(list(writer), logits[list(writer.values())])
-        if self.memory.drafted and self.memory.drafted[0] is tree:
-            self._count(tree, self.memory.drafted[1], accepted)
+        probs, ids = likely(logits, self.drafter.k)
+        self.table.write(tree.tokens, ids, probs, accepted)
+        if tree.notes:
+            self.calibration.learn(tree, accepted)
 
-    def _count(self, tree: TokenTree, probs: list[float], accepted: Accepted) -> None:
-        """Count the guesses that were put to the test: those below accepted nodes."""
-        truth = dict(zip(accepted.path, accepted.tokens, strict=False))
-        for node in range(1, len(tree)):
-            if (parent := tree.parents[node]) in truth:
-                kind = bisect(RANGES, probs[node])
-                self.memory.accepted[kind] += tree.tokens[node] == truth[parent]
-                self.memory.expected[kind] += probs[node]
+
+def likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most probable tokens' probabilities and ids, [n, V] -> [n, k] on the CPU."""
+    logits = logits.float()
+    values, ids = top(logits, min(k, logits.shape[1]))
+    return (values - logits.logsumexp(-1, keepdim=True)).exp().cpu(), ids.cpu()
 
 
 def top(logits: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:

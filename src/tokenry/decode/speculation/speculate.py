@@ -12,22 +12,30 @@ The text is the one that plain decoding gives, up to the rounding of the model's
 over many tokens and a pass over one round differently, so two logits that agree to the last digits
 may swap. In float32 that is rare; in bfloat16 it happens in most long texts.
 
-One prompt at a time. For several, loop with the same drafter: what it learned is kept.
+Several prompts go through the model together, each with a tree of its own; a row that accepts less
+than another leaves unseen columns in the cache.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted, draw, walk
+from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
+from tokenry.model.packed import is_packed, packed
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # (ids [1, T], logits [1, V]) -> logits [1, V]
 Stopping = Callable[[Tensor, Tensor], Any]  # (ids [1, T], logits [1, V]) -> true to stop
@@ -39,21 +47,41 @@ PROMPT_CHUNK = 1 << 24  # logits held at once while a drafter learns from the pr
 class Drafter(Protocol):
     """Guesses what comes next. It may guess anything: the text does not depend on it.
 
-    reads_prompt: whether `update` should be called with the prompt's logits too.
+    What it learns from every text lives in the drafter, what it knows of one text in the `Draft`
+    that `begin` returns. reads_prompt: whether `update` should be called with the prompt's logits.
     """
 
     @property
     def reads_prompt(self) -> bool: ...
 
-    def begin(self, model: Any, prompt: Sequence[int]) -> None:
+    def begin(self, model: Any, prompt: Sequence[int]) -> Draft:
         """A new text starts."""
+        ...
+
+
+class Draft(Protocol):
+    """The guesses for one text."""
 
     def draft(self, last_token: int, room: int) -> TokenTree:
         """A tree whose root is the last committed token, at most `room` tokens deep."""
         ...
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
-        """What the model said about the tree: logits [M, V], and the walk through it."""
+        """What the model said about the tree: logits [M, V], and the walk through it. The tree may
+        have lost nodes since it was drafted."""
+
+
+@runtime_checkable
+class ReadingDraft(Protocol):
+    """A draft that reads its trees itself, since it needs more than logits from the pass."""
+
+    def read(self, state: DecodingState, tree: TokenTree) -> Tensor:
+        """Logits after every node, [M, V]; columns of the cache behind the tree's are dropped."""
+        ...
+
+
+Prune = Callable[[Sequence[int], TokenTree], TokenTree]
+"""(text so far, tree) -> the tree without nodes that cannot be accepted."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +89,10 @@ class Speculation:
     """A generated text and what it took.
 
     ids: prompt and continuation. accept_lengths: tokens that each step added (accepted ones and the
-    bonus token). nodes: tokens read by each step. forward_calls: passes, the prompt's included,
-    which gives the first token. seconds: of the whole call; the first one with a drafter that fits
-    its trees to the machine includes the measuring, unless `latency_curve` was called before.
+    bonus token). nodes: tokens of this text read by each step. forward_calls: passes, the prompt's
+    included, which gives the first token. seconds: of the whole call, all texts of the batch
+    together; the first one with a drafter that fits its trees to the machine includes the
+    measuring, unless `latency_curve` was called before.
     """
 
     ids: list[int]
@@ -92,77 +121,206 @@ def generate_with_drafter(
     ids: Sequence[int] | Tensor,
     drafter: Drafter,
     max_new_tokens: int = 64,
+    **options: Any,
+) -> Speculation:
+    """Continue the prompt `ids` ([T] or [1, T]) with at most `max_new_tokens` tokens; `options` are
+    those of `speculate`."""
+    if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] != 1:
+        raise InputError(f"one prompt at a time, got {ids.shape[0]}: use `speculate` for several")
+    prompt = torch.as_tensor(ids, dtype=torch.long).reshape(-1).tolist()
+    return speculate(model, [prompt], drafter, max_new_tokens, **options)[0]
+
+
+def speculate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    drafter: Drafter,
+    max_new_tokens: int = 64,
     *,
     temperature: float = 0.0,
     top_p: float = 1.0,
     eos_token_id: int | Sequence[int] | None = None,
     processors: Sequence[Processor] = (),
     stopping: Sequence[Stopping] = (),
+    prune: Prune | None = None,
+    cache: Any = None,
     generator: torch.Generator | None = None,
+    kernels: bool = True,
     on_step: Callable[[TokenTree, Accepted], None] | None = None,
-) -> Speculation:
-    """Continue the prompt `ids` ([T] or [1, T]) with at most `max_new_tokens` tokens.
+) -> list[Speculation]:
+    """Continue every prompt with at most `max_new_tokens` tokens, the batch in one pass per step.
 
     temperature: 0 is greedy. eos_token_id: None takes those of the model's generation settings, an
     empty list none. processors: transformers' LogitsProcessors; each sees, for every token of the
     text in turn, what plain decoding would show it, and never a rejected guess. stopping:
-    transformers' StoppingCriteria, asked after every token. on_step: called with each step's tree
-    and the walk through it.
+    transformers' StoppingCriteria, asked after every token. prune: cuts guesses that cannot be
+    accepted, such as those a constraint rejects, before the model reads them; trees that were
+    sampled stay whole. cache: an empty one of a cache policy that keeps every token, for one
+    prompt. kernels: read with kernels for few rows where there are any (`packed`), which costs the
+    linear layers' memory again. on_step: called with each tree and the walk through it.
     """
     started = time.perf_counter()
-    prompt = torch.as_tensor(ids, dtype=torch.long).reshape(-1).tolist()
-    if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] != 1:
-        raise InputError(f"one prompt at a time, got {ids.shape[0]}: loop over them")
-    if not prompt:
+    check(model, prompts, max_new_tokens, cache)
+    choosing = Choosing(
+        temperature, top_p, processors, stopping, end_tokens(model, eos_token_id), generator
+    )
+    with packed(model) if kernels else nullcontext():
+        device = next(model.parameters()).device
+        texts = [
+            Text(list(prompt), max_new_tokens, choosing, drafter.begin(model, prompt), device)
+            for prompt in prompts
+        ]
+        if len(texts) > 1 and isinstance(texts[0].draft, ReadingDraft):
+            raise InputError(f"{type(drafter).__name__} drafts for one prompt at a time")
+        state, passes = read_prompts(model, texts, drafter, cache)
+        for text, logits in zip(texts, state.logits, strict=True):
+            text.choose(TokenTree((0,), (-1,)), 0, logits)
+            text.passes = passes
+        alive = drop_finished(state, texts)
+        while alive:
+            step(state, alive, prune, on_step)
+            alive = drop_finished(state, alive)
+    seconds = time.perf_counter() - started
+    return [text.result(seconds) for text in texts]
+
+
+def step(
+    state: DecodingState,
+    texts: list[Text],
+    prune: Prune | None,
+    on_step: Callable[[TokenTree, Accepted], None] | None,
+) -> None:
+    """Draft a tree for every text, read them in one pass, and keep what the model confirms."""
+    trees = [text.draft.draft(text.last, text.room - 1) for text in texts]
+    trees = [tree.limited(text.room - 1) for tree, text in zip(trees, texts, strict=True)]
+    if prune is not None:  # a guess that was drawn has to be judged, or the law changes
+        trees = [
+            tree if tree.proposals is not None else prune(text.ids, tree)
+            for tree, text in zip(trees, texts, strict=True)
+        ]
+    logits = read_trees(state, trees, texts)
+    walks = [
+        walk(tree, rows, partial(text.choose, tree))
+        for text, tree, rows in zip(texts, trees, logits, strict=True)
+    ]
+    if state.undecided:
+        longest = max(len(found.path) for found in walks)
+        state.keep([[*found.path, *[-1] * (longest - len(found.path))] for found in walks])
+    for text, tree, rows, found in zip(texts, trees, logits, walks, strict=True):
+        text.draft.update(tree, rows[: len(tree)], found)
+        text.accept_lengths.append(len(found.tokens))
+        text.nodes.append(len(tree))
+        text.passes += 1
+        if on_step:
+            on_step(tree, found)
+
+
+def check(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache: Any) -> None:
+    """Refuse what cannot be decoded."""
+    if not prompts:
+        raise InputError("no prompt: give at least one")
+    if any(not len(prompt) for prompt in prompts):
         raise InputError("the prompt is empty: give at least one token to continue")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    ends = end_tokens(model, eos_token_id)
-    device = next(model.parameters()).device
-    text = torch.zeros(1, len(prompt) + max_new_tokens, dtype=torch.long, device=device)
-    text[0, : len(prompt)] = torch.tensor(prompt)
-    length, finished = len(prompt), False
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts))
+    if window is not None and longest >= window:
+        raise InputError(
+            f"a prompt of {longest} tokens fills the model's window of {window}: shorten it"
+        )
+    if cache is None:
+        return
+    if len(prompts) > 1:
+        raise InputError(f"a cache policy goes with one prompt at a time here, not {len(prompts)}")
+    if not all(
+        getattr(layer, "is_croppable", False) for layer in compat.keep_windows(cache).layers
+    ):
+        raise InputError(
+            "a draft takes rejected tokens back, which a cache that evicts cannot do: use a policy "
+            "that keeps every token, such as tokenselect"
+        )
 
-    def choose(_: int, logits: Tensor) -> int | None:
-        """The next token of the text, from the model's logits [V]; None when it has ended."""
-        nonlocal length, finished
-        if finished:
+
+@dataclass(frozen=True)
+class Choosing:
+    """How the next token of a text is chosen from the model's logits, and when the text ends."""
+
+    temperature: float
+    top_p: float
+    processors: Sequence[Processor]
+    stopping: Sequence[Stopping]
+    ends: frozenset[int]
+    generator: torch.Generator | None
+
+
+class Text:
+    """One text of the batch while it grows."""
+
+    def __init__(
+        self, prompt: list[int], new: int, choosing: Choosing, draft: Draft, device: torch.device
+    ):
+        self.ids, self.prompt_length = prompt, len(prompt)
+        self.choosing, self.draft = choosing, draft
+        self.tensor = torch.zeros(1, len(prompt) + new, dtype=torch.long, device=device)
+        self.tensor[0, : len(prompt)] = torch.tensor(prompt)
+        self.finished, self.passes = False, 0
+        self.accept_lengths: list[int] = []
+        self.nodes: list[int] = []
+
+    @property
+    def last(self) -> int:
+        return self.ids[-1]
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit."""
+        return self.tensor.shape[1] - len(self.ids)
+
+    def choose(self, tree: TokenTree, node: int, logits: Tensor) -> int | None:
+        """The next token, from the model's logits [V] at a node; None when the text has ended."""
+        if self.finished:
             return None
+        how = self.choosing
         scores = logits[None]
-        for process in processors:
-            scores = process(text[:, :length], scores)
-        token = draw(scores[0], temperature, top_p, generator)
-        text[0, length] = token
-        length += 1
-        finished = length == text.shape[1] or token in ends
-        finished = finished or any(bool(stop(text[:, :length], scores)) for stop in stopping)
+        for process in how.processors:
+            scores = process(self.tensor[:, : len(self.ids)], scores)
+        token = draw(scores[0], how.temperature, how.top_p, how.generator, tree.proposed(node))
+        self.tensor[0, len(self.ids)] = token
+        self.ids.append(token)
+        written = self.tensor[:, : len(self.ids)]
+        stopped = [bool(stop(written, scores)) for stop in how.stopping]  # all are asked
+        self.finished = not self.room or token in how.ends or any(stopped)
         return token
 
-    drafter.begin(model, prompt)
-    state, calls = read_prompt(model, text[:, :length], drafter)
-    last = choose(0, state.logits[0])
-    accept_lengths, nodes = [], []
-    while not finished:
-        assert last is not None
-        tree = drafter.draft(last, text.shape[1] - length - 1)
-        logits = read_tree(state, tree)
-        accepted = walk(tree, logits, choose)
-        keep(state, tree, accepted.path)
-        drafter.update(tree, logits, accepted)
-        calls += 1
-        accept_lengths.append(len(accepted.tokens))
-        nodes.append(len(tree))
-        last = accepted.tokens[-1]
-        if on_step:
-            on_step(tree, accepted)
-    return Speculation(
-        ids=text[0, :length].tolist(),
-        prompt_length=len(prompt),
-        accept_lengths=accept_lengths,
-        nodes=nodes,
-        forward_calls=calls,
-        seconds=time.perf_counter() - started,
-    )
+    def result(self, seconds: float) -> Speculation:
+        return Speculation(
+            self.ids, self.prompt_length, self.accept_lengths, self.nodes, self.passes, seconds
+        )
+
+
+def drop_finished(state: DecodingState, texts: list[Text]) -> list[Text]:
+    """The texts that go on; the state keeps their rows only."""
+    going = [row for row, text in enumerate(texts) if not text.finished]
+    if going and len(going) < len(texts):
+        state.select(torch.tensor(going))
+    return [texts[row] for row in going]
+
+
+def read_trees(state: DecodingState, trees: Sequence[TokenTree], texts: Sequence[Text]) -> Tensor:
+    """Logits after every node of every text's tree, [B, M, V]; shorter trees fill up with junk."""
+    if len(trees) == 1:
+        draft = texts[0].draft
+        read = draft.read if isinstance(draft, ReadingDraft) else read_tree
+        return read(state, trees[0])[None]
+    device = state.attention.device
+    width = max(map(len, trees))
+    tokens = torch.zeros(len(trees), width, dtype=torch.long)
+    parents = torch.full_like(tokens, -1)
+    for row, tree in enumerate(trees):
+        tokens[row, : len(tree)] = torch.tensor(tree.tokens)
+        parents[row, : len(tree)] = torch.tensor(tree.parents)
+    return state.tree(tokens.to(device), parents.to(device))
 
 
 def read_tree(state: DecodingState, tree: TokenTree) -> Tensor:
@@ -174,20 +332,19 @@ def read_tree(state: DecodingState, tree: TokenTree) -> Tensor:
     return state.tree(tokens, torch.tensor(tree.parents, device=device))
 
 
-def keep(state: DecodingState, tree: TokenTree, path: list[int]) -> None:
-    """Keep the path's columns. A path at the front of the tree needs no copy of the cache, which is
-    a few milliseconds saved."""
-    if path == list(range(len(path))):
-        state.crop(len(tree) - len(path))
-    else:
-        state.keep(torch.tensor(path))
-
-
-def read_prompt(model: Any, ids: Tensor, drafter: Drafter) -> tuple[DecodingState, int]:
-    """The state after the prompt, and the number of passes it took."""
+def read_prompts(
+    model: Any, texts: Sequence[Text], drafter: Drafter, cache: Any
+) -> tuple[DecodingState, int]:
+    """The state after the prompts, and the number of passes it took. Of several prompts drafters
+    do not see the logits."""
+    if len(texts) > 1:
+        batch = TokenBatch.from_ids([text.ids for text in texts], padding_side="left")
+        device = texts[0].tensor.device
+        return DecodingState.start(model, batch.ids.to(device), batch.attention.to(device)), 1
+    ids, draft = texts[0].tensor[:, : len(texts[0].ids)], texts[0].draft
     if not drafter.reads_prompt or ids.shape[1] == 1:
-        return DecodingState.start(model, ids), 1
-    state, calls = DecodingState.start(model, ids[:, :1]), 1
+        return DecodingState.start(model, ids, cache=cache), 1
+    state, calls = DecodingState.start(model, ids[:, :1], cache=cache), 1
     chunk = max(1, PROMPT_CHUNK // state.logits.shape[1])
     for start in range(1, ids.shape[1], chunk):
         part = ids[:, start : start + chunk]
@@ -195,7 +352,7 @@ def read_prompt(model: Any, ids: Tensor, drafter: Drafter) -> tuple[DecodingStat
         tokens = part[0].tolist()
         after = ids[0, start + 1 : start + 1 + len(tokens)].tolist()
         walked = Accepted(list(range(len(tokens))), after)
-        drafter.update(TokenTree.chain(tokens), logits, walked)
+        draft.update(TokenTree.chain(tokens), logits, walked)
         calls += 1
     return state, calls
 
@@ -209,7 +366,7 @@ def end_tokens(model: Any, eos_token_id: int | Sequence[int] | None) -> frozense
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
 
-_CURVES: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
+_CURVES: WeakKeyDictionary[Any, dict[bool, dict[int, float]]] = WeakKeyDictionary()
 
 
 def latency_curve(
@@ -217,10 +374,10 @@ def latency_curve(
 ) -> dict[int, float]:
     """Seconds of one pass over so many tokens after `context` others: the best of `repeats`.
 
-    Measured once per model and process, which takes a 100M-parameter model on a laptop a second or
-    two.
+    Measured once per model and process, with and without `packed` kernels, which takes a
+    100M-parameter model on a laptop a second or two.
     """
-    known = _CURVES.setdefault(model, {})
+    known = _CURVES.setdefault(model, {}).setdefault(is_packed(model), {})
     if missing := [size for size in sizes if size not in known]:
         device = next(model.parameters()).device
         state = DecodingState.start(model, torch.zeros(1, context, dtype=torch.long, device=device))

@@ -14,9 +14,10 @@ Source: the template is that of Turning Trash into Treasure: Accelerating Infere
 Language Models with Token Recycling (arXiv 2408.08696); the rule for its size is our own.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,17 @@ PRIOR_RATES = (0.45, 0.1, 0.05, 0.035, 0.025, 0.02, 0.015, 0.01)
 @dataclass(frozen=True)
 class TokenTree:
     """A drafted tree. tokens: M ids, the root first. parents: M indices, -1 for the root, every
-    parent before its children. Of two children with one token only the first counts."""
+    parent before its children. Of two children with one token only the first counts.
+
+    notes: what the drafter wants to know of each node again when it is told how the tree fared; one
+    per node, or none. proposals: [M, V], for trees that were sampled: row n is the distribution
+    that node n's token was drawn from, given that its earlier siblings were not (see `rejection`).
+    """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+    notes: tuple[Any, ...] = ()
+    proposals: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents) or not self.tokens:
@@ -63,6 +71,30 @@ class TokenTree:
         for node, parent in enumerate(self.parents[1:], start=1):
             depths[node] = depths[parent] + 1
         return tuple(depths)
+
+    def select(self, nodes: Sequence[int]) -> "TokenTree":
+        """The tree of these nodes only, in this order; each with its parent before it."""
+        place = {-1: -1} | {node: at for at, node in enumerate(nodes)}
+        return TokenTree(
+            tuple(self.tokens[node] for node in nodes),
+            tuple(place[self.parents[node]] for node in nodes),
+            tuple(self.notes[node] for node in nodes) if self.notes else (),
+            None if self.proposals is None else self.proposals[list(nodes)],
+        )
+
+    def proposed(self, node: int) -> tuple[list[int], Tensor] | None:
+        """For a tree that was sampled: the tokens of a node's children in the order in which they
+        were drawn, and the distributions they were drawn from, [n, V]; None for other trees."""
+        if self.proposals is None:
+            return None
+        children = [at for at in range(node + 1, len(self)) if self.parents[at] == node]
+        return [self.tokens[at] for at in children], self.proposals[children]
+
+    def limited(self, depth: int) -> "TokenTree":
+        """The tree down to this depth."""
+        if max(self.depths) <= depth:
+            return self
+        return self.select([node for node in range(len(self)) if self.depths[node] <= depth])
 
     @cached_property
     def children(self) -> Mapping[tuple[int, int], int]:
@@ -139,6 +171,23 @@ class TreeTemplate:
         return tuple(
             tuple(self.ancestor_mask[leaf].nonzero()[:, 0].tolist()) for leaf in sorted(leaves)
         )
+
+    def unroll(
+        self, root: int, successors: Callable[[int], Sequence[int]], depth: int
+    ) -> TokenTree:
+        """The template's nodes on top of the token `root`, as far as there are successors and down
+        to this depth."""
+        found, rows = {0: root}, {}
+        for node in range(1, len(self) + 1):
+            parent = found.get(self.parents[node])
+            if parent is None or self.depths[node] > depth:
+                continue
+            row = rows[parent] if parent in rows else rows.setdefault(parent, successors(parent))
+            if self.ranks[node] < len(row):
+                found[node] = row[self.ranks[node]]
+        place = {-1: -1} | {node: at for at, node in enumerate(found)}
+        parents = tuple(place[self.parents[node]] for node in found)
+        return TokenTree(tuple(found.values()), parents)
 
     def truncate(self, nodes: int, rates: Sequence[float] = PRIOR_RATES) -> "TreeTemplate":
         """The `nodes` most probable nodes (see the module's text); rates[r] is rank r's.

@@ -16,13 +16,14 @@ Only the nodes on the walk are looked at, and each token costs one draw. With on
 is therefore the same with any draft.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError
+from tokenry.decode.speculation.rejection import draw_with_proposals
 from tokenry.decode.speculation.tree import TokenTree
 
 Choice = Callable[[int, Tensor], int | None]
@@ -70,10 +71,13 @@ def draw(
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    proposed: tuple[Sequence[int], Tensor] | None = None,
 ) -> int:
     """One token from softmax(logits / temperature); the most probable one at temperature 0.
 
     logits: [V]. top_p: draw from the smallest set of most probable tokens that holds this much.
+    proposed: tokens that were themselves drawn, and from what; the token then has the same law, and
+    is one of them as often as possible (see `rejection`).
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise InputError(
@@ -86,4 +90,6 @@ def draw(
         falling, order = probs.sort(descending=True, stable=True)
         outside = falling.cumsum(-1) - falling >= top_p  # the mass before a token is enough
         probs = probs.index_fill(0, order[outside], 0.0)
+    if proposed is not None and proposed[0]:
+        return draw_with_proposals(probs / probs.sum(), *proposed, generator=generator)
     return int(torch.multinomial(probs, 1, generator=generator))

@@ -1,0 +1,85 @@
+"""What drafters are measured against: no draft at all, and prompt lookup.
+
+Prompt lookup copies a chain from behind the latest earlier occurrence of the text's last tokens, of
+the longest n-gram of `ngram` tokens or fewer that occurs.
+
+Source: prompt lookup decoding (A. Saxena, 2023), which transformers has as
+`prompt_lookup_num_tokens`; there the first occurrence is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenry.core.errors import InputError
+from tokenry.core.registry import drafter
+from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.verify import Accepted
+
+
+@dataclass(frozen=True)
+class NoDraft:
+    """Plain decoding, through the same loop."""
+
+    reads_prompt = False
+
+    def begin(self, model: Any, prompt: Sequence[int]) -> NoDraft:
+        return self
+
+    def draft(self, last_token: int, room: int) -> TokenTree:
+        return TokenTree((last_token,), (-1,))
+
+    def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
+        pass
+
+
+@drafter("prompt-lookup")
+@dataclass(frozen=True)
+class PromptLookup:
+    """A chain of `tokens` copied from the text; ngram: the longest end that is looked up."""
+
+    tokens: int = 10
+    ngram: int = 3
+    reads_prompt = False
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.ngram < 1:
+            raise InputError(f"tokens and ngram must be >= 1, got {self.tokens} and {self.ngram}")
+
+    def begin(self, model: Any, prompt: Sequence[int]) -> LookupDraft:
+        return LookupDraft(self, prompt)
+
+
+class LookupDraft:
+    """Where every n-gram of one text ended last."""
+
+    def __init__(self, drafter: PromptLookup, prompt: Sequence[int]):
+        self.drafter = drafter
+        self.text: list[int] = []
+        self.after: dict[tuple[int, ...], int] = {}  # n-gram -> the position after it
+        self._extend(prompt)
+
+    def draft(self, last_token: int, room: int) -> TokenTree:
+        self._extend([last_token])
+        chain: list[int] = []
+        for size in range(self.drafter.ngram, 0, -1):
+            start = self.after.get(tuple(self.text[-size:]))
+            if start is not None:
+                chain = self.text[start : start + min(self.drafter.tokens, room)]
+                break
+        return TokenTree.chain([last_token, *chain])
+
+    def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
+        self._extend(accepted.tokens[:-1])
+
+    def _extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            # an end of the text counts as an occurrence once something follows it
+            for size in range(1, self.drafter.ngram + 1):
+                if len(self.text) >= size:
+                    self.after[tuple(self.text[-size:])] = len(self.text)
+            self.text.append(token)

@@ -1,0 +1,263 @@
+"""Lookahead: draft what followed the last tokens before, in the prompt and in earlier texts.
+
+Two tries of counted branches (see `trie_cache`): one of the prompt, which goes with its text, and
+one of all generated texts, which stays. The query is the text's last two tokens. Behind it, in both
+tries, hang its continuations; a node that was seen f_in times in the prompt and f_out times in
+generated texts ranks by
+
+    f = (1 - w) f_in + w f_out,        w = 1e-4,
+
+so that the prompt decides and generated texts break ties. Drafted are the N nodes of largest f, but
+up to N/2 by f_out alone; of equal ones the deeper ("hier": a tree whose branches share prefixes).
+"one" drafts the chain that follows the largest f. If that gives fewer than `branch_length` nodes,
+the query's last token is asked alone.
+
+Source: Lookahead: An Inference Acceleration Framework for LLMs with Lossless Generation Accuracy
+(arXiv 2312.12728). Ours: generated tokens are in the trie at once and not only
+when their branches are full; the prompt's trie is dropped with its text, where the paper sets its
+counts to 0; the nodes are found best first, without visiting the rest of the trie; texts are not
+cut at an end-of-text token, which chat prompts have inside. Without a number of nodes the tree
+grows where it pays on this machine (see `growth`), a guess being as likely as its share of f.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from tokenry.core.errors import InputError, VocabularyError
+from tokenry.core.registry import drafter
+from tokenry.decode.speculation.growth import Calibration, Guess, grow, preorder
+from tokenry.decode.speculation.speculate import latency_curve
+from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.trie_cache import Node, TrieCache
+from tokenry.decode.speculation.verify import Accepted
+
+SHARES = (0.3, 0.6, 0.9)  # within which guesses are calibrated together
+BREADTH = 16  # guesses below one node of a tree that is fitted to the machine
+
+
+@dataclass
+class Memory:
+    """What a drafter has learned: branches of generated texts, and how far shares hold."""
+
+    outputs: TrieCache | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+@drafter("lookahead", paper=78)
+@dataclass(frozen=True)
+class Lookahead:
+    """Drafts from a trie of the prompt and of earlier outputs; needs no second model.
+
+    branch_length: how deep a draft may be. nodes: how many to draft (the paper's is 64); None takes
+    as many as pay on this machine. mode: "hier" drafts a tree, "one" a chain. query_length: tokens
+    that have to match at most. output_weight: w. memory: what it has learned so far; give
+    `Memory(TrieCache.load(path))` to start from a saved trie, `Memory()` to start cold.
+    """
+
+    branch_length: int = 12
+    nodes: int | None = None
+    mode: Literal["hier", "one"] = "hier"
+    query_length: int = 2
+    output_weight: float = 1e-4
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    reads_prompt = False
+
+    def __post_init__(self) -> None:
+        if self.branch_length < 1 or self.query_length < 1 or (self.nodes or 0) < 0:
+            raise InputError(
+                "branch_length and query_length must be >= 1 and nodes >= 0, got "
+                f"{self.branch_length}, {self.query_length} and {self.nodes}"
+            )
+        if self.mode not in ("hier", "one"):
+            raise InputError(f'mode must be "hier" or "one", got {self.mode!r}')
+        if not 0 <= self.output_weight <= 1:
+            raise InputError(f"output_weight must be between 0 and 1, got {self.output_weight}")
+
+    def begin(self, model: Any, prompt: Sequence[int]) -> LookaheadDraft:
+        size = model.config.get_text_config().vocab_size
+        memory, length = self.memory, self.branch_length + self.query_length - 1
+        if memory.outputs is None:
+            memory.outputs = TrieCache(length)
+        if memory.outputs.vocab_size not in (None, size):
+            raise VocabularyError(
+                f"the drafter's trie is of {memory.outputs.vocab_size} tokens, the model has "
+                f"{size}: give each model a drafter of its own"
+            )
+        memory.outputs.vocab_size = size
+        own = TrieCache(length, None, None)
+        own.put(prompt)
+        return LookaheadDraft(self, own, prompt, latency_curve(model) if self.nodes is None else {})
+
+
+class LookaheadDraft:
+    """One text: the prompt's trie, and the stream of what is generated into the shared one."""
+
+    def __init__(
+        self,
+        drafter: Lookahead,
+        prompt_trie: TrieCache,
+        prompt: Sequence[int],
+        latency: Mapping[int, float],
+    ):
+        assert drafter.memory.outputs is not None
+        self.drafter, self.latency = drafter, latency
+        self.tries = prompt_trie, drafter.memory.outputs
+        self.stream = drafter.memory.outputs.stream()
+        self.text = list(prompt)
+        self.written = 0  # generated tokens
+
+    def draft(self, last_token: int, room: int) -> TokenTree:
+        if not self.written:  # the first one comes with the prompt's pass
+            self._write([last_token])
+        how = self.drafter
+        query = self.text[-how.query_length :]
+        depth = min(room, how.branch_length)
+        if how.nodes is not None:
+            return retrieve(*self.tries, query, how.nodes, depth, how.mode, how.output_weight)
+        calibration = how.memory.calibration
+        return grow(last_token, self, calibration, depth, latency=self.latency)
+
+    def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
+        self._write(accepted.tokens)
+        if tree.notes:
+            self.drafter.memory.calibration.learn(tree, accepted)
+
+    def _write(self, tokens: Sequence[int]) -> None:
+        self.stream.extend(tokens)
+        self.text += tokens
+        self.written += len(tokens)
+
+    def root(self) -> tuple[int, Place]:
+        """The longest match of the text's end that was followed by anything."""
+        query = self.text[-self.drafter.query_length :]
+        return 0, next(iter(matches(*self.tries, query)), Place(None, None))
+
+    def guesses(self, place: tuple[int, Place]) -> list[Guess]:
+        depth, above = place
+        weight, take = self.drafter.output_weight, BREADTH if self.drafter.mode == "hier" else 1
+        scored = [(mixed(child, weight), token, child) for token, child in above.followers()]
+        total = sum(score for score, _, _ in scored)
+        if not total > 0:
+            return []
+        found = []
+        for score, token, child in heapq.nlargest(take, scored, key=lambda entry: entry[0]):
+            share = score / total
+            kind = ("trie", child.prompt is not None, min(depth, 3), bisect(SHARES, share))
+            found.append(Guess(token, share, kind, (depth + 1, child)))
+        return found
+
+
+# ---- retrieval
+
+
+class Place(NamedTuple):
+    """One continuation in both tries."""
+
+    prompt: Node | None
+    output: Node | None
+
+    def followers(self) -> Iterator[tuple[int, Place]]:
+        """The tokens that came next, the prompt's first, and where they lead."""
+        mine = self.prompt.children if self.prompt else {}
+        theirs = self.output.children if self.output else {}
+        for token, node in mine.items():
+            yield token, Place(node, theirs.get(token))
+        for token, node in theirs.items():
+            if token not in mine:
+                yield token, Place(None, node)
+
+
+def retrieve(
+    prompt: TrieCache,
+    outputs: TrieCache,
+    query: Sequence[int],
+    nodes: int = 64,
+    depth: int = 12,
+    mode: Literal["hier", "one"] = "hier",
+    output_weight: float = 1e-4,
+) -> TokenTree:
+    """At most `nodes` continuations of the tokens `query`, at most `depth` deep, as a draft on top
+    of its last token."""
+    tree = TokenTree((query[-1],), (-1,))
+    for place in matches(prompt, outputs, query):
+        if mode == "one":
+            tree = chain(query[-1], place, min(nodes, depth), output_weight)
+        else:
+            tree = branches(query[-1], place, nodes, depth, output_weight)
+        if len(tree) > min(nodes, depth):
+            break
+    return tree
+
+
+def matches(prompt: TrieCache, outputs: TrieCache, query: Sequence[int]) -> Iterator[Place]:
+    """Where the query leads, then its shorter ends, as far as anything follows there."""
+    for start in range(len(query)):
+        place = Place(prompt.find(query[start:]), outputs.find(query[start:]))
+        if next(place.followers(), None):
+            yield place
+
+
+def mixed(place: Place, output_weight: float) -> float:
+    inside = place.prompt.count if place.prompt else 0.0
+    outside = place.output.count if place.output else 0.0
+    return (1 - output_weight) * inside + output_weight * outside
+
+
+def chain(root: int, place: Place, length: int, output_weight: float) -> TokenTree:
+    """Always on with the largest f."""
+    tokens = [root]
+    while len(tokens) <= length:
+        best = max(place.followers(), key=lambda pair: mixed(pair[1], output_weight), default=None)
+        if best is None:
+            break
+        tokens.append(best[0])
+        place = best[1]
+    return TokenTree.chain(tokens)
+
+
+def branches(root: int, place: Place, nodes: int, depth: int, output_weight: float) -> TokenTree:
+    """The `nodes` continuations of largest f, half of them at most by f_out alone. Counts never
+    grow along a branch, so a heap finds them."""
+    tokens, parents, scores = [root], [-1], [0.0]
+    known: dict[tuple[int, int], int] = {}
+
+    def take(limit: int, weigh: Callable[[Place], float]) -> None:
+        # (-f, of equal ones the latest, parent, token, its place, its depth)
+        heap: list[tuple[float, int, int, int, Place, int]] = []
+        entries = 0
+
+        def offer(parent: int, above: Place, level: int) -> None:
+            nonlocal entries
+            if level > depth:
+                return
+            scored = [(weigh(child), token, child) for token, child in above.followers()]
+            for score, token, child in reversed(
+                heapq.nlargest(limit, scored, key=lambda entry: entry[0])
+            ):
+                if score > 0:
+                    entries += 1
+                    heapq.heappush(heap, (-score, -entries, parent, token, child, level))
+
+        offer(0, place, 1)
+        while heap and len(tokens) <= limit:
+            _, _, parent, token, child, level = heapq.heappop(heap)
+            if (parent, token) not in known:
+                known[parent, token] = len(tokens)
+                tokens.append(token)
+                parents.append(parent)
+                scores.append(mixed(child, output_weight))
+            offer(known[parent, token], child, level + 1)
+
+    take(nodes // 2, lambda found: found.output.count if found.output else 0.0)
+    take(nodes, lambda found: mixed(found, output_weight))
+    levels = TokenTree(tuple(tokens), tuple(parents)).depths
+    order = sorted(range(len(tokens)), key=lambda node: (levels[node], -scores[node], node))
+    tree = TokenTree(tuple(tokens), tuple(parents)).select(order)
+    return tree.select(preorder(tree))

@@ -1,0 +1,167 @@
+"""Goose: the paper's tree, and the mixture that grows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenry.core.errors import InputError, VocabularyError
+from tokenry.decode.speculation.goose import (
+    Goose,
+    Memory,
+    NGramIndex,
+    harmonic_split,
+    match_confidence,
+    spine_tree,
+)
+from tokenry.decode.speculation.recycling import AdjacencyMatrix
+from tokenry.decode.speculation.speculate import generate_with_drafter
+from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.verify import verify_greedy
+
+PROMPT = [5, 17, 9, 33, 21, 9, 40, 12, 3, 28, 51]
+
+
+def successors(before, token):
+    """Ten successors of any token, ever less likely."""
+    return [((token * 7 + before + rank) % 64, 0.5 / (rank + 1)) for rank in range(10)]
+
+
+def nothing(before, token):
+    return []
+
+
+def test_confidence_values():
+    assert match_confidence(0, False) == match_confidence(0, True) == 0
+    assert match_confidence(4, False) == pytest.approx(0.3)
+    assert match_confidence(8, False) == pytest.approx(0.7)
+    assert match_confidence(20, False) == pytest.approx(0.9)
+    assert match_confidence(3, True) == 1
+
+
+def test_harmonic_split_rounds_down_and_leaves_none_without():
+    assert harmonic_split(12, 4) == [5, 2, 1, 1]
+    assert harmonic_split(1, 3) == [1, 1, 1]
+    assert harmonic_split(5, 0) == []
+
+
+CHAINS = st.lists(st.integers(0, 63), max_size=40)
+
+
+@given(CHAINS, st.floats(0, 1), st.floats(0, 1), st.integers(1, 60))
+def test_no_repeated_child_and_no_node_above_the_budget(chain, confidence, acceptance, budget):
+    tree = spine_tree([3, 4], chain, confidence, acceptance, budget, successors)
+    children = list(zip(tree.parents[1:], tree.tokens[1:], strict=True))
+    assert len(set(children)) == len(children)
+    assert len(tree) <= max(1, budget + int(40 * confidence))
+    branches = [
+        depth for depth, note in zip(tree.depths, tree.notes, strict=True) if note == "branch"
+    ]
+    spine = sum(note == "spine" for note in tree.notes)
+    assert max(branches, default=0) <= max(6, spine + 1)
+
+
+def test_full_confidence_is_a_chain_and_no_match_a_tree_of_successors():
+    chain = list(range(10, 40))
+    tree = spine_tree([3, 4], chain * 4, 1.0, 0.5, 60, successors)
+    assert tree.tokens[1:] == tuple((chain * 4)[:99])
+    assert tree.parents == tuple(range(-1, 99))
+    tree = spine_tree([3, 4], [], 0.0, 0.5, 60, successors)
+    assert "spine" not in tree.notes
+    assert len(tree) == 60
+    assert [t for t, parent in zip(tree.tokens, tree.parents, strict=True) if parent == 0] == [
+        token for token, _ in successors(3, 4)
+    ]
+
+
+@given(CHAINS, st.integers(0, 10**6))
+def test_spine_and_branches_together_accept_what_either_accepts_alone(chain, seed):
+    logits = torch.randn(200, 64, generator=torch.Generator().manual_seed(seed))
+    tree = spine_tree([3, 4], chain, match_confidence(len(chain), False), 0.5, 60, successors)
+    both = len(verify_greedy(tree, logits[: len(tree)]).path)
+    for note in ("spine", "branch"):
+        # a branch that grows on the spine needs it; alone, there are those at the root
+        nodes = [0]
+        for node in range(1, len(tree)):
+            if tree.notes[node] == note and tree.parents[node] in nodes:
+                nodes.append(node)
+        alone = tree.select(nodes)
+        assert len(verify_greedy(alone, logits[nodes]).path) <= both
+
+
+def test_a_chain_continues_the_first_occurrence_of_the_longest_end():
+    index = NGramIndex([1, 2, 3, 7, 8, 0, 1, 2, 3, 9, 4, 1, 2, 3])
+    assert index.chain() == ([7, 8, 0, 1, 2, 3, 9, 4, 1, 2, 3], False)
+    agreed = NGramIndex([1, 2, 3, 7, 8, 1, 2, 3, 7, 5, 1, 2, 3])
+    assert agreed.chain() == ([7, 8, 1, 2, 3, 7, 5, 1, 2, 3], True)
+    assert NGramIndex([1, 2, 3]).chain() == ([], False)  # never the end itself
+    longest = NGramIndex([9, 1, 2, 3, 5, 0, 1, 2, 3, 6, 9, 1, 2, 3])
+    assert longest.chain()[0][:2] == [5, 0]
+
+
+def test_an_extended_chain_goes_on_from_its_own_end():
+    index = NGramIndex([1, 2, 3, 4] * 2)
+    chain, agreed = index.chain()
+    assert (chain, agreed) == ([1, 2, 3, 4], False)
+    assert index.extended(chain, agreed) == [1, 2, 3, 4] * 25
+    assert NGramIndex([1, 2, 3, 9]).extended([5], True) == [5]
+
+
+def test_pairs_come_before_single_tokens():
+    memory = Memory(AdjacencyMatrix(64, 2))
+    memory.table.ids[4] = torch.tensor([8, 9])
+    memory.table.probs[4] = torch.tensor([0.5, 0.25])
+    assert memory.successors(3, 4) == (1, [(8, 0.5), (9, 0.25)])
+    memory.file((3, 4), [(7, 0.9)])
+    assert memory.successors(3, 4) == (2, [(7, 0.9)])
+    assert memory.successors(2, 4)[0] == 1
+
+
+def test_a_pass_files_every_node_under_its_token_and_its_pair(tiny_llama):
+    drafter = Goose(nodes=5)
+    draft = drafter.begin(tiny_llama, PROMPT)
+    draft.draft(11, 9)
+    tree = TokenTree((11, 6, 7), (-1, 0, 0), ("root", "branch", "branch"))
+    logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    draft.update(tree, logits, verify_greedy(tree, logits))
+    memory = drafter.memory
+    assert set(memory.pairs) == {(51, 11), (11, 6), (11, 7)}
+    for pair, row in zip([(51, 11), (11, 6), (11, 7)], logits, strict=True):
+        best = row.softmax(-1).topk(10)
+        assert [token for token, _ in memory.pairs[pair]] == best.indices.tolist()
+        assert [p for _, p in memory.pairs[pair]] == pytest.approx(best.values.tolist())
+        assert [token for token, _ in memory.table.row(pair[1])] == best.indices.tolist()
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 60])
+def test_the_papers_tree_writes_the_text_of_plain_decoding(tiny_model, nodes):
+    from transformers import GenerationConfig
+
+    ids = torch.tensor([PROMPT])
+    settings = GenerationConfig(max_new_tokens=30, do_sample=False)
+    expected = tiny_model.generate(ids, generation_config=settings)[0].tolist()
+    drafter = Goose(nodes=nodes)
+    for _ in range(2):
+        found = generate_with_drafter(tiny_model, PROMPT, drafter, 30, eos_token_id=[])
+        assert found.ids == expected
+
+
+def test_copied_and_recycled_guesses_meet(tiny_llama):
+    """A guess of both sources is likelier than either makes it alone."""
+    drafter = Goose()
+    draft = drafter.begin(tiny_llama, [1, 2, 3, 8, 1, 2])
+    draft.latency = {}
+    drafter.memory.file((2, 3), [(8, 0.5), (9, 0.3)])
+    draft.draft(3, 5)
+    found = {guess.token: guess for guess in draft.guesses(draft.root())}
+    assert set(found) == {8, 9}
+    alone = {g.token: g for g in draft.matcher.guesses(draft.matcher.automaton.suffix())}
+    assert found[8].prob > alone[8].prob > found[9].prob
+    assert found[8].kind != found[9].kind
+
+
+def test_bad_settings_are_named(tiny_llama):
+    with pytest.raises(InputError, match="got 0 and None"):
+        Goose(k=0)
+    with pytest.raises(VocabularyError, match="for 65 tokens"):
+        Goose(memory=Memory(AdjacencyMatrix(65))).begin(tiny_llama, PROMPT)
