@@ -18,12 +18,14 @@ import typer
 import tokenry
 from tokenry.app.commands import (
     audit,
+    compress,
     demo,
     generate,
     inspect,
     models,
     objectives,
     papers,
+    plan,
     reproduce,
     tokenize,
     train,
@@ -50,9 +52,11 @@ def paragraphs(verb: Callable[..., None]) -> str:
 
 for verb in (inspect.inspect, generate.generate, train.train, tokenize.tokenize):
     app.command(help=paragraphs(verb))(verb)
+app.command(help=paragraphs(compress.compress))(compress.compress)
 for verb in (audit.audit, objectives.objectives, papers.papers, reproduce.reproduce):
     app.command(help=paragraphs(verb))(verb)
 app.add_typer(models.app, name="models", help=paragraphs(models.models))
+app.command(help=paragraphs(plan.plan))(plan.plan)
 app.command(help=paragraphs(demo.demo))(demo.demo)
 
 

@@ -1,0 +1,333 @@
+"""tokenry plan: how many of which machine serve a model on time, in which division of work."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokenry.app.terminal import AsJson, Seed, load, print_json, progress, results
+from tokenry.core.errors import InputError, UnknownNameError
+
+HERE = "here"
+
+
+def plan(
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Requests per second; a CSV trace has its own.")
+    ] = None,
+    trace: Annotated[
+        str,
+        typer.Option(
+            "--trace",
+            help="[cyan]conversation[/], [cyan]coding[/] (lengths of two production services), or "
+            "a CSV file with the columns arrival (seconds), prompt and output (tokens).",
+        ),
+    ] = "conversation",
+    model_size: Annotated[
+        str | None, typer.Option("--model-size", help="Parameters of the model: 70B, 500M.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Instead of its size: [cyan]llama2-70b[/] or [cyan]bloom-176b[/], whose times "
+            "were measured, a name that [cyan]tokenry models[/] lists, a hub id, or a folder.",
+        ),
+    ] = None,
+    machines: Annotated[
+        str,
+        typer.Option(
+            "--machines",
+            help="Comma-separated: A100, H100, H100-capped (servers of eight), laptop; "
+            "[cyan]here[/] measures the model on this machine.",
+        ),
+    ] = "A100,H100",
+    slo: Annotated[
+        str,
+        typer.Option(
+            "--slo",
+            help='The latency targets: [cyan]default[/], or a JSON file such as {"slowdown": '
+            '{"ttft": [2, 3, 6]}, "seconds": {"e2e": [5, 10, 20]}}, each for 50, 90 and 99 % of '
+            "the requests.",
+        ),
+    ] = "default",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            help="The machine that slow-downs are measured against: A100, or the only one given.",
+        ),
+    ] = None,
+    minimise: Annotated[
+        str, typer.Option("--minimise", help="What a plan should save: cost, power or count.")
+    ] = "cost",
+    budget_cost: Annotated[
+        float | None, typer.Option("--budget-cost", help="At most so many dollars an hour.")
+    ] = None,
+    budget_power: Annotated[
+        float | None, typer.Option("--budget-power", help="At most so many kilowatts.")
+    ] = None,
+    budget_count: Annotated[
+        int | None, typer.Option("--budget-count", help="At most so many machines.")
+    ] = None,
+    prices: Annotated[
+        list[str] | None,
+        typer.Option("--price", metavar="MACHINE=DOLLARS", help="Your price an hour (repeat it)."),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option("--requests", help="How many to simulate; by default a minute of them."),
+    ] = None,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Plan a cluster: how many of which machine, in one pool or split by phase.
+
+    Reading a prompt is bound by arithmetic, writing tokens by memory. Machines that do both delay
+    each other's tokens; a pool for prompts and a pool for tokens do not, and may be of different
+    machines. Each design is simulated request by request (queues, batches, caches that travel) and
+    made as small as the latency targets allow.
+
+    The default targets are slow-downs against the same request alone on an A100 server: time to
+    the first token 2, 3 and 6 times, time between tokens and whole answer 1.25, 1.5 and 5 times,
+    for 50, 90 and 99 % of the requests. Give a budget without a rate to learn the largest rate.
+
+    Examples:
+
+    [cyan]tokenry plan --rate 10 --trace coding --model-size 70B --machines A100,H100[/]
+
+    [cyan]tokenry plan --budget-cost 300 --model llama2-70b[/]
+
+    [cyan]tokenry plan --rate 0.2 --model smollm2 --machines here --trace mine.csv --json[/]
+    """
+    if rate is not None and not rate > 0:
+        raise InputError(f"--rate is {rate:g}: it must be more than 0 requests per second")
+    if (model is None) == (model_size is None):
+        raise InputError("give --model-size (such as 70B) or --model, one of them")
+    if requests is not None and requests < 50:
+        raise InputError(f"--requests is {requests}: percentiles need at least 50")
+    measure, budget = objective(minimise, budget_cost, budget_power, budget_count)
+
+    from tokenry.model.serving import phases, planner
+
+    names = [name.strip() for name in machines.split(",") if name.strip()]
+    kinds = [machine_of(name, prices or []) for name in dict.fromkeys(names)]
+    if not kinds:
+        raise InputError("--machines names none; known: " + ", ".join([*phases.MACHINES, HERE]))
+    for price in prices or []:
+        if price.partition("=")[0] not in names:
+            raise InputError(f"--price {price}: that machine is not among --machines {machines}")
+    targets = planner.SLO() if slo == "default" else planner.SLO.read(slo)
+    traffic = traffic_of(trace, rate, requests, seed)
+    if rate is None and budget is None:
+        if trace.endswith(".csv"):
+            rate = traffic.rate  # a trace has a rate of its own
+        else:
+            raise InputError("give --rate, or a budget to learn the largest rate")
+    phases_of = phases.phases_of
+    if HERE in names:
+        if model is None:
+            raise InputError("--machines here measures a model: give --model, not --model-size")
+        served, phases_of = measured_here(model)
+    else:
+        served = phases.ServedModel.of_size(model_size) if model_size else served_model(str(model))
+    against = reference or ("A100" if len(kinds) > 1 or kinds[0].name == "H100" else kinds[0].name)
+    compared = next((kind for kind in kinds if kind.name == against), None)
+    with progress() as bar:
+        task = bar.add_task("simulating", total=None)
+        found = planner.search_pools(
+            planner.Planner(
+                served,
+                traffic,
+                targets,
+                compared or machine_of(against, []),
+                phases=phases_of,
+            ),
+            kinds,
+            rate=rate,
+            minimise=measure,
+            budget=budget,
+            progress=lambda name, done, total: bar.update(
+                task, description=name, completed=done, total=total
+            ),
+        )
+    source = "published medians" if served.name in phases.MEASURED else "roofline"
+    source = "measured here" if HERE in names else source
+    if as_json:
+        about = {"model": served.name, "trace": trace, "times": source, "reference": against}
+        given = {"rate": rate, "minimise": measure, "budget": budget, "seed": seed}
+        print_json({**about, **given, "plans": [as_record(each) for each in found]})
+        return
+    show(found, served, trace, source, rate, measure)
+
+
+def objective(
+    minimise: str,
+    cost: float | None,
+    power: float | None,
+    count: float | None,
+) -> tuple[Any, float | None]:
+    """What is saved, and its budget."""
+    measures = ("cost", "power", "count")
+    if minimise not in measures:
+        raise UnknownNameError("measure", minimise, measures)
+    given = {
+        name: value
+        for name, value in zip(measures, (cost, power, count), strict=True)
+        if value is not None
+    }
+    if len(given) > 1:
+        raise InputError(f"give one budget, not {' and '.join(given)}")
+    if not given:
+        return minimise, None
+    name, value = next(iter(given.items()))
+    if not value > 0:
+        raise InputError(f"--budget-{name} is {value:g}: it must be more than 0")
+    return name, float(value)
+
+
+def machine_of(name: str, prices: list[str]) -> Any:
+    """A machine by its name, at the user's price."""
+    from dataclasses import replace
+
+    from tokenry.model.serving.phases import MACHINES
+
+    if name != HERE and name not in MACHINES:
+        raise UnknownNameError("machine", name, [*MACHINES, HERE])
+    found = MACHINES["laptop"] if name == HERE else MACHINES[name]
+    found = replace(found, name=name)
+    for price in prices:
+        wanted, _, value = price.partition("=")
+        if wanted == name:
+            try:
+                found = replace(found, cost=float(value))
+            except ValueError:
+                raise InputError(f"--price {price}: it must look like A100=17.6") from None
+            if not found.cost > 0:
+                raise InputError(f"--price {price}: it must be more than 0")
+    return found
+
+
+def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) -> Any:
+    from tokenry.model.serving.trace import LENGTHS, poisson_trace, read_trace
+
+    if trace in LENGTHS:
+        count = requests or min(max(1000, int(60 * (rate or 30))), 20_000)
+        return poisson_trace(rate or 1.0, trace, count, seed)
+    if not Path(trace).is_file() and not trace.endswith(".csv"):
+        raise UnknownNameError("trace", trace, [*LENGTHS, "FILE.csv"])
+    found = read_trace(trace)
+    _ = found.rate  # one request, or all at once, cannot be stretched to a rate: said here
+    return found
+
+
+def served_model(name: str) -> Any:
+    """A model by name: its configuration is enough."""
+    from tokenry.model import hub
+    from tokenry.model.serving.phases import SHAPES, ServedModel
+
+    if name in SHAPES:
+        return SHAPES[name]
+    from transformers import AutoConfig
+
+    if name not in hub.NAMED_MODELS and "/" not in name and not Path(name).is_dir():
+        raise UnknownNameError("model", name, [*SHAPES, *hub.NAMED_MODELS])
+    place = hub.folder(name) if name in hub.NAMED_MODELS else name
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot read the configuration of {name}: {reason}") from None
+    return ServedModel.from_config(config, name=name)
+
+
+def measured_here(name: str) -> tuple[Any, Any]:
+    """The model, and phases that are measured on this machine where it is meant."""
+    from tokenry.model.serving.phases import ServedModel, measure_phases, phases_of
+
+    loaded = load(name).model
+    served = ServedModel.from_config(loaded.config, loaded.dtype.itemsize, name)
+    with progress() as bar:
+        bar.add_task("measuring the two phases", total=None)
+        measured = measure_phases(loaded)
+
+    def here_or_not(model: Any, machine: Any) -> Any:
+        return measured if machine.name == HERE else phases_of(model, machine)
+
+    return served, here_or_not
+
+
+def as_record(found: Any) -> dict[str, Any]:
+    """A plan as JSON: counts by pool, prices, and latencies at 50, 90 and 99 %."""
+    design = found.design
+    pools = ("both",) if design.prompt is None else ("prompt", "token")
+    return {
+        "pools": [
+            {"for": pool, "machine": machine.name, "count": count}
+            for pool, machine, count in zip(pools, design.machines, found.counts, strict=True)
+        ],
+        "rate": found.rate,
+        "dollars_per_hour": found.price("cost"),
+        "kilowatts": found.price("power"),
+        "machines": int(found.price("count")),
+        "worst_target": found.load,
+        "seconds": {name: values.tolist() for name, values in found.latencies.seconds.items()},
+        "slowdown": {name: values.tolist() for name, values in found.latencies.slowdown.items()},
+    }
+
+
+def show(
+    found: Any, served: Any, trace: str, source: str, rate: float | None, minimise: str
+) -> None:
+    from rich.table import Table
+
+    console = results()
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("prompts", overflow="fold")
+    table.add_column("tokens", overflow="fold")
+    names = ("req/s",) if rate is None else ()
+    for name in (*names, "$/hour", "kW", "ttft s", "tbt ms", "e2e s", "worst"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in found:
+        counts = [f"{n} {m.name}" for n, m in zip(each.counts, each.design.machines, strict=True)]
+        first, second = (counts[0], "the same") if len(counts) == 1 else counts
+        seconds = each.latencies.seconds
+        spans = ((seconds["ttft"], 1, 2), (seconds["tbt"], 1000, 0), (seconds["e2e"], 1, 1))
+        table.add_row(
+            first,
+            second,
+            *((f"{each.rate:.3g}",) if rate is None else ()),
+            f"{each.price('cost'):.0f}"
+            if each.price("cost") >= 10
+            else f"{each.price('cost'):.2g}",
+            f"{each.price('power'):.3g}",
+            *("/".join(f"{v * unit:.{digits}f}" for v in values) for values, unit, digits in spans),
+            f"{each.load:.0%}",
+        )
+    console.print(f"[bold]{served.name}[/], {trace}  [dim]times: {source}[/]", highlight=False)
+    console.print(table)
+    console.print(
+        "[dim]Latencies of 50, 90 and 99 % of the requests: to the first token, between tokens, "
+        "to the last. Worst: the tightest target's use.[/]"
+    )
+    console.print(sentence(found[0], rate, minimise), soft_wrap=True)
+
+
+def sentence(best: Any, rate: float | None, minimise: str) -> str:
+    """The answer in words."""
+    parts = [
+        f"{count} {machine.name}"
+        for count, machine in zip(best.counts, best.design.machines, strict=True)
+    ]
+    who = (
+        f"{parts[0]} for both phases"
+        if len(parts) == 1
+        else (f"{parts[0]} that read prompts and {parts[1]} that write tokens")
+    )
+    price = f"${best.price('cost'):.3g} an hour, {best.price('power'):.3g} kW"
+    if rate is None:
+        return f"Most requests: {best.rate:.3g} a second with {who} ({price})."
+    least = {"cost": "Cheapest", "power": "Least power", "count": "Fewest machines"}[minimise]
+    per = best.price("cost") / 3.6 / rate
+    return f"{least}: {who} ({price}, ${per:.2f} per 1000 requests)."

@@ -1,0 +1,1 @@
+"""Compute that depends on the token: layers, widths and units that some tokens skip."""

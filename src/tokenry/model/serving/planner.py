@@ -1,0 +1,523 @@
+"""How many of which machine: the cheapest cluster that meets latency targets at a rate.
+
+A target is a slow-down against the same request alone on a reference machine,
+
+    alone(p, g):  ttft = T_p(p),  tbt = T_t(1, p),  e2e = T_p(p) + (g - 1) T_t(1, p)
+
+that half, 90 % and 99 % of the requests may have at most; or a limit in seconds. The load of a
+cluster is its worst measured-to-allowed ratio over all targets: at most 1 meets them. Clusters are
+simulated on one and the same trace, stretched to the rate.
+
+Designs: one shared pool of each machine, and a prompt and a token pool of each pair of machines.
+
+Source: "Splitwise: Efficient generative LLM inference using phase splitting" (arXiv 2311.18677),
+its targets and its three ways to compare (equal cost, power, number). The search is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.model.serving.phases import (
+    Machine,
+    PhaseModel,
+    ServedModel,
+    cache_room,
+    phases_of,
+)
+from tokenry.model.serving.simulation import (
+    Batching,
+    Cluster,
+    Link,
+    MixedPools,
+    Policy,
+    Pool,
+    Served,
+    SharedPool,
+    simulate,
+)
+from tokenry.model.serving.trace import Trace
+
+PERCENTILES = (50, 90, 99)
+METRICS = ("ttft", "tbt", "e2e")
+Measure = Literal["cost", "power", "count"]
+MEASURES: tuple[Measure, ...] = ("cost", "power", "count")
+MOST_MACHINES = 512
+
+Limits = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SLO:
+    """Latency targets: what 50, 90 and 99 % of the requests may have at most.
+
+    slowdown: times the latency of the same request alone on the reference machine; seconds: limits
+    in seconds. tbt is the mean time between a request's tokens.
+    """
+
+    slowdown: Mapping[str, Limits] = field(
+        default_factory=lambda: {
+            "ttft": (2.0, 3.0, 6.0),
+            "tbt": (1.25, 1.5, 5.0),
+            "e2e": (1.25, 1.5, 5.0),
+        }
+    )
+    seconds: Mapping[str, Limits] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.slowdown and not self.seconds:
+            raise InputError("latency targets without a target: give slowdown or seconds")
+        for limits in (self.slowdown, self.seconds):
+            for metric, values in limits.items():
+                if metric not in METRICS:
+                    raise UnknownNameError("latency", metric, METRICS)
+                good = len(values) == 3 and all(isinstance(v, int | float) for v in values)
+                if not good or min(values) <= 0 or list(values) != sorted(values):
+                    raise InputError(
+                        f"the targets of {metric} must be three rising positive numbers, for 50, "
+                        f"90 and 99 % of the requests, not {list(values)}"
+                    )
+
+    @classmethod
+    def read(cls, path: str | Path) -> SLO:
+        """Of a JSON file: {"slowdown": {"ttft": [2, 3, 6], ...}, "seconds": {...}}."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"no such file: {path}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from None
+        shape = '{"slowdown": {"ttft": [2, 3, 6], ...}, "seconds": {"e2e": [5, 10, 20], ...}}'
+        if not isinstance(found, dict) or not set(found) <= {"slowdown", "seconds"}:
+            raise InputError(f"{path} must look like {shape}")
+        try:
+            limits = {
+                kind: {metric: tuple(values) for metric, values in found.get(kind, {}).items()}
+                for kind in ("slowdown", "seconds")
+            }
+        except (TypeError, AttributeError):
+            raise InputError(f"{path} must look like {shape}") from None
+        return cls(**limits)
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """What the requests of a run had: [3] by percentile, in seconds and as slow-downs."""
+
+    seconds: dict[str, np.ndarray]
+    slowdown: dict[str, np.ndarray]
+
+    def load(self, slo: SLO) -> float:
+        """The worst ratio of measured to allowed."""
+        return max(ratio for ratio, _ in self.ratios(slo))
+
+    def worst(self, slo: SLO) -> str:
+        """The target with that ratio, in words."""
+        return max(self.ratios(slo))[1]
+
+    def ratios(self, slo: SLO) -> Iterator[tuple[float, str]]:
+        kinds = ((slo.slowdown, self.slowdown, "x"), (slo.seconds, self.seconds, " s"))
+        for limits, measured, unit in kinds:
+            for metric, values in limits.items():
+                for percentile, limit, value in zip(
+                    PERCENTILES, values, measured[metric], strict=True
+                ):
+                    ratio = float(value / limit) if np.isfinite(value) else 0.0
+                    words = (
+                        f"{metric} of {percentile} %: {value:.3g}{unit}, at most {limit:g}{unit}"
+                    )
+                    yield ratio, words
+
+
+def latencies(served: Served, reference: PhaseModel, warm_up: float = 0.1) -> Latencies:
+    """Percentiles over the requests after the first `warm_up` share, which met an empty cluster."""
+    kept = slice(int(warm_up * len(served.trace)), None)
+    seconds = {"ttft": served.ttft, "tbt": served.tbt_mean, "e2e": served.e2e}
+    return against(seconds, alone_on(reference, reference, served.trace), kept)
+
+
+def against(
+    seconds: dict[str, np.ndarray], alone: dict[str, np.ndarray], kept: slice = slice(None)
+) -> Latencies:
+    slowdown = {metric: values / alone[metric] for metric, values in seconds.items()}
+    return Latencies(percentiles(seconds, kept), percentiles(slowdown, kept))
+
+
+def percentiles(values: dict[str, np.ndarray], kept: slice) -> dict[str, np.ndarray]:
+    """[3] of each; NaN where no request has such a latency (answers of one token have no tbt)."""
+    found = {}
+    for metric, column in values.items():
+        real = column[kept][np.isfinite(column[kept])]
+        found[metric] = np.percentile(real, PERCENTILES) if len(real) else np.full(3, np.nan)
+    return found
+
+
+def alone_on(
+    reader: PhaseModel,
+    writer: PhaseModel,
+    trace: Trace,
+    delay: Callable[[int], float] | None = None,
+) -> dict[str, np.ndarray]:
+    """The latencies of every request of the trace with the machines to itself: [N] each.
+
+    delay: of a cache of so many tokens, between two machines. tbt is NaN for answers of one token.
+    """
+    pairs = zip(trace.prompt.tolist(), trace.output.tolist(), strict=True)
+    rows = [
+        (
+            reader.prompt_time(p),
+            writer.token_time(1, p + g // 2),
+            delay(p) if delay and g > 1 else 0,
+        )
+        for p, g in pairs
+    ]
+    ttft, step, moved = np.array(rows, dtype=float).T
+    steps = trace.output - 1
+    writing = steps * step + moved
+    tbt = np.divide(writing, steps, out=np.full(len(trace), np.nan), where=steps > 0)
+    return {"ttft": ttft, "tbt": tbt, "e2e": ttft + writing}
+
+
+def max_rate_under_slo(
+    trace: Trace,
+    cluster: Cluster,
+    policy: Policy,
+    slo: SLO,
+    reference: PhaseModel,
+    *,
+    batching: Batching = "mixed",
+    tolerance: float = 0.02,
+    above: float = 0.0,
+) -> float:
+    """The largest rate of these requests, in requests per second, that meets the targets; 0.0 if
+    none does. By bisection, to within the share `tolerance`.
+
+    above: a rate to beat; 0.0 at once where it is not.
+    """
+
+    def met(rate: float) -> bool:
+        served = simulate(trace.at_rate(rate), cluster, policy, batching=batching)
+        return latencies(served, reference).load(slo) <= 1
+
+    machines = sum(pool.count for pool in cluster.pools)
+    alone = float(alone_on(reference, reference, trace)["e2e"].mean())
+    low = above or machines / alone
+    floor = above or low * 1e-3
+    while not met(low):
+        low /= 2
+        if low < floor:
+            return 0.0
+    high = low * 1.25 if above else low * 2
+    while high < 1e9 and met(high):
+        low, high = high, 2 * high
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if met(middle) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a cluster is made of: one shared pool (prompt is None), or two."""
+
+    prompt: Machine | None
+    token: Machine
+
+    @property
+    def name(self) -> str:
+        if self.prompt is None:
+            return f"{self.token.name}, shared"
+        return f"{self.prompt.name} + {self.token.name}"
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        return (self.token,) if self.prompt is None else (self.prompt, self.token)
+
+    def price(self, counts: tuple[int, ...], measure: Measure) -> float:
+        """Dollars per hour, kW, or the number of machines."""
+        unit = [1.0 if measure == "count" else getattr(m, measure) for m in self.machines]
+        return float(sum(count * each for count, each in zip(counts, unit, strict=True)))
+
+
+def designs(machines: Sequence[Machine]) -> list[Design]:
+    shared = [Design(None, machine) for machine in machines]
+    return shared + [Design(prompt, token) for prompt in machines for token in machines]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cluster and what it does: the counts of its pools in the order of the design's machines.
+
+    rate: requests per second; load: worst latency to its target, 1 or less meets all.
+    """
+
+    design: Design
+    counts: tuple[int, ...]
+    rate: float
+    load: float
+    latencies: Latencies
+
+    def price(self, measure: Measure) -> float:
+        return self.design.price(self.counts, measure)
+
+
+PhasesOf = Callable[[ServedModel, Machine], PhaseModel]
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans for one model, one kind of traffic, and one set of targets.
+
+    trace: its requests are used at every rate. reference: the machine that slow-downs are measured
+    against. phases: where the times of the phases come from.
+    """
+
+    model: ServedModel
+    trace: Trace
+    slo: SLO
+    reference: Machine
+    link: Link = field(default_factory=Link)
+    phases: PhasesOf = phases_of
+
+    def evaluate(self, design: Design, counts: tuple[int, ...], rate: float) -> Plan:
+        """Serve the trace at a rate."""
+        served = simulate(self.trace.at_rate(rate), self.cluster(design, counts), policy(design))
+        found = latencies(served, self.phases(self.model, self.reference))
+        return Plan(design, counts, rate, found.load(self.slo), found)
+
+    def cluster(self, design: Design, counts: tuple[int, ...]) -> Cluster:
+        roles = ("both",) if design.prompt is None else ("prompt", "token")
+        pools = [
+            Pool(self.phases(self.model, each), count, role, cache_room(self.model, each))
+            for each, count, role in zip(design.machines, counts, roles, strict=True)
+        ]
+        return Cluster(tuple(pools), self.model.kv_bytes, self.link)
+
+    def alone(self, design: Design) -> Plan:
+        """One machine of each pool and no other request: the best that the design can do."""
+        reference = self.phases(self.model, self.reference)
+        reader, writer = (
+            self.phases(self.model, each) for each in (design.prompt or design.token, design.token)
+        )
+        found = against(
+            alone_on(reader, writer, self.trace, None if design.prompt is None else self.moved),
+            alone_on(reference, reference, self.trace),
+        )
+        counts = (1,) * len(design.machines)
+        return Plan(design, counts, 0.0, found.load(self.slo), found)
+
+    def moved(self, tokens: int) -> float:
+        """Seconds until a cache of so many tokens is on the other machine."""
+        return self.link.delay(tokens * self.model.kv_bytes)
+
+    def smallest(
+        self, design: Design, rate: float, minimise: Measure = "cost", limit: float = math.inf
+    ) -> Plan | None:
+        """The cheapest counts that meet the targets at `rate`; None where none does within
+        `limit` (in the measure that is minimised)."""
+        if self.alone(design).load > 1:
+            return None
+
+        @cache
+        def plan(*counts: int) -> Plan:
+            return self.evaluate(design, counts, rate)
+
+        fewest = self.lower_bounds(design, rate)
+        if design.prompt is None:
+            found = fewest_that(lambda n: plan(n).load <= 1, fewest[0])
+            chosen = None if found is None else plan(found)
+        else:
+            chosen = self.staircase(design, plan, fewest, minimise, limit)
+        return chosen if chosen is not None and chosen.price(minimise) <= limit else None
+
+    @staticmethod
+    def staircase(
+        design: Design,
+        plan: Callable[..., Plan],
+        fewest: tuple[int, ...],
+        minimise: Measure,
+        limit: float,
+    ) -> Plan | None:
+        """More prompt machines need no more token machines, so one walk along the edge of what
+        meets the targets sees every candidate."""
+        readers, best = fewest[0], None
+        ample = 2 * fewest[1] + 2
+        while readers <= MOST_MACHINES and plan(readers, ample).load > 1:
+            if readers >= 2 * fewest[0] + 8:  # more readers do not help: it is the writers
+                ample *= 2
+                readers = fewest[0]
+                if ample > MOST_MACHINES:
+                    return None
+                continue
+            readers += 1
+        writers = ample
+        while True:
+            if best is not None and design.price((readers, fewest[1]), minimise) >= best.price(
+                minimise
+            ):
+                return best
+            found = fewest_that(lambda n, m=readers: plan(m, n).load <= 1, fewest[1], most=writers)
+            if found is None:
+                return best
+            writers = found
+            candidate = plan(readers, writers)
+            if best is None or candidate.price(minimise) < best.price(minimise):
+                best = candidate
+            if writers == fewest[1]:
+                return best
+            readers += 1
+
+    def lower_bounds(self, design: Design, rate: float) -> tuple[int, ...]:
+        """Fewer machines than this would be asked for more work than there are seconds."""
+        step = 16384  # a long batch: no prompt token costs less
+        work = []
+        for index, each in enumerate(design.machines):
+            phases = self.phases(self.model, each)
+            reading = min(phases.prompt_time(n) / n for n in (512, 1024, 2048, 4096, step))
+            batch = 512
+            cached = int(batch * self.trace.prompt.mean())
+            writing = phases.token_time(batch, cached) / batch
+            seconds = 0.0
+            if index == 0:
+                seconds = float(self.trace.prompt.mean()) * reading
+            if index == len(design.machines) - 1:
+                seconds = max(seconds, float(self.trace.output.mean() - 1) * writing)
+            work.append(max(1, math.floor(rate * seconds)))
+        return tuple(work)
+
+    def fastest(self, design: Design, budget: float, measure: Measure) -> Plan | None:
+        """The split of a budget with the largest rate under the targets, by climbing from equal
+        parts; None where nothing fits the budget or meets the targets."""
+        candidates = list(partitions(design, budget, measure))
+        if not candidates or self.alone(design).load > 1:
+            return None
+
+        def rate(place: int, above: float) -> float:
+            return max_rate_under_slo(
+                self.trace,
+                self.cluster(design, candidates[place]),
+                policy(design),
+                self.slo,
+                self.phases(self.model, self.reference),
+                above=above * 1.02,  # within the tolerance of a rate is not better
+            )
+
+        place, step = len(candidates) // 2, max(1, len(candidates) // 4)
+        best, tried = rate(place, 0.0), {place}
+        while step:
+            moved = False
+            for other in (place - step, place + step):
+                if 0 <= other < len(candidates) and other not in tried:
+                    tried.add(other)
+                    if (found := rate(other, best)) > best:
+                        best, place, moved = found, other, True
+            if not moved:
+                step //= 2
+        return self.evaluate(design, candidates[place], best) if best else None
+
+
+def policy(design: Design) -> Policy:
+    return SharedPool() if design.prompt is None else MixedPools()
+
+
+def partitions(design: Design, budget: float, measure: Measure) -> Iterator[tuple[int, ...]]:
+    """The counts that use up a budget, by the number of prompt machines."""
+    if design.prompt is None:
+        count = int(budget / design.price((1,), measure) + 1e-9)
+        if count:
+            yield (min(count, MOST_MACHINES),)
+        return
+    for readers in range(1, MOST_MACHINES):
+        left = budget - design.price((readers, 0), measure)
+        writers = int(left / design.price((0, 1), measure) + 1e-9)
+        if writers < 1:
+            return
+        yield readers, min(writers, MOST_MACHINES)
+
+
+def fewest_that(good: Callable[[int], bool], fewest: int, most: int = MOST_MACHINES) -> int | None:
+    """The smallest n in fewest..most with good(n), which stays true once it is; None if none."""
+    low, high = fewest - 1, min(fewest, most)
+    while not good(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def search_pools(
+    planner: Planner,
+    machines: Sequence[Machine],
+    *,
+    rate: float | None = None,
+    minimise: Measure = "cost",
+    budget: float | None = None,
+    progress: Callable[[str, int, int], Any] = lambda name, done, total: None,
+) -> list[Plan]:
+    """The best plan of every design, best first.
+
+    With a rate: the cheapest that serves it under the targets, within the budget if there is one.
+    With a budget alone (in the measure `minimise`): the largest rate under the targets. Raises
+    InputError where no design can, with the target that is in the way.
+    """
+    if rate is None and budget is None:
+        raise InputError("a plan needs a rate to serve or a budget to use up")
+    if rate is not None and not rate > 0:
+        raise InputError(f"the rate is {rate:g}: it must be more than 0 requests per second")
+    if budget is not None and not budget > 0:
+        raise InputError(f"the {minimise} budget is {budget:g}: it must be more than 0")
+    if not machines:
+        raise InputError("a plan needs at least one kind of machine")
+    plans, choices = [], designs(machines)
+    for number, design in enumerate(choices):
+        progress(design.name, number, len(choices))
+        if rate is not None:
+            limit = math.inf if budget is None else budget
+            found = planner.smallest(design, rate, minimise, limit)
+        else:
+            assert budget is not None
+            found = planner.fastest(design, budget, minimise)
+        if found is not None:
+            plans.append(found)
+    if not plans:
+        raise InputError(why_nothing(planner, choices, rate, minimise, budget))
+    if rate is not None:
+        return sorted(plans, key=lambda plan: (plan.price(minimise), plan.load))
+    return sorted(plans, key=lambda plan: -plan.rate)
+
+
+def why_nothing(
+    planner: Planner,
+    choices: Sequence[Design],
+    rate: float | None,
+    minimise: Measure,
+    budget: float | None,
+) -> str:
+    """Which target no machine meets even for a request alone, or what the budget lacks."""
+    alone = [planner.alone(design) for design in choices]
+    best = min(alone, key=lambda plan: plan.load)
+    if best.load > 1:
+        names = ", ".join(sorted({design.token.name for design in choices}))
+        return (
+            f"no cluster of {names} meets the latency targets: even without load, "
+            f"{best.design.name} has a {best.latencies.worst(planner.slo)}; take faster machines, "
+            "looser targets, or another machine to measure against"
+        )
+    if budget is not None:
+        goal = "any load" if rate is None else f"{rate:g} requests per second"
+        return f"no cluster within a {minimise} budget of {budget:g} serves {goal} on time"
+    return (
+        f"no cluster of up to {MOST_MACHINES} machines a pool serves {rate:g} requests per second"
+    )
