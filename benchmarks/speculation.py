@@ -92,6 +92,7 @@ def measure(
         way(next(iter(prompts.values()))[0], Measured())
     for run in range(runs):
         for kind, texts in prompts.items():
+            print(f"round {run + 1} of {runs}: {kind}", file=sys.stderr, flush=True)
             for ids, measured in zip(texts, found[kind], strict=True):
                 for name, way in ways.items():
                     into = measured.setdefault(name, Measured())
@@ -99,7 +100,6 @@ def measure(
                     started = time.perf_counter()
                     way(ids, into)
                     into.seconds.append(time.perf_counter() - started)
-        print(f"round {run + 1} of {runs}", file=sys.stderr)
     return found
 
 
