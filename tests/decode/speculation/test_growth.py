@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.decode.speculation.growth import MOST_NODES, Calibration, Guess, grow, preorder
+from tokenry.decode.speculation.growth import (
+    MOST_NODES,
+    Calibration,
+    Guess,
+    grow,
+    never_pays,
+    preorder,
+)
 from tokenry.decode.speculation.tree import TokenTree, best_size, reach
 from tokenry.decode.speculation.verify import Accepted
 
@@ -111,3 +118,14 @@ def test_selecting_and_limiting_keep_a_trees_notes():
     tree = TokenTree((7, 1, 2, 3), (-1, 0, 0, 1), ("r", "a", "b", "c"))
     assert tree.limited(1) == TokenTree((7, 1, 2), (-1, 0, 0), ("r", "a", "b"))
     assert tree.select([0, 2]) == TokenTree((7, 2), (-1, 0), ("r", "b"))
+
+
+@given(PROBS, st.floats(0.01, 0.5), st.floats(0.01, 0.5))
+def test_leaving_out_what_never_pays_changes_no_tree(probs, first, second):
+    """The cut is only there to save time."""
+    latency = {1: 1.0, 2: 1.0 + first, 4: 1.0 + first + second}
+    table = {(): {1: probs[0], 2: probs[1]}, (1,): {1: probs[2], 3: probs[3]}, (2,): {4: probs[4]}}
+    assert never_pays(latency) == pytest.approx(min(first, second / 2))
+    everything = drafted(table, nodes=5)
+    values = sorted(worth(everything), reverse=True)
+    assert len(drafted(table, latency=latency)) == 1 + best_size(values, latency)

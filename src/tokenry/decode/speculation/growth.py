@@ -17,12 +17,13 @@ are ours.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from tokenry.core.errors import InputError
-from tokenry.decode.speculation.tree import TokenTree, best_size
+from tokenry.decode.speculation.tree import TokenTree, best_size, seconds
 from tokenry.decode.speculation.verify import Accepted
 
 MOST_NODES = 48  # no machine measured here gains from more
@@ -95,6 +96,7 @@ def grow(
     if nodes is not None and nodes < 0:
         raise InputError(f"a tree has at least 0 draft nodes, not {nodes}")
     most = MOST_NODES if nodes is None else nodes
+    least = 0.0 if nodes is not None else never_pays(latency or {})
     # (-q, when it was put in, parent, guess): of equal q the one that came first
     heap: list[tuple[float, int, int, Guess]] = []
     entries = 0
@@ -103,9 +105,10 @@ def grow(
         nonlocal entries
         if depth < room:
             for guess in source.guesses(place):
-                entries += 1
                 worth = reach * calibration.rate(guess)
-                heapq.heappush(heap, (-worth, entries, parent, guess))
+                if worth > least:
+                    entries += 1
+                    heapq.heappush(heap, (-worth, entries, parent, guess))
 
     tokens, parents, depths = [root], [-1], [0]
     notes: list[Guess | None] = [None]
@@ -123,6 +126,14 @@ def grow(
     kept = slice(0, size + 1)
     tree = TokenTree(tuple(tokens[kept]), tuple(parents[kept]), tuple(notes[kept]))
     return tree.select(preorder(tree))
+
+
+def never_pays(latency: Mapping[int, float]) -> float:
+    """A node that is worth less makes any tree slower: it costs the least that one more token costs
+    anywhere on the curve, at the speed of decoding without a draft."""
+    points = sorted(latency.items())
+    slopes = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(points)]
+    return max(0.0, min(slopes, default=0.0)) / seconds(latency, 1) if slopes else 0.0
 
 
 def preorder(tree: TokenTree) -> list[int]:
