@@ -19,12 +19,17 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # The peers live in an environment of their own: their pins are not ours.
-bench: $(VENV)/.dev .venv-peers/.peers
+bench: $(VENV)/.dev .venv-peers/.peers .venv-kvpress/.peers
 	$(BIN)/python benchmarks/fused.py
 	TOKENRY_PEER_PYTHON=.venv-peers/bin/python $(BIN)/python benchmarks/constraints.py
 	TOKENRY_PEER_PYTHON=.venv-peers/bin/python $(BIN)/python benchmarks/bytes.py
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/speculation.py
+	$(BIN)/python benchmarks/cache.py decode
+	$(BIN)/python benchmarks/cache.py quality
+	TOKENRY_PEER_PYTHON=.venv-kvpress/bin/python $(BIN)/python benchmarks/cache.py budgets
+	$(BIN)/python benchmarks/prefill.py
+	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/preference_step.py
 
 docs: $(VENV)/.docs
@@ -54,5 +59,12 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check genlm-control==0.4.1 genlm-bytes==0.2.0 'outlines==1.3.*'
 	@touch $@
 
+# kvpress wants an older transformers than genlm does.
+.venv-kvpress/.peers: | $(VENV)/bin/python
+	$(PYTHON) -m venv .venv-kvpress
+	.venv-kvpress/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-kvpress/bin/python -m pip install --quiet --disable-pip-version-check kvpress==0.5.5 gguf
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-peers site demo/report.html demo/run
+	rm -rf $(VENV) .venv-peers .venv-kvpress site demo/report.html demo/run

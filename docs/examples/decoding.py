@@ -80,7 +80,8 @@ def draw(
     for number, (draft, found) in enumerate(speeds.items()):
         places = [kind + (number + 0.5) * width - 0.4 for kind in range(len(found))]
         right.bar(places, list(found.values()), width, label=draft)
-    right.set_xticks(range(len(next(iter(speeds.values())))), list(next(iter(speeds.values()))))
+    kinds = [kind.replace(" ", "\n") for kind in next(iter(speeds.values()))]
+    right.set_xticks(range(len(kinds)), kinds)
     right.axhline(1, color="grey", linewidth=0.8)
     right.set(ylabel="speed, greedy decoding = 1")
     right.legend()
