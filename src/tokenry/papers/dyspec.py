@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.dyspec import (
     DySpec,
     DySpecDraft,
@@ -282,22 +283,6 @@ def by_ranks(root: int, expand: Expand, paths: Sequence[tuple[int, ...]]) -> Gro
 
 
 # ---- temperature 0
-
-
-@dataclass(frozen=True)
-class NoDraft:
-    """Plain decoding, through the same loop."""
-
-    reads_prompt: bool = False
-
-    def begin(self, model: Any, prompt: Sequence[int]) -> "NoDraft":
-        return self
-
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        return TokenTree((last_token,), (-1,))
-
-    def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
-        pass
 
 
 def replay(model: Any, drafter: Any, text: list[int]) -> list[int]:

@@ -14,9 +14,8 @@ from torch import Tensor
 from tokenry.model.cache.h2o import H2O
 from tokenry.model.cache.simulation import Ranking, SimulatedCache
 from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.tasks.documentation import passages
 
-MODULES = ("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "email", "inspect")
-MODULES += ("json", "logging", "pathlib", "random", "sqlite3", "statistics", "tarfile", "threading")
 PROMPT, SCORED = 384, 128
 PASSAGES = 4
 SHARES = (0.1, 0.2, 0.4)
@@ -30,7 +29,7 @@ def reproduce(seed: int) -> Outcome:
     import tokenry
 
     model, tokenizer = tokenry.load("smollm2")
-    ids = passages(tokenizer, seed)  # [P, PROMPT + SCORED]
+    ids = passages(tokenizer, PROMPT + SCORED, PASSAGES, seed)  # [P, PROMPT + SCORED]
     implementation = model.config._attn_implementation
     try:
         full, loss, scores = measure(model, ids, seed)
@@ -80,25 +79,6 @@ def measure(model: Any, ids: Tensor, seed: int) -> tuple[float, Losses, Tensor]:
         found["random", share] = loss(H2O(heavy=half, recent=budget - half), "random")
     full = loss(H2O(heavy=0, recent=PROMPT + SCORED))
     return full, found, torch.stack(shared.scores())
-
-
-def passages(tokenizer: Any, seed: int) -> Tensor:
-    """Module documentation as `help()` prints it, cut at a random place: [PASSAGES, T]."""
-    import pydoc
-
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for index in torch.randperm(len(MODULES), generator=generator).tolist():
-        text = pydoc.plain(pydoc.render_doc(MODULES[index]))
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        room = len(ids) - PROMPT - SCORED
-        if room < 0:
-            continue  # how long a module's documentation is depends on the version of Python
-        start = int(torch.randint(0, room + 1, (1,), generator=generator))
-        rows.append(ids[start : start + PROMPT + SCORED])
-        if len(rows) == PASSAGES:
-            break
-    return torch.tensor(rows)
 
 
 def draw(figure: Any, full: float, loss: Losses, spectrum: Tensor) -> None:

@@ -12,14 +12,14 @@ followed the latest earlier occurrence of the text's last tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from tokenry.decode.speculation.baselines import NoDraft, PromptLookup
 from tokenry.decode.speculation.lookahead import Lookahead, Memory
 from tokenry.decode.speculation.speculate import Drafter, generate_with_drafter, speculate
-from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -64,7 +64,7 @@ def reproduce(seed: int) -> Outcome:
             per_pass([replay(model, fresh(drafter), [one])[0] for one in second])
             for drafter in drafters
         ]
-    lookup = per_pass(replay(model, PromptLookup(), second))
+    lookup = per_pass(replay(model, PromptLookup(tokens=12), second))
 
     tested, real = Lookahead(nodes=PAPER_NODES), []
     for prompt, _ in first[:GENERATED]:
@@ -125,22 +125,6 @@ def documented(tokenizer: Any, seed: int) -> list[list[list[int]]]:
     return rounds
 
 
-@dataclass(frozen=True)
-class NoDraft:
-    """Plain decoding, through the same loop."""
-
-    reads_prompt: bool = False
-
-    def begin(self, model: Any, prompt: Sequence[int]) -> "NoDraft":
-        return self
-
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        return TokenTree((last_token,), (-1,))
-
-    def update(self, tree: TokenTree, logits: Any, accepted: Accepted) -> None:
-        pass
-
-
 def replay(
     model: Any, drafter: Drafter, answers: Sequence[tuple[list[int], list[int]]]
 ) -> list[list[int]]:
@@ -168,35 +152,6 @@ def replay(
 def per_pass(steps: Sequence[list[int]]) -> float:
     """Tokens per pass; the prompt's pass gives one token."""
     return sum(1 + sum(text) for text in steps) / sum(1 + len(text) for text in steps)
-
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """Copies what followed the latest earlier occurrence of the last three, two or one tokens."""
-
-    budget: int = 12
-    reads_prompt: bool = False
-
-    def begin(self, model: Any, prompt: Sequence[int]) -> "LookupDraft":
-        return LookupDraft(self.budget, list(prompt))
-
-
-@dataclass
-class LookupDraft:
-    budget: int
-    text: list[int]
-
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        text = [*self.text, last_token]
-        for size in (3, 2, 1):
-            for start in range(len(text) - size - 1, -1, -1):
-                if text[start : start + size] == text[-size:]:
-                    copied = text[start + size :][: min(self.budget, room)]
-                    return TokenTree.chain([last_token, *copied])
-        return TokenTree.chain([last_token])
-
-    def update(self, tree: TokenTree, logits: Any, accepted: Accepted) -> None:
-        self.text += [tree.tokens[node] for node in accepted.path]
 
 
 def draw(figure: Any, *tables: dict[str, list[float]]) -> None:

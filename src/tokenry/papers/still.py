@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenry.learn.attention_transfer import AttentionTransfer, attention_transfer_loss
 from tokenry.model.still import Still, revert, self_saliency
 from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.tasks.documentation import passages
 
 MODULES = ("argparse", "collections", "csv", "datetime", "decimal", "inspect", "logging", "random")
 LENGTH, TRAIN, STEPS, SCORED = 256, 3, 9, 64
@@ -31,7 +32,7 @@ def reproduce(seed: int) -> Outcome:
     import tokenry
 
     model, tokenizer = tokenry.load("smollm2")
-    ids = passages(tokenizer, seed)  # [TRAIN + 1, LENGTH]
+    ids = passages(tokenizer, LENGTH, TRAIN + 1, seed, MODULES)  # [TRAIN + 1, LENGTH]
     layers = tuple(range(2, model.config.num_hidden_layers, 4))
     policies = {
         "STILL": Still(CHUNK, TOPK, layers),
@@ -76,20 +77,6 @@ def reproduce(seed: int) -> Outcome:
         ),
         figure=lambda figure: draw(figure, losses, error, divergence),
     )
-
-
-def passages(tokenizer: Any, seed: int) -> Tensor:
-    """Module documentation as `help()` prints it, cut at a random place: [TRAIN + 1, LENGTH]."""
-    import pydoc
-
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for index in torch.randperm(len(MODULES), generator=generator).tolist()[: TRAIN + 1]:
-        text = pydoc.plain(pydoc.render_doc(MODULES[index]))
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        start = int(torch.randint(0, len(ids) - LENGTH + 1, (1,), generator=generator))
-        rows.append(ids[start : start + LENGTH])
-    return torch.tensor(rows)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from tokenry.model.sparse_attention import (
     window_saliency,
 )
 from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.tasks.documentation import passages
 
 MODULES = ("argparse", "collections", "csv", "datetime", "decimal", "inspect", "logging", "random")
 LENGTH, SCORED, WINDOW, MIN_TOKENS = 768, 32, 32, 64
@@ -72,7 +73,7 @@ def reproduce(seed: int) -> Outcome:
     import tokenry
 
     model, tokenizer = tokenry.load("smollm2")
-    ids = passages(tokenizer, seed)  # [P, LENGTH]
+    ids = passages(tokenizer, LENGTH, PASSAGES, seed, MODULES)  # [P, LENGTH]
     divergence = {way: [0.0] * len(TAUS) for way in WAYS}
     share = {way: [0.0] * len(TAUS) for way in WAYS}
     regained, counted = 0.0, 0
@@ -130,21 +131,6 @@ def reproduce(seed: int) -> Outcome:
         ),
         figure=lambda figure: draw(figure, divergence, share),
     )
-
-
-def passages(tokenizer: Any, seed: int) -> Tensor:
-    """Module documentation as `help()` prints it, cut at a random place: [PASSAGES, LENGTH]."""
-    import pydoc
-
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for index in torch.randperm(len(MODULES), generator=generator).tolist():
-        text = pydoc.plain(pydoc.render_doc(MODULES[index]))
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        if len(ids) >= LENGTH and len(rows) < PASSAGES:
-            start = int(torch.randint(0, len(ids) - LENGTH + 1, (1,), generator=generator))
-            rows.append(ids[start : start + LENGTH])
-    return torch.tensor(rows)
 
 
 @torch.no_grad()

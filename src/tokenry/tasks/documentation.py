@@ -1,0 +1,39 @@
+"""Passages of real English and code: the documentation of Python's own modules, as `help()` prints
+it. It is on every machine, long, and no model was given these cuts of it."""
+
+from __future__ import annotations
+
+import pydoc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.errors import InputError
+
+MODULES = ("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "email", "inspect")
+MODULES += ("json", "logging", "pathlib", "random", "sqlite3", "statistics", "tarfile", "threading")
+
+
+def passages(
+    tokenizer: Any, length: int, count: int, seed: int, modules: Sequence[str] = MODULES
+) -> Tensor:
+    """Ids [count, length]: one passage each of `count` modules, cut at a random place.
+
+    How long a module's documentation is depends on the version of Python; shorter ones are passed
+    over. InputError if fewer than `count` are long enough.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[list[int]] = []
+    for index in torch.randperm(len(modules), generator=generator).tolist():
+        if len(rows) == count:
+            break
+        text = pydoc.plain(pydoc.render_doc(modules[index]))
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) >= length:
+            start = int(torch.randint(0, len(ids) - length + 1, (1,), generator=generator))
+            rows.append(ids[start : start + length])
+    if len(rows) < count:
+        raise InputError(f"only {len(rows)} of {len(modules)} modules have {length} tokens")
+    return torch.tensor(rows)

@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+from tokenry.core.errors import InputError
+from tokenry.tasks.documentation import passages
+
+
+def test_passages_are_cuts_of_different_modules_by_seed(tiny_tokenizer):
+    modules = ("csv", "json", "random")
+    found = passages(tiny_tokenizer, 60, 2, seed=1, modules=modules)
+    assert found.shape == (2, 60)
+    assert torch.equal(found, passages(tiny_tokenizer, 60, 2, seed=1, modules=modules))
+    assert not torch.equal(found, passages(tiny_tokenizer, 60, 2, seed=2, modules=modules))
+    assert not torch.equal(found[0], found[1])
+
+
+def test_too_few_long_modules_are_refused(tiny_tokenizer):
+    with pytest.raises(InputError, match="only 0 of 1 modules have 10000000 tokens"):
+        passages(tiny_tokenizer, 10_000_000, 1, seed=0, modules=("csv",))
