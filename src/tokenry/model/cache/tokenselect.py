@@ -106,6 +106,7 @@ class TokenSelectLayer(GrowingLayer):
     def _start(self) -> None:
         self.selection = Selection(self.policy.reuse)
         self.picked: SideBySide | None = None
+        self.room: list[Tensor] | None = None  # what the last selections' keys were copied to
         self.budget: Any = None  # n_init, k, n_local: [B] each
         self.largest = (0, 0, 0)  # of the rows
         self.uniform = True  # the rows have the same
@@ -151,7 +152,9 @@ class TokenSelectLayer(GrowingLayer):
         before = mask.past(0, q)
         selection = self._selection(mean_query(query, mask.real), before, past)
         if self.picked is None or frozen(self.picked.states[0]):
-            self.picked = SideBySide(selection.column, self.buffers, local, end)
+            room = self.room if self.room is not None and not frozen(self.room[0]) else None
+            self.picked = SideBySide(selection.column, self.buffers, local, end, room)
+            self.room = self.picked.states
         if q == 1:
             self.picked.advance(self.buffers, end)
             columns = self.picked.latest()
@@ -229,7 +232,7 @@ class TokenSelectLayer(GrowingLayer):
     def copy(self) -> "TokenSelectLayer":
         twin = super().copy()
         assert isinstance(twin, TokenSelectLayer)
-        twin.selection, twin.picked = self.selection.copy(), None
+        twin.selection, twin.picked, twin.room = self.selection.copy(), None, None
         return twin
 
     def reset(self) -> None:
