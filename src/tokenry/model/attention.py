@@ -16,7 +16,7 @@ This module confines what the library takes from transformers' undocumented part
 """
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -190,23 +190,23 @@ def attend_to(
     return output.reshape(B, H, q, -1).transpose(1, 2).contiguous()
 
 
-class StepMask:
+class StepMask(ABC):
     """What the queries of one forward may see: this step's new tokens, and what came before."""
 
     queries: int
 
-    @cached_property
+    @property
+    @abstractmethod
     def causal(self) -> bool:
         """Whether the new tokens see each other as the plain triangle says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, start: int, stop: int) -> Tensor:
         """bool [B or 1, 1, stop - start, q]: the new tokens that the queries start..stop see."""
-        raise NotImplementedError
 
+    @abstractmethod
     def past(self, start: int, stop: int) -> Tensor | None:
         """bool [B or 1, 1 or stop - start, P]: the P tokens of former steps; None: all seen."""
-        raise NotImplementedError
 
     @cached_property
     def real(self) -> Tensor | None:
@@ -319,6 +319,7 @@ class ObservedLayer(DynamicLayer):
     """
 
     is_croppable = False
+    rows: tuple[str, ...] = ("keys", "values")  # states with a batch dimension, None at first
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,6 +378,21 @@ class ObservedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.seen, self.waiting = 0, False
+
+    def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply `change` to every state with a batch dimension."""
+        for name in self.rows:
+            if (state := getattr(self, name)) is not None:
+                setattr(self, name, change(state))
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        self.each_row(lambda state: state.index_select(0, beam_idx.to(state.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.each_row(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.each_row(lambda state: state[indices])
 
 
 def observed_attention(

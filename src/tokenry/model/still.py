@@ -590,23 +590,9 @@ class StillLayer(ObservedLayer):
         for name in self.rows:
             setattr(self, name, None)
 
-    def _each_row(self, change: Any) -> None:
-        for name in self.rows:
-            state = getattr(self, name)
-            setattr(self, name, None if state is None else change(state))
-
     def reset(self) -> None:
         super().reset()
         self._forget()
-
-    def reorder_cache(self, beam_idx: Any) -> None:
-        self._each_row(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._each_row(lambda state: state.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._each_row(lambda state: state[indices])
 
 
 AttentionInterface.register(IMPLEMENTATION, still_attention)

@@ -5,6 +5,7 @@ written behind the others, and the buffer is copied only when its room is used u
 each time. The attention is the same, to the last digits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,17 +111,7 @@ class GrowingLayer(ObservedLayer):
         super().reset()
         self.buffers = []
 
-    def reorder_cache(self, beam_idx: Any) -> None:
-        self.each_row(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.each_row(lambda state: state.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.each_row(lambda state: state[indices])
-
-    def each_row(self, change: Any) -> None:
-        """Apply `change` to every tensor with a batch dimension."""
+    def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.buffers:
             self.buffers = [change(buffer[:, :, : self.seen]) for buffer in self.buffers]
             self.keys, self.values = self.buffers

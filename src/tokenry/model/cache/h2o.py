@@ -85,7 +85,7 @@ class H2O:
 class H2OLayer(ObservedLayer):
     """One layer's keys, values, scores A, and the position in the text of each key held."""
 
-    rows = ("score", "held", "position", "heavy", "recent")  # tensors with a batch dimension
+    rows = ("keys", "values", "score", "held", "position", "heavy", "recent")
 
     def __init__(self, policy: H2O):
         super().__init__()
@@ -158,23 +158,6 @@ class H2OLayer(ObservedLayer):
         self.recent: Any = None
         self.capacity = 0
 
-    def _each_row(self, change: Any) -> None:
-        for name in self.rows:
-            state = getattr(self, name)
-            setattr(self, name, None if state is None else change(state))
-
     def reset(self) -> None:
         super().reset()
         self._forget()
-
-    def reorder_cache(self, beam_idx: Any) -> None:
-        super().reorder_cache(beam_idx)
-        self._each_row(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._each_row(lambda state: state.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._each_row(lambda state: state[indices])

@@ -8,7 +8,7 @@ Layers differ in how widely they look, and heads too: a few need the whole text,
 tokens. A budget per head is a policy per head. The query heads of a key head go with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,14 +159,6 @@ class HeadsLayer(ObservedLayer):
         self.is_initialized = False
         self.seen, self.waiting = 0, False
 
-    def reorder_cache(self, beam_idx: Any) -> None:
+    def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
         for _, layer in self.parts:
-            layer.reorder_cache(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        for _, layer in self.parts:
-            layer.batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        for _, layer in self.parts:
-            layer.batch_select_indices(indices)
+            layer.each_row(change)

@@ -21,6 +21,7 @@ rotary phase of their place in the text; renumbering the selected ones is not do
 rows that select for themselves, dense prompts, budgets as shares.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,7 +240,7 @@ class TokenSelectLayer(GrowingLayer):
         super().reset()
         self._start()
 
-    def each_row(self, change: Any) -> None:
+    def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
         super().each_row(change)
         self.picked = None
         self.selection.each_row(change)
