@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from side_by_side import Row, arguments, compare, has_peer, peak_extra_memory, report, run_apart
@@ -73,8 +74,7 @@ def decode(length: int, size: int, runs: int, steps: int = 4) -> list[Row]:
 
     shape = TokenSelect.of_size(size)
     policy = TokenSelect(n_init=shape.n_init, k=shape.k, n_local=shape.n_local, reuse=2.0)
-    module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = HEADS // KEY_HEADS, True  # type: ignore
+    module = SimpleNamespace(num_key_value_groups=HEADS // KEY_HEADS, is_causal=True)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(count: int, heads: int) -> Any:

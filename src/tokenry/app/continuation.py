@@ -97,10 +97,6 @@ def sampled(
     critic: log potential of a text."""
     greedy = limits.temperature == 0
 
-    def watch(_: int, texts: list[list[int]]) -> None:
-        if on_token is not None:
-            on_token(max(texts, key=len, default=[]))
-
     def potential(ids: list[int], ended: bool) -> float:
         return float(critic(loaded[1].decode(ids))) if critic else 0.0
 

@@ -38,11 +38,6 @@ def keep_windows(cache: Any) -> Any:
     return cache
 
 
-def cache_length(cache: Any) -> int:
-    """Columns held by the cache."""
-    return int(cache.get_seq_length())
-
-
 def select_rows(cache: Any, index: Tensor) -> None:
     """Keep the given rows, in that order, repeats allowed."""
     for layer in cache.layers:
@@ -55,7 +50,12 @@ def keep_columns(cache: Any, length: int, index: Tensor) -> None:
 
     A cache policy's layer does it itself. In the others (`keys` and `values`, [B, H, L, D]) it is
     written in place: the prefix need not be copied. A sliding layer holds the latest columns alone.
+    Columns that stay where they are need no copy at all.
     """
+    count = index.shape[1]
+    if bool((index == torch.arange(count, device=index.device)).all()):
+        crop_columns(cache, length + count)
+        return
     require_croppable(cache)
     for layer in cache.layers:
         if hasattr(layer, "keep_columns"):

@@ -172,11 +172,8 @@ class DecodingState:
             raise InputError("keep() follows a tree(): there are no nodes to choose from")
         path = torch.as_tensor(path, dtype=torch.long, device=self.attention.device)
         path = path[None] if path.ndim == 1 else path
-        prefix, count = self.length - self._tree_logits.shape[1], path.shape[1]
-        if bool((path == torch.arange(count, device=path.device)).all()):  # nothing moves
-            compat.crop_columns(self.cache, prefix + count)
-        else:
-            compat.keep_columns(self.cache, prefix, path.clamp_min(0))
+        prefix = self.length - self._tree_logits.shape[1]
+        compat.keep_columns(self.cache, prefix, path.clamp_min(0))
         taken = path >= 0
         self.attention = torch.cat([self.attention[:, :prefix], taken], dim=1)
         last = path.gather(1, taken.sum(1, keepdim=True) - 1)[:, 0]

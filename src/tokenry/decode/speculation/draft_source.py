@@ -132,11 +132,8 @@ class ModelSource:
             return
         prefix = self.state.length
         columns = self.seen[path[-1]] if path else []
-        if columns == list(range(len(columns))):
-            compat.crop_columns(self.state.cache, prefix + len(columns))
-        else:
-            index = torch.tensor([columns], device=self.state.attention.device)
-            compat.keep_columns(self.state.cache, prefix, index)
+        index = torch.tensor([columns], dtype=torch.long, device=self.state.attention.device)
+        compat.keep_columns(self.state.cache, prefix, index)
         more = self.state.attention.new_ones(1, len(columns))
         self.state.attention = torch.cat([self.state.attention, more], dim=1)
         self.seen, self.depths = {}, []

@@ -131,9 +131,9 @@ def grow(
 def never_pays(latency: Mapping[int, float]) -> float:
     """A node that is worth less makes any tree slower: it costs the least that one more token costs
     anywhere on the curve, at the speed of decoding without a draft."""
-    points = sorted(latency.items())
-    slopes = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(points)]
-    return max(0.0, min(slopes, default=0.0)) / seconds(latency, 1) if slopes else 0.0
+    points = itertools.pairwise(sorted(latency.items()))
+    slopes = [(right - left) / (more - fewer) for (fewer, left), (more, right) in points]
+    return max(0.0, min(slopes)) / seconds(latency, 1) if slopes else 0.0
 
 
 def preorder(tree: TokenTree) -> list[int]:
