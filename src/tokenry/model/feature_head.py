@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.gated_lora import read_tensors, write_tensors
+from tokenry.core.files import read_tensors, write_tensors
 from tokenry.model.score import unwrap
 
 KIND = "feature head"

@@ -22,7 +22,6 @@ Source: Your LLM Knows the Future: Uncovering Its Multi-Token Prediction Potenti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.core.files import replacing
+from tokenry.core.files import read_tensors, write_tensors
 from tokenry.model.packed import PackedLinear
 from tokenry.model.score import unwrap
 
@@ -245,27 +244,3 @@ def map_shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(plain, nn.Linear):
         return plain.in_features, plain.out_features
     return plain.weight.shape[0], plain.weight.shape[1]
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:
-    """A safetensors file with `about` as its metadata, there whole or not at all."""
-    from safetensors.torch import save_file
-
-    with replacing(Path(path)) as temporary:
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {"about": json.dumps(about)})
-
-
-def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that `write_tensors` wrote; InputError for any other."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    if about.get("kind") != kind:
-        raise InputError(f"{path} does not hold a {kind} (it says: {about.get('kind')})")
-    return tensors, about

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.gated_lora import GatedLoRA, read_tensors, write_tensors
+from tokenry.core.files import read_tensors, write_tensors
+from tokenry.model.gated_lora import GatedLoRA
 
 KIND = "multi-token predictor"
 

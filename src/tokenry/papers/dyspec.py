@@ -31,9 +31,9 @@ from tokenry.decode.speculation.dyspec import (
     best_first,
 )
 from tokenry.decode.speculation.rejection import acceptance, law_with_proposals
+from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState
 from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 from tokenry.text.ngrams import NGramModel
@@ -69,14 +69,15 @@ def reproduce(seed: int) -> Outcome:
     rates = greedy_rates(draft, plain)
     greedy = {
         size: {
-            name: per_pass([replay(model, shaped, text) for text in plain])
+            name: per_pass([replay(model, shaped, text[:PROMPT], text[PROMPT:]) for text in plain])
             for name, shaped in shapes(draft, size, rates, sampled=False).items()
         }
         for size in SIZES
     }
     tested = DySpec(draft, nodes=NODES, temperature=1.0)
     real = generate_with_drafter(model, plain[0][:PROMPT], tested, NEW, eos_token_id=[])
-    steps = replay(model, DySpec(draft, nodes=NODES, temperature=1.0), plain[0])
+    widest = DySpec(draft, nodes=NODES, temperature=1.0)
+    steps = replay(model, widest, plain[0][:PROMPT], plain[0][PROMPT:])
     same = real.ids == plain[0] and real.accept_lengths == steps
 
     texts = speculate(
@@ -285,24 +286,6 @@ def by_ranks(root: int, expand: Expand, paths: Sequence[tuple[int, ...]]) -> Gro
 # ---- temperature 0
 
 
-def replay(model: Any, drafter: Any, text: list[int]) -> list[int]:
-    """What every step of drafting for this greedy text would add."""
-    drafted, at, steps = drafter.begin(model, text[:PROMPT]), PROMPT + 1, []
-    while at < len(text):
-        tree = drafted.draft(text[at - 1], len(text) - at - 1)
-        path = [0]
-        while at + len(path) < len(text):
-            child = tree.children.get((path[-1], text[at + len(path) - 1]))
-            if child is None:
-                break
-            path.append(child)
-        accepted = Accepted(path, text[at : at + len(path)])
-        drafted.update(tree, torch.empty(0), accepted)
-        steps.append(len(path))
-        at += len(path)
-    return steps
-
-
 def per_pass(steps: Sequence[list[int]]) -> float:
     """Tokens per pass; the prompt's pass gives one token."""
     return sum(1 + sum(text) for text in steps) / sum(1 + len(text) for text in steps)
@@ -327,7 +310,8 @@ def calls_per_tree(
         calls += 1
         return draft(contexts)
 
-    steps = [replay(model, DySpec(counted, nodes=NODES, growth=growth), text) for text in texts[:1]]
+    drafter = DySpec(counted, nodes=NODES, growth=growth)
+    steps = [replay(model, drafter, text[:PROMPT], text[PROMPT:]) for text in texts[:1]]
     return calls / sum(map(len, steps))
 
 

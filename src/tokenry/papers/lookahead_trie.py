@@ -19,8 +19,8 @@ import torch
 
 from tokenry.decode.speculation.baselines import NoDraft, PromptLookup
 from tokenry.decode.speculation.lookahead import Lookahead, Memory
+from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import Drafter, generate_with_drafter, speculate
-from tokenry.decode.speculation.verify import Accepted
 from tokenry.papers.base import Measurement, Outcome, Paper
 
 FUNCTIONS = (
@@ -58,18 +58,18 @@ def reproduce(seed: int) -> Outcome:
     }
     cold, warm, alone = {}, {}, {}
     for name, drafters in variants.items():
-        cold[name] = [per_pass(replay(model, drafter, first)) for drafter in drafters]
-        warm[name] = [per_pass(replay(model, drafter, second)) for drafter in drafters]
+        cold[name] = [per_pass(replayed(model, drafter, first)) for drafter in drafters]
+        warm[name] = [per_pass(replayed(model, drafter, second)) for drafter in drafters]
         alone[name] = [
-            per_pass([replay(model, fresh(drafter), [one])[0] for one in second])
+            per_pass([replayed(model, fresh(drafter), [one])[0] for one in second])
             for drafter in drafters
         ]
-    lookup = per_pass(replay(model, PromptLookup(tokens=12), second))
+    lookup = per_pass(replayed(model, PromptLookup(tokens=12), second))
 
     tested, real = Lookahead(nodes=PAPER_NODES), []
     for prompt, _ in first[:GENERATED]:
         real.append(generate_with_drafter(model, prompt, tested, NEW))
-    expected = replay(model, Lookahead(nodes=PAPER_NODES), first[:GENERATED])
+    expected = replayed(model, Lookahead(nodes=PAPER_NODES), first[:GENERATED])
     same = all(
         text.new_ids == answer and text.accept_lengths == steps
         for text, (_, answer), steps in zip(real, first, expected, strict=False)
@@ -125,28 +125,11 @@ def documented(tokenizer: Any, seed: int) -> list[list[list[int]]]:
     return rounds
 
 
-def replay(
+def replayed(
     model: Any, drafter: Drafter, answers: Sequence[tuple[list[int], list[int]]]
 ) -> list[list[int]]:
-    """What every step of drafting for these (prompt, answer)s would add, without the passes."""
-    found = []
-    for prompt, answer in answers:
-        draft, at, steps = drafter.begin(model, prompt), 1, []
-        while at < len(answer):
-            tree = draft.draft(answer[at - 1], len(answer) - at - 1)
-            path, node = [0], 0
-            while at + len(path) <= len(answer):
-                child = tree.children.get((node, answer[at + len(path) - 1]))
-                if child is None:
-                    break
-                path.append(child)
-                node = child
-            tokens = answer[at : at + len(path)]
-            draft.update(tree, torch.empty(0), Accepted(path, tokens))
-            steps.append(len(tokens))
-            at += len(tokens)
-        found.append(steps)
-    return found
+    """The steps of drafting for these (prompt, answer)s in turn."""
+    return [replay(model, drafter, prompt, answer) for prompt, answer in answers]
 
 
 def per_pass(steps: Sequence[list[int]]) -> float:

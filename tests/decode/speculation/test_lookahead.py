@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.speculation.lookahead import Lookahead, Memory, mixed, retrieve
+from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.trie_cache import PRUNE_AFTER, TrieCache
 from tokenry.decode.speculation.verify import Accepted
@@ -267,28 +268,11 @@ def test_nothing_known_is_no_draft():
 # ---- drafting
 
 
-def replay(drafter, model, prompt, text):
-    """Tokens of each step of drafting for a text that is known."""
-    drafted, at, steps = drafter.begin(model, prompt), 1, []
-    while at < len(text):
-        tree = drafted.draft(text[at - 1], len(text) - at - 1)
-        path = [0]
-        while at + len(path) < len(text):
-            child = tree.children.get((path[-1], text[at + len(path) - 1]))
-            if child is None:
-                break
-            path.append(child)
-        drafted.update(tree, torch.empty(0), Accepted(path, text[at : at + len(path)]))
-        steps.append(len(path))
-        at += len(path)
-    return steps
-
-
 @pytest.mark.parametrize("mode", ["hier", "one"])
 def test_copying_the_prompt_accepts_whole_branches(tiny_llama, mode):
     prompt = list(range(60))
     drafter = Lookahead(branch_length=12, nodes=12, mode=mode)
-    assert replay(drafter, tiny_llama, prompt, prompt[10:50]) == [13, 13, 13]
+    assert replay(tiny_llama, drafter, prompt, prompt[10:50]) == [13, 13, 13]
 
 
 def test_the_prompt_is_forgotten_with_its_text_and_outputs_are_not(tiny_llama):
@@ -315,7 +299,7 @@ def test_texts_may_be_drafted_for_side_by_side(tiny_llama):
 
 def test_generated_tokens_can_be_copied_at_once(tiny_llama):
     text = [10, 11, 12, 13, 14] * 4
-    steps = replay(Lookahead(nodes=12), tiny_llama, [7], text)
+    steps = replay(tiny_llama, Lookahead(nodes=12), [7], text)
     assert steps[:5] == [1] * 5  # until the second 10 all is new
     assert sum(steps[5:]) > 2 * len(steps[5:])
 

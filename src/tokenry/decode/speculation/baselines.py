@@ -19,6 +19,7 @@ from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
+from tokenry.text.ngram_places import NGramPlaces
 
 
 @dataclass(frozen=True)
@@ -55,31 +56,18 @@ class PromptLookup:
 
 
 class LookupDraft:
-    """Where every n-gram of one text ended last."""
+    """Where every n-gram of one text stands."""
 
     def __init__(self, drafter: PromptLookup, prompt: Sequence[int]):
         self.drafter = drafter
-        self.text: list[int] = []
-        self.after: dict[tuple[int, ...], int] = {}  # n-gram -> the position after it
-        self._extend(prompt)
+        self.index = NGramPlaces(prompt, range(1, drafter.ngram + 1))
 
     def draft(self, last_token: int, room: int) -> TokenTree:
-        self._extend([last_token])
-        chain: list[int] = []
-        for size in range(self.drafter.ngram, 0, -1):
-            start = self.after.get(tuple(self.text[-size:]))
-            if start is not None:
-                chain = self.text[start : start + min(self.drafter.tokens, room)]
-                break
+        self.index.extend([last_token])
+        places = self.index.after()
+        most = min(self.drafter.tokens, room)
+        chain = self.index.text[places[-1] : places[-1] + most] if places else []
         return TokenTree.chain([last_token, *chain])
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
-        self._extend(accepted.tokens[:-1])
-
-    def _extend(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            # an end of the text counts as an occurrence once something follows it
-            for size in range(1, self.drafter.ngram + 1):
-                if len(self.text) >= size:
-                    self.after[tuple(self.text[-size:])] = len(self.text)
-            self.text.append(token)
+        self.index.extend(accepted.tokens[:-1])

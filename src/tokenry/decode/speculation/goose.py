@@ -33,14 +33,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tokenry.core.errors import InputError, VocabularyError
+from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import Matcher
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
-from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely
+from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
 from tokenry.decode.speculation.speculate import latency_curve
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
+from tokenry.text.ngram_places import NGramPlaces
 from tokenry.text.suffix_automaton import Match
 
 Successors = Callable[[int, int], list[tuple[int, float]]]
@@ -108,14 +109,7 @@ class Goose:
             raise InputError(f"k must be >= 1 and nodes >= 0, got {self.k} and {self.nodes}")
 
     def begin(self, model: Any, prompt: Sequence[int]) -> GooseDraft:
-        size = model.config.get_text_config().vocab_size
-        if self.memory.table is None:
-            self.memory.table = AdjacencyMatrix(size, min(self.k, size))
-        if len(self.memory.table.ids) != size:
-            raise VocabularyError(
-                f"the drafter's table is for {len(self.memory.table.ids)} tokens, the model has "
-                f"{size}: give each model a drafter of its own"
-            )
+        self.memory.table = table_for(model, self.memory.table, self.k)
         return GooseDraft(self, prompt, latency_curve(model) if self.nodes is None else {})
 
 
@@ -191,34 +185,18 @@ class GooseDraft:
                 self.memory.spine += 0.3 * (share - self.memory.spine)
 
 
-class NGramIndex:
+class NGramIndex(NGramPlaces):
     """Where every n-gram of a text stands, to continue an earlier occurrence of its end."""
 
     def __init__(self, text: Sequence[int], lengths: Sequence[int] = LENGTHS):
-        self.text: list[int] = []
-        self.lengths = lengths
-        self.places: dict[tuple[int, ...], list[int]] = {}  # n-gram -> positions after it
-        self.extend(text)
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            # the n-grams that end before this token are followed by it, and may be found now
-            for length in self.lengths:
-                if len(self.text) >= length:
-                    gram = tuple(self.text[-length:])
-                    self.places.setdefault(gram, []).append(len(self.text))
-            self.text.append(token)
+        super().__init__(text, lengths)
 
     def chain(self, ahead: Sequence[int] = (), most: int = CHAIN) -> tuple[list[int], bool]:
         """What followed the first occurrence of the longest n-gram at the end of text and `ahead`;
         and whether there were several occurrences that all went on with the same token."""
-        end = (*self.text[-max(self.lengths) :], *ahead)
-        for length in self.lengths:
-            if len(end) >= length and (places := self.places.get(tuple(end[-length:]))):
-                first = places[0]
-                agreed = len(places) > 1 and len({self.text[place] for place in places}) == 1
-                return self.text[first : first + most], agreed
-        return [], False
+        places = self.after(ahead)
+        agreed = len(places) > 1 and len({self.text[place] for place in places}) == 1
+        return (self.text[places[0] : places[0] + most] if places else []), agreed
 
     def extended(self, chain: list[int], agreed: bool) -> list[int]:
         """A chain that goes on from its own end; with agreement only as long as there is some."""

@@ -16,7 +16,6 @@ where it pays on this machine (see `growth`).
 """
 
 import itertools
-import os
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError, VocabularyError
+from tokenry.core.files import replacing
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
 from tokenry.decode.speculation.speculate import latency_curve
@@ -88,12 +88,8 @@ class AdjacencyMatrix:
         """Write the table as safetensors; nothing is left at `path` when that fails."""
         from safetensors.torch import save_file
 
-        part = Path(f"{path}.part")
-        try:
-            save_file({"ids": self.ids, "probs": self.probs}, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(Path(path)) as temporary:
+            save_file({"ids": self.ids, "probs": self.probs}, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> "AdjacencyMatrix":
@@ -153,14 +149,7 @@ class TokenRecycling:
         return self.memory.table
 
     def begin(self, model: Any, prompt: Sequence[int]) -> "RecyclingDraft":
-        size = model.config.get_text_config().vocab_size
-        if self.memory.table is None:
-            self.memory.table = AdjacencyMatrix(size, min(self.k, size))
-        if len(self.table.ids) != size:
-            raise VocabularyError(
-                f"the drafter's table is for {len(self.table.ids)} tokens, the model has {size}: "
-                "give each model a drafter of its own"
-            )
+        self.memory.table = table_for(model, self.memory.table, self.k)
         if self.learn_prompt == "tokens":
             self.table.observe(prompt)
         sized = self.nodes is None and self.template is None
@@ -194,6 +183,18 @@ class RecyclingDraft:
         self.table.write(tree.tokens, ids, probs, accepted)
         if tree.notes:
             self.calibration.learn(tree, accepted)
+
+
+def table_for(model: Any, table: AdjacencyMatrix | None, k: int) -> AdjacencyMatrix:
+    """The table, made if there is none; VocabularyError if it is another model's."""
+    size = model.config.get_text_config().vocab_size
+    table = AdjacencyMatrix(size, min(k, size)) if table is None else table
+    if len(table.ids) != size:
+        raise VocabularyError(
+            f"the drafter's table is for {len(table.ids)} tokens, the model has {size}: "
+            "give each model a drafter of its own"
+        )
+    return table
 
 
 def likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

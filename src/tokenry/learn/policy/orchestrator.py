@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.files import replacing
 from tokenry.core.scores import Scores
 
 
@@ -76,7 +77,8 @@ class PreferenceOrchestrator(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the network and its statistics as safetensors."""
-        save_file(dict(self.state_dict()), path)
+        with replacing(Path(path)) as temporary:
+            save_file(dict(self.state_dict()), temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> PreferenceOrchestrator:
