@@ -23,6 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,7 @@ HEADS, KEY_HEADS, SIZE, LAYERS = 9, 3, 64, 6  # SmolLM2-135M; layers enough to l
 PRESSES = ("ObservedAttention", "SnapKV", "TOVA", "StreamingLLM")
 PROMPT, SCORED = 384, 32
 SHARES = (0.2, 0.4)
+REUSE = (2.0, 0.98, 0.95, 0.9)  # 2: at every step
 LONG = 2048
 
 
@@ -44,6 +47,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="keys that TokenSelect attends to")
     parser.add_argument("--runs", type=int, default=7, help="rounds; medians are reported")
     parser.add_argument("--prompts", type=int, default=4, help="pass keys to recall")
+    parser.add_argument(
+        "--reuse", type=float, nargs="*", default=REUSE, help="cosines that a selection serves for"
+    )
     parser.add_argument("--passages", type=int, default=4, help="texts of 512 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peer-python", default=os.environ.get("TOKENRY_PEER_PYTHON"))
@@ -56,7 +62,7 @@ def main() -> None:
         report(rows, chosen.json, f"Decode attention on {length} keys, {chosen.size} selected")
     elif chosen.what == "quality":
         length = chosen.length or 8192
-        rows = quality(length, chosen.size, chosen.prompts, chosen.seed)
+        rows = quality(length, chosen.size, chosen.reuse, chosen.prompts, chosen.seed)
         report(rows, chosen.json, f"TokenSelect of {chosen.size}, prompts of {length} tokens")
     else:
         rows = budgets(chosen.peer_python, chosen.passages, chosen.seed)
@@ -151,7 +157,9 @@ def speedup(name: str, ours: float, peer: float) -> Row:
     return Row(name, peer / ours, 1.0, peer / ours, "x")
 
 
-def quality(length: int, size: int, prompts: int, seed: int, scored: int = 128) -> list[Row]:
+def quality(
+    length: int, size: int, reuse: Sequence[float], prompts: int, seed: int, scored: int = 128
+) -> list[Row]:
     """Full attention reads each prompt; then it and TokenSelect go on, token by token."""
     import torch
 
@@ -162,18 +170,15 @@ def quality(length: int, size: int, prompts: int, seed: int, scored: int = 128) 
 
     model, tokenizer = tokenry.load("smollm2")
     shape = TokenSelect.of_size(size)
-    policies = {
-        "": TokenSelect(n_init=shape.n_init, k=shape.k, n_local=shape.n_local, reuse=2.0),
-        ", reuse=0.9": shape,
-    }
+    policies = {f"reuse={cosine:g}": replace(shape, reuse=cosine) for cosine in reuse}
+    again: dict[str, float] = {}
 
     @torch.inference_mode()
-    def losses(ids: Any, answer: Any) -> tuple[dict[str, Any], float]:
-        """Of each answer token, per way: loss [n] and whether it came first; and the hit rate."""
+    def losses(ids: Any, answer: Any) -> dict[str, tuple[float, bool]]:
+        """Of the answer, per way: loss per token, and whether each of them came first."""
         prompt = Full().cache(model)
         first = model(ids[None], past_key_values=prompt, logits_to_keep=1).logits
-        found: dict[str, Any] = {}
-        rate = 0.0
+        found = {}
         for name, policy in {"full": Full(), **policies}.items():
             cache = PolicyCache(model.config, lambda number, policy=policy: policy.layer())
             for layer, read in zip(cache.layers, prompt.layers, strict=True):
@@ -183,33 +188,34 @@ def quality(length: int, size: int, prompts: int, seed: int, scored: int = 128) 
             for token in answer[:-1]:
                 logits.append(model(token.view(1, 1), past_key_values=cache).logits)
             logprob = torch.cat(logits, dim=1)[0].float().log_softmax(-1)
-            loss = -logprob.gather(-1, answer[:, None])[:, 0]
+            loss = -float(logprob.gather(-1, answer[:, None]).mean())
             found[name] = loss, bool((logprob.argmax(-1) == answer).all())
-            if policy is shape:
-                rate = sum(layer.hit_rate for layer in cache.layers) / len(cache.layers)
-        return found, rate
+            if name != "full":
+                again[name] = statistics.mean(layer.hit_rate for layer in cache.layers)
+        return found
 
     text = documentation(tokenizer, length + scored, seed)
     started = time.perf_counter()
-    found, rate = losses(text[:length], text[length:])
+    found = losses(text[:length], text[length:])
     print(f"one prompt: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    base = math.exp(float(found["full"][0].mean()))
+    base = math.exp(found["full"][0])
     rows = [
-        compare(f"perplexity{name}", math.exp(float(found[name][0].mean())), base, "per token")
+        compare(f"perplexity, {name}", math.exp(found[name][0]), base, "per token")
         for name in policies
     ]
-    rows.append(Row("selections used again at reuse=0.9", rate, None, None, "share"))
-    recalled = dict.fromkeys(("full", *policies), 0.0)
-    needle = dict.fromkeys(("full", *policies), 0.0)
-    for number in range(prompts):
-        depth = (number + 0.5) / prompts
-        found, _ = losses(*pass_key(tokenizer, length, depth, seed + number))
-        for name, (loss, exact) in found.items():
-            recalled[name] += exact / prompts
-            needle[name] += float(loss.mean()) / prompts
-    for name in policies:
-        rows.append(compare(f"pass keys recalled{name}", recalled[name], recalled["full"], "share"))
-        rows.append(compare(f"loss of pass keys{name}", needle[name], needle["full"], "nats/digit"))
+    rows += [
+        Row(f"selections used again, {name}", again[name], None, None, "share") for name in policies
+    ]
+    pass_keys = [
+        losses(*pass_key(tokenizer, length, (number + 0.5) / prompts, seed + number))
+        for number in range(prompts)
+    ]
+    for name in policies if prompts else ():
+        for what, part, unit in (("loss of pass keys", 0, "nats/digit"), ("recalled", 1, "share")):
+            ours, full = (
+                statistics.mean(found[way][part] for found in pass_keys) for way in (name, "full")
+            )
+            rows.append(compare(f"{what}, {name}", ours, full, unit))
     return rows
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     chosen = parser.parse_args()
 
     import tokenry
-    from tokenry.decode.speculation.speculate import latency_curve
+    from tokenry.decode.speculation.latency import latency_curve
     from tokenry.model.packed import packed
 
     loaded = tokenry.load(chosen.model)

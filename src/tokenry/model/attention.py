@@ -85,8 +85,7 @@ def attend_in_chunks(
     for start in range(0, q, rows):
         stop = min(start + rows, q)
         logits = grouped[:, :, :, start:stop].float() @ key * scaling  # [B, Hkv, G, rows, k]
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
+        logits = capped(logits, softcap)
         seen = visible(start, stop).unsqueeze(2)
         logits = logits.masked_fill(~seen, torch.finfo(torch.float32).min)
         # a row that sees nothing is uniform before the product, and zero after it
@@ -98,6 +97,10 @@ def attend_in_chunks(
         outputs.append(probability @ value.unsqueeze(2))
     output = torch.cat(outputs, dim=3).reshape(B, H, q, value.shape[-1])
     return output.transpose(1, 2).contiguous(), received
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def attend_densely(

@@ -5,7 +5,7 @@ import torch
 
 from tokenry.core.errors import InputError
 from tokenry.decode.speculation.recycling import TokenRecycling
-from tokenry.decode.speculation.speculate import generate_with_drafter, latency_curve
+from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 
 PROMPT = [5, 17, 9, 33, 21, 9, 40, 12, 3, 28, 51]
@@ -138,13 +138,6 @@ def test_bad_input_is_named(tiny_llama):
         generate_with_drafter(tiny_llama, torch.ones(2, 3, dtype=torch.long), Nothing())
     with pytest.raises(InputError, match="max_new_tokens must be at least 1, got 0"):
         generate_with_drafter(tiny_llama, PROMPT, Nothing(), 0)
-
-
-def test_the_latency_curve_is_measured_once(tiny_llama):
-    curve = latency_curve(tiny_llama, (1, 4))
-    assert set(curve) == {1, 4}
-    assert all(value > 0 for value in curve.values())
-    assert latency_curve(tiny_llama, (4, 1, 2))[4] == curve[4]
 
 
 @pytest.mark.model

@@ -79,7 +79,7 @@ def test_bytes_are_those_of_keys_values_and_state(tiny_llama):
     with torch.no_grad():
         tiny_llama(ids_of(20), past_key_values=cache)
     keys = 3 * 2 * (2 * 6 * 8 * 4)  # layers, keys and values, [heads, held, D] float32
-    state = 3 * 2 * (4 + 1 + 8) * 6  # score, held, position of each key
+    state = 3 * 2 * (4 + 4 + 1 + 4) * 6  # score, queries, held, position of each key
     assert keys <= cache_bytes(cache) - state <= keys + 3 * 2 * 8
 
 

@@ -40,6 +40,30 @@ def test_worked_case_keeps_the_first_token_and_the_newest():
     assert layer.keys.flatten().tolist() == [0.0, 2.0]
 
 
+def test_the_average_forgives_late_tokens_that_few_queries_saw():
+    layer = H2OLayer(H2O(heavy=1, recent=1, average=True))
+    feed(layer, [1.0])
+    feed(layer, [0.4, 0.6])
+    feed(layer, [0.2, 0.5, 0.3])  # sums 1.6 and 1.1, means 1.6 / 3 and 1.1 / 2
+    assert layer.position.tolist() == [[[1, 2]]]
+    feed(layer, [0.1, 0.3, 0.6])  # sums 1.2 and 0.6, means 1.2 / 3 and 0.6 / 2
+    assert layer.position.tolist() == [[[1, 3]]]
+    assert layer.queries.tolist() == [[[3, 1]]]
+
+
+def test_the_average_counts_queries_that_are_tokens(tiny_llama):
+    ids, mask = ids_of(12), torch.ones(1, 12, dtype=torch.long)
+    mask[0, :4] = 0
+    padded, plain = (H2O(heavy=3, recent=2, average=True).cache(tiny_llama) for _ in range(2))
+    with torch.no_grad():
+        tiny_llama(ids, attention_mask=mask, past_key_values=padded)
+        tiny_llama(ids[:, 4:], past_key_values=plain)
+    for left, right in zip(padded.layers, plain.layers, strict=True):
+        assert torch.equal(left.position - 4, right.position)
+        assert torch.equal(left.queries, right.queries)
+        assert right.queries.tolist() == (8 - right.position).tolist()
+
+
 def brute_force(score, held, heavy, recent):
     kept = [j for j in range(len(score)) if held[j]]
     newest = kept[len(kept) - recent :] if recent else []
@@ -187,9 +211,10 @@ def test_no_heavy_hitters_is_a_sliding_window(tiny_llama):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize(("heavy", "recent"), [(3, 2), (0, 4), (4, 0), (0.3, 0.2)])
-def test_simulation_by_mask_equals_the_evicting_cache(tiny_model, heavy, recent):
-    ids, policy = ids_of(26, batch=2), H2O(heavy=heavy, recent=recent)
+def test_simulation_by_mask_equals_the_evicting_cache(tiny_model, heavy, recent, average):
+    ids, policy = ids_of(26, batch=2), H2O(heavy=heavy, recent=recent, average=average)
     found, _ = step_by_step(tiny_model, ids, 10, policy.cache(tiny_model))
     prefill = SimulatedCache(tiny_model)
     with torch.no_grad():

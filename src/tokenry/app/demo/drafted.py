@@ -12,10 +12,10 @@ from torch import Tensor
 from tokenry.app.demo.page import ACCENT, FAINT, INK, Section, inline_svg, new_axes, new_figure
 from tokenry.core.registry import drafter as drafters
 from tokenry.decode.generate import ends, prompt_ids
-from tokenry.decode.speculation.speculate import generate_with_drafter, latency_curve
+from tokenry.decode.speculation.latency import latency_curve, quick_kernels
+from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
-from tokenry.model.packed import packed
 
 PROMPTS = {
     "code": "Write a Python class Stack with the methods push, pop, peek and is_empty.",
@@ -50,7 +50,7 @@ def section(
     runs = []
     tick("measuring the machine")
     started = time.perf_counter()
-    with packed(model):
+    with quick_kernels(model):
         curve = latency_curve(model)  # once; or the first prompt would pay for it
     measuring = time.perf_counter() - started
     options = {"max_new_tokens": max_new_tokens, "eos_token_id": ends(*loaded)}

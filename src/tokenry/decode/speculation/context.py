@@ -26,7 +26,7 @@ from torch import Tensor
 from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
-from tokenry.decode.speculation.speculate import latency_curve
+from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.suffix_automaton import Match, SuffixAutomaton

@@ -19,7 +19,9 @@ from tokenry.core.errors import InputError
 from tokenry.decode.speculation.speculate import Drafter, speculate
 
 
-def speculative(drafter: Drafter, kernels: bool = True, streamer: Any = None) -> Callable[..., Any]:
+def speculative(
+    drafter: Drafter, kernels: bool | None = None, streamer: Any = None
+) -> Callable[..., Any]:
     """A function for `generate`'s `custom_generate`. kernels: as in `speculate`. streamer: shown
     the prompt and every token; it goes here, since `generate` does not hand its own on."""
 

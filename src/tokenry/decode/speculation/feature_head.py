@@ -28,8 +28,8 @@ from torch.nn.functional import linear
 
 from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
+from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.mtp import draft_generator
-from tokenry.decode.speculation.speculate import latency_curve
 from tokenry.decode.speculation.tree import TokenTree, best_size
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState

@@ -37,8 +37,8 @@ from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import Matcher
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
+from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
-from tokenry.decode.speculation.speculate import latency_curve
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.ngram_places import NGramPlaces

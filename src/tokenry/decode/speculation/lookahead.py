@@ -33,7 +33,7 @@ from torch import Tensor
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.growth import Calibration, Guess, grow, preorder
-from tokenry.decode.speculation.speculate import latency_curve
+from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.trie_cache import Node, TrieCache
 from tokenry.decode.speculation.verify import Accepted

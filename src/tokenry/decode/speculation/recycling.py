@@ -29,7 +29,7 @@ from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.files import replacing
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
-from tokenry.decode.speculation.speculate import latency_curve
+from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
 from tokenry.decode.speculation.verify import Accepted
 

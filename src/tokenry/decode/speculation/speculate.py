@@ -6,7 +6,7 @@
 
 Each step drafts a tree of guesses on top of the last token, reads it in one forward pass, and keeps
 the path that the model confirms. A step costs more than a pass over one token, by how much depends
-on the machine: `latency_curve` measures it, and drafters fit their trees to it.
+on the machine: `latency.latency_curve` measures it, and drafters fit their trees to it.
 
 The text is the one that plain decoding gives, up to the rounding of the model's arithmetic: a pass
 over many tokens and a pass over one round differently, so two logits that agree to the last digits
@@ -20,27 +20,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
+from tokenry.decode.speculation.latency import quick_kernels
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted, draw, walk
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
-from tokenry.model.packed import is_packed, packed
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # (ids [1, T], logits [1, V]) -> logits [1, V]
 Stopping = Callable[[Tensor, Tensor], Any]  # (ids [1, T], logits [1, V]) -> true to stop
 
-SIZES = (1, 2, 3, 4, 8, 16, 32)
 PROMPT_CHUNK = 1 << 24  # logits held at once while a drafter learns from the prompt
 
 
@@ -145,7 +142,7 @@ def speculate(
     prune: Prune | None = None,
     cache: Any = None,
     generator: torch.Generator | None = None,
-    kernels: bool = True,
+    kernels: bool | None = None,
     on_step: Callable[[TokenTree, Accepted], None] | None = None,
 ) -> list[Speculation]:
     """Continue every prompt with at most `max_new_tokens` tokens, the batch in one pass per step.
@@ -156,15 +153,16 @@ def speculate(
     transformers' StoppingCriteria, asked after every token. prune: cuts guesses that cannot be
     accepted, such as those a constraint rejects, before the model reads them; trees that were
     sampled stay whole. cache: an empty one of a cache policy that keeps every token, for one
-    prompt. kernels: read with kernels for few rows where there are any (`packed`), which costs the
-    linear layers' memory again. on_step: called with each tree and the walk through it.
+    prompt. kernels: whether to read with kernels for few rows (`packed`), which cost the linear
+    layers' memory again; None uses them where they are faster on this machine. on_step: called with
+    each tree and the walk through it.
     """
     started = time.perf_counter()
     check(model, prompts, max_new_tokens, cache)
     choosing = Choosing(
         temperature, top_p, processors, stopping, end_tokens(model, eos_token_id), generator
     )
-    with packed(model) if kernels else nullcontext():
+    with quick_kernels(model, kernels):
         device = next(model.parameters()).device
         texts = [
             Text(list(prompt), max_new_tokens, choosing, drafter.begin(model, prompt), device)
@@ -364,30 +362,3 @@ def end_tokens(model: Any, eos_token_id: int | Sequence[int] | None) -> frozense
     if eos_token_id is None:
         return frozenset()
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
-
-
-_CURVES: WeakKeyDictionary[Any, dict[bool, dict[int, float]]] = WeakKeyDictionary()
-
-
-def latency_curve(
-    model: Any, sizes: Sequence[int] = SIZES, context: int = 128, repeats: int = 3
-) -> dict[int, float]:
-    """Seconds of one pass over so many tokens after `context` others: the best of `repeats`.
-
-    Measured once per model and process, with and without `packed` kernels, which takes a
-    100M-parameter model on a laptop a second or two.
-    """
-    known = _CURVES.setdefault(model, {}).setdefault(is_packed(model), {})
-    if missing := [size for size in sizes if size not in known]:
-        device = next(model.parameters()).device
-        state = DecodingState.start(model, torch.zeros(1, context, dtype=torch.long, device=device))
-        best = dict.fromkeys(missing, float("inf"))
-        for _ in range(repeats):
-            for size in missing:
-                started = time.perf_counter()
-                logits = read_tree(state, TokenTree.chain([0] * size))
-                float(logits[-1, 0])  # waits for an accelerator
-                best[size] = min(best[size], time.perf_counter() - started)
-                state.crop(size)
-        known |= best
-    return {size: known[size] for size in sizes}

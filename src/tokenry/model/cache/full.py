@@ -1,8 +1,8 @@
 """Full: every key and value is kept, in a buffer with room to grow.
 
 `transformers.DynamicCache` makes a copy of all keys and values at each token. Here a new token is
-written behind the others, and the buffer is copied only when its room is used up, an eighth more
-each time. The attention is the same, to the last digits.
+written behind the others, and the buffer is copied only when its room is used up, a 32nd more each
+time. The attention is the same, to the last digits.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class GrowingLayer(ObservedLayer):
         held = end - key_states.shape[-2]
         if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
             held_states = (self.keys, self.values) if held else (None, None)
-            capacity = -(-(end + max(1, end // 8)) // ROOM) * ROOM
+            capacity = -(-(end + max(1, end // 32)) // ROOM) * ROOM
             self.buffers = [
                 grown(old, new, held, capacity)
                 for old, new in zip(held_states, (key_states, value_states), strict=True)

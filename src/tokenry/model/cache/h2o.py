@@ -8,6 +8,7 @@ Per layer and key head, with P the attention probabilities over the keys still h
 The prompt attends densely and evicts once; then each new token evicts at most one. A key keeps the
 rotary position it was written with, and the softmax runs over the keys held. Sums are not divided
 by the number of queries that saw a key, so early tokens are favoured: that is part of the method.
+`average` divides them, A(j) / #{queries that saw j}, and is no part of it.
 
 Source: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models"
 (arXiv 2306.14048), algorithm 1. Ours: the sum over a group of query heads (the paper's models have
@@ -51,12 +52,14 @@ class H2O:
     heavy: K, the heavy hitters kept; recent: R, the latest tokens kept. An int counts tokens; a
     float is a share of the prompt (the first forward; each row's own, without padding), rounded
     down but at least one token unless it is 0. The paper's default is a tenth each; heavy=0 is a
-    sliding window, recent=0 heavy hitters alone; InputError if both are 0. Only full-attention
-    layers are bounded: sliding ones, as in Gemma 3, keep their window, a bound already.
+    sliding window, recent=0 heavy hitters alone; InputError if both are 0. average: rank by the
+    mean instead of the sum of the attention received. Only full-attention layers are bounded:
+    sliding ones, as in Gemma 3, keep their window, a bound already.
     """
 
     heavy: int | float = 0.1
     recent: int | float = 0.1
+    average: bool = False
 
     def __post_init__(self) -> None:
         check_budget(heavy=self.heavy, recent=self.recent)
@@ -81,11 +84,16 @@ class H2O:
         """K and R in tokens for prompts of `length` [B]."""
         return tokens(self.heavy, length), tokens(self.recent, length)
 
+    def worth(self, received: Tensor, queries: Tensor) -> Tensor:
+        """What keys are ranked by: the attention received from so many queries, [B, H, S] each."""
+        return received / queries.clamp_min(1) if self.average else received
+
 
 class H2OLayer(ObservedLayer):
-    """One layer's keys, values, scores A, and the position in the text of each key held."""
+    """One layer's keys and values, and of each key held its score A, the queries that saw it, and
+    its position in the text."""
 
-    rows = ("keys", "values", "score", "held", "position", "heavy", "recent")
+    rows = ("keys", "values", "score", "queries", "held", "position", "heavy", "recent")
 
     def __init__(self, policy: H2O):
         super().__init__()
@@ -123,17 +131,20 @@ class H2OLayer(ObservedLayer):
         B, heads, _ = received.shape
         q = real.shape[-1]
         real = real[:, None].expand(B, heads, q)
-        position = torch.arange(self.seen - q, self.seen, device=received.device)
+        position = torch.arange(self.seen - q, self.seen, dtype=torch.int32, device=received.device)
         position = position.expand(B, heads, q)
+        queries = real.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
         if self.score is None:
             self.heavy, self.recent = self.policy.budget(real[:, 0].sum(-1))
             self.capacity = int((self.heavy + self.recent).max())
-            self.score, self.held, self.position = received, real, position
+            self.score, self.queries, self.held, self.position = received, queries, real, position
         else:
             self.score = received + torch.nn.functional.pad(self.score, (0, q))
+            self.queries = torch.cat([self.queries + queries[..., :1], queries], dim=-1)
             self.held = torch.cat([self.held, real], dim=-1)
             self.position = torch.cat([self.position, position], dim=-1)
-        self.held = keep_heavy_and_recent(self.score, self.held, self.heavy, self.recent)
+        worth = self.policy.worth(self.score, self.queries)
+        self.held = keep_heavy_and_recent(worth, self.held, self.heavy, self.recent)
         if self.held.shape[-1] > self.capacity:
             # rows with a smaller budget than the largest fill up with slots that are not held
             slot = self.held.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
@@ -146,12 +157,13 @@ class H2OLayer(ObservedLayer):
         assert values is not None
         self.keys = keys.gather(2, wide.expand(-1, -1, -1, keys.shape[-1]))
         self.values = values.gather(2, wide.expand(-1, -1, -1, values.shape[-1]))
-        self.score, self.held, self.position = (
-            state.gather(2, slot) for state in (self.score, self.held, self.position)
+        self.score, self.queries, self.held, self.position = (
+            state.gather(2, slot) for state in (self.score, self.queries, self.held, self.position)
         )
 
     def _forget(self) -> None:
         self.score: Any = None
+        self.queries: Any = None
         self.held: Any = None
         self.position: Any = None
         self.heavy: Any = None

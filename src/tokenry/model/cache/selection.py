@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, max_pool1d
+from torch.nn.functional import cosine_similarity, embedding_bag, max_pool1d
 
 from tokenry.model.attention import StepMask
 
@@ -56,6 +56,20 @@ def mean_query(query: Tensor, real: Tensor | None) -> Tensor:
     return (query.float() * weight).sum(2) / weight.sum(2).clamp_min(1)
 
 
+def weighted_sum(weight: Tensor, column: Tensor, states: Tensor) -> Tensor:
+    """Σ_s weight_s · states[column_s]: [B, Hkv, G, D] for weights [B, Hkv, G, S], columns [B, S],
+    and contiguous states [B, Hkv, N, D], of which only these columns are read."""
+    B, heads, group, S = weight.shape
+    N, D = states.shape[2:]
+    row = torch.arange(B * heads, device=column.device).view(B, heads, 1) * N
+    bags = (row + column[:, None]).unsqueeze(2).expand(-1, -1, group, -1)
+    weight = weight.to(states.dtype).reshape(-1, S)
+    found = embedding_bag(
+        bags.reshape(-1, S), states.flatten(0, 2), mode="sum", per_sample_weights=weight
+    )
+    return found.view(B, heads, group, D)
+
+
 @dataclass
 class Selection:
     """The columns that each row of a batch last selected, and the queries it selected them for.
@@ -78,7 +92,7 @@ class Selection:
     def serves(self, asked: Tensor) -> Tensor:
         """bool [B]: the rows whose columns can be used again for the queries `asked` [B, H * D]."""
         self.queries += len(asked)
-        if self.asked is None or self.ready is None:
+        if self.asked is None or self.ready is None or self.threshold > 1:
             return torch.zeros(len(asked), dtype=torch.bool, device=asked.device)
         cosine = cosine_similarity(asked, self.asked, dim=-1).clamp(-1.0, 1.0)
         hit = self.ready & (cosine >= self.threshold)

@@ -26,6 +26,7 @@ from tokenry.model.attention import (
     BlockOfQueries,
     ObservedLayer,
     attend_in_chunks,
+    capped,
     observe_attention,
 )
 from tokenry.model.cache.h2o import H2O, keep_heavy_and_recent
@@ -87,14 +88,15 @@ class SimulatedLayer(ObservedLayer):
         heads, S = key.shape[1], key.shape[2]
         grouped = query.view(B, heads, H // heads, q, D).float()
         logits = grouped @ key.float().transpose(-1, -2).unsqueeze(2) * scaling  # [B, Hkv, G, q, S]
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
+        logits = capped(logits, softcap)
         heavy, recent = self.policy.budget(torch.full((B,), self.prompt, device=key.device))
         score = self._ranked(torch.nn.functional.pad(self.score, (0, q)))
-        held = torch.arange(S, device=key.device).expand(B, heads, S) < S - q
+        column = torch.arange(S, device=key.device).expand(B, heads, S)
+        held = column < S - q
         rows = []
         for row in range(q):
-            held = keep_heavy_and_recent(score, held, heavy, recent)
+            worth = self.policy.worth(score, S - q + row - column)
+            held = keep_heavy_and_recent(worth, held, heavy, recent)
             held[..., S - q + row] = True
             rows.append(held)
             if self.ranking == "attention":

@@ -30,7 +30,14 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError
 from tokenry.core.registry import cache_policy
-from tokenry.model.attention import GivenMask, StepMask, attend_densely, attend_to
+from tokenry.model.attention import (
+    GivenMask,
+    StepMask,
+    attend_densely,
+    attend_to,
+    capped,
+    drop,
+)
 from tokenry.model.cache.full import GrowingLayer, frozen
 from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
 from tokenry.model.cache.selection import (
@@ -41,6 +48,7 @@ from tokenry.model.cache.selection import (
     scores,
     soft_votes,
     votes_of,
+    weighted_sum,
 )
 
 
@@ -151,7 +159,21 @@ class TokenSelectLayer(GrowingLayer):
         q, local = query.shape[2], self.largest[2]
         past = end - q
         before = mask.past(0, q)
-        selection = self._selection(mean_query(query, mask.real), before, past)
+        mean = mean_query(query, mask.real)
+        asked = mean.flatten(1)
+        served = self.selection.serves(asked)
+        if not bool(served.all()):
+            self.picked = None
+            if before is None and self.uniform:
+                column, score = self._choose(mean, end, past)
+                ready = torch.ones_like(served)
+                self.selection.store(~served, asked, column, None, ready, past + 1 - local)
+                if q == 1 and mask.causal and not bool(served.any()):
+                    return self._attend_by(score, column, end, **options)
+            else:
+                found = self._choose_row_by_row(mean, before, past)
+                self.selection.store(~served, asked, *found, past + 1 - local)
+        selection: Any = self.selection
         if self.picked is None or frozen(self.picked.states[0]):
             room = self.room if self.room is not None and not frozen(self.room[0]) else None
             self.picked = SideBySide(selection.column, self.buffers, local, end, room)
@@ -177,25 +199,39 @@ class TokenSelectLayer(GrowingLayer):
             seen &= torch.cat([selection.real, window], dim=-1)[:, None]
         return attend_to(query, keys, values, seen[:, None], **options)
 
-    def _selection(self, mean: Tensor, before: Tensor | None, past: int) -> Any:
-        """The last selection where it serves the queries [B, H, D] too; elsewhere a new one."""
-        asked = mean.flatten(1)
-        served = self.selection.serves(asked)
-        if not bool(served.all()):
-            n_init, k, n_local = self.largest
-            end = past + 1 - n_local
-            if before is None and self.uniform:
-                # the whole buffer, room included, is contiguous
-                score = scores(mean, self.buffers[0])[..., n_init:end]
-                votes = votes_of(score, pool=self.policy.pool)
-                chosen = votes.topk(k, sorted=False).indices.sort(-1).values + n_init
-                sinks = torch.arange(n_init, device=chosen.device).expand(len(chosen), -1)
-                found = torch.cat([sinks, chosen], dim=-1), None, torch.ones_like(served)
-            else:
-                found = self._choose_row_by_row(mean, before, past)
-            self.selection.store(~served, asked, *found, end)
-            self.picked = None
-        return self.selection
+    def _attend_by(
+        self,
+        score: Tensor,
+        column: Tensor,
+        end: int,
+        *,
+        scaling: float,
+        softcap: float | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """One query's attention to the selected columns [B, S] and the local ones, whose scores
+        [B, Hkv, G, S + local] the selection has left: only values are still to be read."""
+        rows, heads, group, _ = score.shape
+        latest = torch.arange(end - self.largest[2], end, device=column.device)
+        seen = torch.cat([column, latest.expand(rows, -1)], dim=-1)
+        weight = drop(capped(score * scaling, softcap).softmax(-1), dropout)
+        output = weighted_sum(weight, seen, self.buffers[1])
+        return output.reshape(rows, 1, heads * group, -1)
+
+    def _choose(self, mean: Tensor, end: int, past: int) -> tuple[Tensor, Tensor]:
+        """Columns [B, n_init + k], where all rows may choose from all columns before the local
+        ones, and the scores of these and of the latest n_local columns before `end`."""
+        n_init, k, n_local = self.largest
+        # the whole buffer, room included, since that is contiguous; all in place, as it is long
+        score = scores(mean, self.buffers[0])
+        sinks, local = score[..., :n_init].clone(), score[..., end - n_local : end].clone()
+        score[..., :n_init] = score[..., past + 1 - n_local :] = -torch.inf
+        votes = votes_of(score, pool=self.policy.pool)
+        votes[:, :n_init] = votes[:, past + 1 - n_local :] = -1.0
+        chosen = votes.topk(k, sorted=False).indices.sort(-1).values
+        first = torch.arange(n_init, device=chosen.device).expand(len(chosen), -1)
+        chosen_score = score.gather(-1, chosen[:, None, None].expand(*score.shape[:3], -1))
+        return torch.cat([first, chosen], dim=-1), torch.cat([sinks, chosen_score, local], dim=-1)
 
     def _choose_row_by_row(
         self, mean: Tensor, before: Tensor | None, past: int

@@ -1,0 +1,86 @@
+"""What a pass over so many tokens takes on this machine, and which kernels take less.
+
+Speculation pays by this curve: a tree of m guesses costs the time of m + 1 tokens instead of 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from tokenry.model import compat
+from tokenry.model.decoding import DecodingState
+from tokenry.model.packed import is_packed, packed
+
+SIZES = (1, 2, 3, 4, 8, 16, 32)
+TRIED = (1, 8)  # one token, and a small tree: what kernels are compared by
+STEADY = 0.9  # a round that finds less than this share of the best time shows that others ran
+
+_CURVES: WeakKeyDictionary[Any, dict[bool, dict[int, float]]] = WeakKeyDictionary()
+
+
+def latency_curve(
+    model: Any, sizes: Sequence[int] = SIZES, context: int = 128, repeats: int = 2
+) -> dict[int, float]:
+    """Seconds of one pass over so many tokens after `context` others.
+
+    The best time counts, since other work on the machine only ever adds to it: sizes take turns
+    until `repeats` rounds have found nothing a tenth faster, four times as many rounds at most. A
+    size never takes longer than a larger one, which could stand in for it. Measured once per model
+    and process, with and without `packed` kernels; a 100M-parameter model on a laptop takes a
+    second or two.
+    """
+    known = _CURVES.setdefault(model, {}).setdefault(is_packed(model), {})
+    if missing := [size for size in sizes if size not in known]:
+        known |= measured(model, missing, context, repeats)
+    return {size: min(taken for other, taken in known.items() if other >= size) for size in sizes}
+
+
+def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> dict[int, float]:
+    """Each size's best time."""
+    device = next(model.parameters()).device
+    state = DecodingState.start(model, torch.zeros(1, context, dtype=torch.long, device=device))
+    best = dict.fromkeys(sizes, float("inf"))
+    left = repeats
+    for _ in range(4 * repeats):
+        left -= 1
+        for size in sizes:
+            started = time.perf_counter()
+            tokens = torch.zeros(size, dtype=torch.long, device=device)
+            if size == 1:
+                logits = state.append(tokens)
+            else:
+                logits = state.tree(tokens, torch.arange(-1, size - 1, device=device))
+            float(logits[-1, 0])  # waits for an accelerator
+            taken = time.perf_counter() - started
+            state.crop(size)
+            if taken < STEADY * best[size]:
+                left = repeats
+            best[size] = min(best[size], taken)
+        if not left:
+            break
+    return best
+
+
+@contextmanager
+def quick_kernels(model: Any, kernels: bool | None = None) -> Iterator[None]:
+    """`packed` or plain kernels. None: whichever this machine's curves say reads one token and a
+    small tree in less time; measuring takes a second, once per model and process."""
+    if kernels is None:
+        kernels = is_packed(model) or packing_pays(model)
+    with packed(model) if kernels else nullcontext():
+        yield
+
+
+def packing_pays(model: Any) -> bool:
+    if not any(compat.can_pack(weight) for weight in model.parameters()):
+        return False  # the kernels would be the plain ones
+    plain = latency_curve(model, TRIED)
+    with packed(model):
+        few = latency_curve(model, TRIED)
+    return sum(few.values()) < sum(plain.values())
