@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tokenry.decode.speculation import latency
 from tokenry.decode.speculation.context import ContextNGrams
@@ -28,7 +29,7 @@ def takes(monkeypatch, seconds):
             return self.read(len(tokens))
 
         def tree(self, tokens, parents):
-            assert parents.tolist() == list(range(-1, len(tokens) - 1))
+            assert parents.tolist() == [-1] + [0] * (len(tokens) - 1)
             return self.read(len(tokens))
 
         def read(self, count):
@@ -112,6 +113,12 @@ def test_nothing_is_measured_where_the_kernels_are_the_same(model, monkeypatch):
 def test_a_real_curve_is_positive_and_rises(model):
     curve = latency_curve(model, (1, 4, 8))
     assert 0 < curve[1] <= curve[4] <= curve[8]
+
+
+def test_a_model_with_few_positions_is_measured_inside_them():
+    config = GPT2Config(vocab_size=32, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    curve = latency_curve(GPT2LMHeadModel(config).eval())
+    assert set(curve) == {1, 2, 3, 4, 8, 16, 32}
 
 
 def test_both_kernels_write_the_same_text(model):

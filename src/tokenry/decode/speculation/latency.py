@@ -27,7 +27,7 @@ _CURVES: WeakKeyDictionary[Any, dict[bool, dict[int, float]]] = WeakKeyDictionar
 def latency_curve(
     model: Any, sizes: Sequence[int] = SIZES, context: int = 128, repeats: int = 2
 ) -> dict[int, float]:
-    """Seconds of one pass over so many tokens after `context` others.
+    """Seconds of one pass over so many tokens after `context` others (fewer in a smaller window).
 
     The best time counts, since other work on the machine only ever adds to it: sizes take turns
     until `repeats` rounds have found nothing a tenth faster, four times as many rounds at most. A
@@ -44,6 +44,9 @@ def latency_curve(
 def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> dict[int, float]:
     """Each size's best time."""
     device = next(model.parameters()).device
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if window is not None:
+        context = max(1, min(context, window - 2))  # two more positions, however many tokens
     state = DecodingState.start(model, torch.zeros(1, context, dtype=torch.long, device=device))
     best = dict.fromkeys(sizes, float("inf"))
     left = repeats
@@ -55,7 +58,7 @@ def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> di
             if size == 1:
                 logits = state.append(tokens)
             else:
-                logits = state.tree(tokens, torch.arange(-1, size - 1, device=device))
+                logits = state.tree(tokens, torch.tensor([-1] + [0] * (size - 1), device=device))
             float(logits[-1, 0])  # waits for an accelerator
             taken = time.perf_counter() - started
             state.crop(size)
