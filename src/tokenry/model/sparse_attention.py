@@ -35,6 +35,7 @@ from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.model.attention import MARK, DeferredMask, deferred_mask, observed_attention
 
 IMPLEMENTATION = "tokenry_token_sparse"
+ROWS = 16  # of the window's queries scored at a time: what a processor's own cache holds
 CHANGES_SCORES = ("softcap", "position_bias", "s_aux")
 
 
@@ -59,16 +60,20 @@ def window_saliency(
     if pool < 1 or pool % 2 == 0:
         raise InputError(f"pool={pool} is not an odd number of columns")
     factor: float = D**-0.5 if scaling is None else scaling
-    last = query[:, :, -window:].reshape(B, heads, H // heads * window, D)
-    logits = (last.float() * factor) @ key.float().transpose(-1, -2)
-    logits = logits.view(B, H, window, L)
-    future = torch.ones(window, window, dtype=torch.bool, device=key.device).triu(1)
-    lowest = torch.finfo(logits.dtype).min  # not -inf: padding sees nothing, and must not be NaN
-    logits[..., -window:].masked_fill_(future, lowest)
+    last = query[:, :, -window:].float() * factor
+    keys = key.float().mT
     columns = torch.arange(L, device=key.device)
-    if padding is not None:
-        logits.masked_fill_((columns < padding[:, None])[:, None, None], lowest)
-    received = logits.softmax(-1)[..., : L - window].mean(2)
+    future = columns > columns[-window:, None]  # [window, L]
+    lowest = torch.finfo(keys.dtype).min  # not -inf: padding sees nothing, and must not be NaN
+    received = keys.new_zeros(B, H, L - window)
+    for start in range(0, window, ROWS):
+        some = last[:, :, start : start + ROWS]
+        logits = (some.reshape(B, heads, -1, D) @ keys).view(B, H, -1, L)
+        logits[..., -window:].masked_fill_(future[start : start + ROWS, -window:], lowest)
+        if padding is not None:
+            logits.masked_fill_((columns < padding[:, None])[:, None, None], lowest)
+        received += logits.softmax(-1)[..., : L - window].sum(2)
+    received /= window
     # counts the zeros outside; a prefix shorter than the kernel is no special case
     pooled = avg_pool1d(received, pool, stride=1, padding=pool // 2)
     if padding is not None:
@@ -121,10 +126,12 @@ def select_indices(
 
 def compress(states: Tensor, index: Tensor) -> Tensor:
     """states [B, H or Hkv, L, D] at index [B, H, K]: [B, H, K, D]; key heads are repeated."""
-    B, H, _ = index.shape
-    row = torch.arange(B, device=index.device)[:, None, None]
-    head = torch.arange(H, device=index.device) // (H // states.shape[1])
-    return states[row, head[:, None], index.clamp(max=states.shape[2] - 1)]
+    B, H, K = index.shape
+    heads, L, D = states.shape[1:]
+    row = torch.arange(B, device=index.device)[:, None] * heads
+    head = torch.arange(H, device=index.device) // (H // heads)
+    at = (row + head).unsqueeze(-1) * L + index.clamp(max=L - 1)
+    return states.reshape(-1, D).index_select(0, at.flatten()).view(B, H, K, D)
 
 
 def scatter(compressed: Tensor, index: Tensor, length: int) -> Tensor:
