@@ -91,6 +91,18 @@ def tiny_model(request):
 
 
 @pytest.fixture(autouse=True)
+def steady_machine(monkeypatch):
+    """Drafters size their trees as if every further token cost a tenth of the first: what the tests
+    see must not depend on what else the machine does. `test_latency` measures."""
+    from tokenry.decode.speculation import latency
+
+    def measured(model, sizes, context, repeats):
+        return {size: 0.010 + 0.001 * (size - 1) for size in sizes}
+
+    monkeypatch.setattr(latency, "measured", measured)
+
+
+@pytest.fixture(autouse=True)
 def attention_restored(request):
     """Cache policies switch a model's attention, and the models are shared by the tests."""
     yield

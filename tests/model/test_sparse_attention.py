@@ -13,6 +13,7 @@ from tokenry.model.sparse_attention import (
     attention_layers,
     compress,
     coverage_budget,
+    is_sliding,
     layer_drift,
     low_drift_layers,
     pairs,
@@ -403,3 +404,26 @@ def test_attaching_again_replaces_the_policy(tiny_llama):
     finally:
         second.detach()
     assert tiny_llama.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.model
+def test_gemma3_reads_a_prompt_sparsely_in_its_full_layers(gemma3):
+    model, tokenizer = gemma3
+    ids = tokenizer("The rain in Spain stays mainly in the plain. " * 40, return_tensors="pt")
+    ids = ids["input_ids"][:, :400]
+    full = [number for number, module in attention_layers(model).items() if not is_sliding(module)]
+    with torch.no_grad():
+        dense = model(ids).logits
+        with TokenSparse(layers=tuple(full), min_tokens=64, window=32, tau=0).on(model):
+            assert torch.equal(model(ids).logits, dense)
+        with TokenSparse(layers=tuple(full), min_tokens=64, window=32, tau=0.05).on(model) as read:
+            found = model(ids).logits
+    assert set(read.attended) <= set(full)
+    assert read.attended
+    assert read.sparse_flops < read.dense_flops
+    assert found.isfinite().all()
+    kl = (
+        dense[0, -1].log_softmax(-1).exp()
+        * (dense[0, -1].log_softmax(-1) - found[0, -1].log_softmax(-1))
+    ).sum()
+    assert float(kl) < 1.0

@@ -8,18 +8,15 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.decoding import DecodingState
-from tokenry.model.still import (
+from tokenry.model.hybrid_attention import (
     NormPreservingFeatureMap,
-    Still,
-    StillCache,
     householder,
     hybrid_chunk_attention,
-    revert,
     route,
     saliency,
     self_saliency,
-    still_layers,
 )
+from tokenry.model.still import Still, StillCache, revert, still_layers
 
 
 def generator(seed=0):

@@ -87,14 +87,14 @@ def attend_in_chunks(
         logits = grouped[:, :, :, start:stop].float() @ key * scaling  # [B, Hkv, G, rows, k]
         logits = capped(logits, softcap)
         seen = visible(start, stop).unsqueeze(2)
-        logits = logits.masked_fill(~seen, torch.finfo(torch.float32).min)
-        # a row that sees nothing is uniform before the product, and zero after it
-        probability = logits.softmax(-1) * seen
+        probability = logits.masked_fill_(~seen, torch.finfo(torch.float32).min).softmax(-1)
+        sees = seen.any(-1)  # [B, Hkv or 1, 1, rows]; a query that sees nothing is uniform so far
         with torch.no_grad():
-            weight = 1.0 if counted is None else counted(start, stop)[:, None, None, :, None]
-            received += (probability * weight).sum((2, 3))
+            weight = sees if counted is None else sees & counted(start, stop)[:, None, None]
+            weight = weight.float().expand(probability.shape[:-1]).flatten(2)
+            received += torch.einsum("bhr,bhrk->bhk", weight, probability.flatten(2, 3))
         probability = drop(probability, dropout).to(value.dtype)
-        outputs.append(probability @ value.unsqueeze(2))
+        outputs.append(probability @ value.unsqueeze(2) * sees.unsqueeze(-1))
     output = torch.cat(outputs, dim=3).reshape(B, H, q, value.shape[-1])
     return output.transpose(1, 2).contiguous(), received
 

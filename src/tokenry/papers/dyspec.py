@@ -21,15 +21,8 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.speculation.baselines import NoDraft
-from tokenry.decode.speculation.dyspec import (
-    DySpec,
-    DySpecDraft,
-    Expand,
-    Expansion,
-    Growth,
-    Memory,
-    best_first,
-)
+from tokenry.decode.speculation.best_first import Expand, Expansion, Growth, best_first
+from tokenry.decode.speculation.dyspec import DySpec, DySpecDraft, Memory
 from tokenry.decode.speculation.rejection import acceptance, law_with_proposals
 from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate

@@ -14,18 +14,10 @@ from typing import Any
 import numpy as np
 
 from tokenry.model.serving.phases import MACHINES, SHAPES, cache_room, measure_phases, phases_of
-from tokenry.model.serving.planner import SLO, Design, Planner, latencies, max_rate_under_slo
-from tokenry.model.serving.simulation import (
-    Batching,
-    Cluster,
-    MixedPools,
-    Policy,
-    Pool,
-    Served,
-    SharedPool,
-    SplitPools,
-    simulate,
-)
+from tokenry.model.serving.planner import Design, Planner
+from tokenry.model.serving.policies import MixedPools, Policy, SharedPool, SplitPools
+from tokenry.model.serving.simulation import Batching, Cluster, Pool, Served, simulate
+from tokenry.model.serving.targets import SLO, latencies, max_rate_under_slo
 from tokenry.model.serving.trace import Trace, poisson_trace
 from tokenry.papers.base import Measurement, Outcome, Paper
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tokenry.learn.attention_transfer import AttentionTransfer, attention_transfer_loss
-from tokenry.model.still import Still, revert, self_saliency
+from tokenry.model.hybrid_attention import self_saliency
+from tokenry.model.still import Still, revert
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.documentation import passages
 

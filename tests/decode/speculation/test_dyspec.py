@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from tokenry.core.errors import InputError, VocabularyError
-from tokenry.decode.speculation.draft_source import ModelSource
-from tokenry.decode.speculation.dyspec import (
-    DySpec,
+from tokenry.decode.speculation.best_first import (
     Expansion,
     Growth,
-    Memory,
     affordable,
     best_first,
     by_level,
 )
+from tokenry.decode.speculation.draft_source import ModelSource
+from tokenry.decode.speculation.dyspec import DySpec, Memory
 from tokenry.decode.speculation.rejection import acceptance, law_with_proposals
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size

@@ -12,6 +12,11 @@ from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.model.packed import is_packed, packed
 
 
+@pytest.fixture(autouse=True)
+def steady_machine():
+    """Here curves are measured."""
+
+
 @pytest.fixture
 def model(tiny_llama):
     return copy.deepcopy(tiny_llama)  # one that no other test has measured

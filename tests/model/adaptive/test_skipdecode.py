@@ -339,3 +339,15 @@ def test_smollm2_writes_with_fewer_layers(smollm2):
         assert lengths[1] == prompt + 1
         whole = model(text[:, :-1], prompt_columns=prompt, use_cache=False).logits
     assert torch.equal(whole[:, prompt - 1 :].argmax(-1), text[:, prompt:])
+
+
+@pytest.mark.model
+def test_gemma3_writes_with_fewer_layers_what_it_reads(gemma3):
+    model, tokenizer = gemma3
+    inputs = tokenizer("def add(a, b):", return_tensors="pt")
+    prompt = inputs["input_ids"].shape[1]
+    with SkipDecode(18, 12, 6).attach(model) as attached, torch.no_grad():
+        cache = attached.cache()
+        text = model.generate(**inputs, past_key_values=cache, max_new_tokens=6, **GREEDY)
+        whole = model(text[:, :-1], prompt_columns=prompt, use_cache=False).logits
+    assert torch.equal(whole[:, prompt - 1 :].argmax(-1), text[:, prompt:])

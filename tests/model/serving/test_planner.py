@@ -8,18 +8,16 @@ import pytest
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.model.serving.phases import MACHINES, SHAPES, MeasuredPhases
 from tokenry.model.serving.planner import (
-    SLO,
     Design,
     Planner,
-    alone_on,
     designs,
     fewest_that,
-    latencies,
-    max_rate_under_slo,
     partitions,
     search_pools,
 )
-from tokenry.model.serving.simulation import Cluster, Pool, Served, SharedPool, simulate
+from tokenry.model.serving.policies import SharedPool
+from tokenry.model.serving.simulation import Cluster, Pool, Served, simulate
+from tokenry.model.serving.targets import SLO, alone_on, latencies, max_rate_under_slo
 from tokenry.model.serving.trace import Trace, poisson_trace
 
 A100, H100 = MACHINES["A100"], MACHINES["H100"]

@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
 from tokenry.model.serving.phases import MeasuredPhases
-from tokenry.model.serving.simulation import (
-    Cluster,
-    Link,
-    MixedPools,
-    Pool,
-    SharedPool,
-    SplitPools,
-    shortest,
-    simulate,
-)
+from tokenry.model.serving.policies import MixedPools, SharedPool, SplitPools, shortest
+from tokenry.model.serving.simulation import Cluster, Link, Pool, simulate
 from tokenry.model.serving.trace import Trace, poisson_trace
 
 # a millisecond per prompt token; 50 ms a step, and 1 ms for each further request in the batch

@@ -110,6 +110,7 @@ def plan(
     measure, budget = objective(minimise, budget_cost, budget_power, budget_count)
 
     from tokenry.model.serving import phases, planner
+    from tokenry.model.serving.targets import SLO
 
     names = [name.strip() for name in machines.split(",") if name.strip()]
     kinds = [machine_of(name, prices or []) for name in dict.fromkeys(names)]
@@ -118,7 +119,7 @@ def plan(
     for price in prices or []:
         if price.partition("=")[0] not in names:
             raise InputError(f"--price {price}: that machine is not among --machines {machines}")
-    targets = planner.SLO() if slo == "default" else planner.SLO.read(slo)
+    targets = SLO() if slo == "default" else SLO.read(slo)
     traffic = traffic_of(trace, rate, requests, seed)
     if rate is None and budget is None:
         if trace.endswith(".csv"):

@@ -12,32 +12,38 @@ from a node to its child or next sibling, so that taking the largest v first, wi
 tree of m draws with the largest Σ v. v_i is known before y_i is drawn: the tree's shape does not
 look at what it decides on, and recursive rejection (see `rejection`) keeps the target's law.
 
-`best_first` is that heap, one call of the draft for each node that gets children. `by_level` makes
-one call per depth: it draws all positions of a depth that can be among the m best (paper: v >= c)
-and cuts at the end, to the same tree.
+Two ways to grow that tree stand in `best_first`: the heap, one call of the draft for each node that
+gets children, and one call per depth.
 
 Source: DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure (arXiv 2410.11744).
 Ours: guesses that are not drawn but are the most probable tokens in order are known beforehand, so
 they are ranked by the chance of being accepted, π q(y_i), calibrated as in `growth`. The number of
 nodes, if not given, and the depth, follow the measured times of the target's and the draft's
-passes. For drawn guesses a rule that looks ahead would change the law: see `affordable`.
+passes. For drawn guesses a rule that looks ahead would change the law: see `best_first.affordable`.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
+from tokenry.decode.speculation.best_first import (
+    MOST_DEPTH,
+    Expansion,
+    Growth,
+    affordable,
+    best_first,
+    by_level,
+)
 from tokenry.decode.speculation.draft_source import Source, source_of
 from tokenry.decode.speculation.growth import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.latency import latency_curve
@@ -45,7 +51,6 @@ from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, top
 from tokenry.decode.speculation.tree import TokenTree, best_size, seconds
 from tokenry.decode.speculation.verify import Accepted
 
-MOST_DEPTH = 16
 TIMED_CALLS = 8
 STREAM = 0x5DEECE66D  # keeps the draft's draws apart from a verification with the same seed
 
@@ -108,145 +113,6 @@ class Memory:
     generator: torch.Generator | None = None
     calls: deque[float] = field(default_factory=lambda: deque(maxlen=TIMED_CALLS))
     size: int = 8
-
-
-# ---- growing
-
-
-class Expansion(NamedTuple):
-    """The guesses below one node, in order; every list has one number for each.
-
-    values: what ranks the guess, falling. reaches: how probably it is accepted once its parent is,
-    by which its own children's values are multiplied; at most its value. gains: how probably it is
-    accepted, as far as is known before it is drawn.
-    """
-
-    tokens: list[int]
-    values: list[float]
-    reaches: list[float]
-    gains: list[float]
-
-
-@dataclass
-class Growth:
-    """A tree while it grows, in the order in which nodes came; node 0 is the root."""
-
-    tokens: list[int]
-    parents: list[int] = field(default_factory=lambda: [-1])
-    depths: list[int] = field(default_factory=lambda: [0])
-    values: list[float] = field(default_factory=lambda: [1.0])
-    reaches: list[float] = field(default_factory=lambda: [1.0])
-    gains: list[float] = field(default_factory=lambda: [1.0])
-    ranks: list[int] = field(default_factory=lambda: [0])
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def add(self, parent: int, rank: int, below: Expansion) -> int:
-        reach = self.reaches[parent]
-        self.tokens.append(below.tokens[rank])
-        self.parents.append(parent)
-        self.depths.append(self.depths[parent] + 1)
-        self.values.append(reach * below.values[rank])
-        self.reaches.append(reach * below.reaches[rank])
-        self.gains.append(reach * below.gains[rank])
-        self.ranks.append(rank)
-        return len(self) - 1
-
-    def best(self) -> list[int]:
-        """All drafted nodes by falling value, parents and earlier siblings first."""
-        return sorted(range(1, len(self)), key=lambda n: (-self.values[n], self.depths[n], n))
-
-
-Expand = Callable[[Growth, list[int]], list[Expansion]]
-
-
-def best_first(
-    root: int, expand: Expand, nodes: int, depth: int = MOST_DEPTH, threshold: float = 0.0
-) -> Growth:
-    """The paper's greedy tree: the `nodes` guesses of largest value, `expand` called for one node
-    at a time, when its first child is due."""
-    tree = Growth([root])
-    known: dict[int, Expansion] = {}
-    # (-value or a bound of it, order, parent, rank)
-    heap = [(-1.0, 0, 0, 0)] if depth else []
-    entries = 1
-    while heap and len(tree) <= nodes:
-        bound, _, parent, rank = heapq.heappop(heap)
-        if -bound < threshold:
-            break
-        if parent not in known:
-            (known[parent],) = expand(tree, [parent])
-        below = known[parent]
-        if rank >= len(below.tokens):
-            continue
-        value = tree.reaches[parent] * below.values[rank]
-        if value < -bound:
-            heapq.heappush(heap, (-value, entries, parent, rank))  # it was known as a bound
-        else:
-            node = tree.add(parent, rank, below)
-            if rank + 1 < len(below.tokens):
-                after = tree.reaches[parent] * below.values[rank + 1]
-                heapq.heappush(heap, (-after, entries, parent, rank + 1))
-            if tree.depths[node] < depth and tree.reaches[node] > 0:
-                heapq.heappush(heap, (-tree.reaches[node], entries + 1, node, 0))
-        entries += 2
-    return tree
-
-
-def by_level(
-    root: int, expand: Expand, nodes: int, depth: int = MOST_DEPTH, threshold: float = 0.0
-) -> Growth:
-    """The guesses of `best_first` and some that are worth less, `expand` called once per depth."""
-    tree, frontier = Growth([root]), [0]
-    best: list[float] = []  # heap of the largest values so far, at most `nodes` of them
-
-    def counts(value: float) -> bool:
-        """Whether a node that comes now can be among the best; of equal ones the earlier is."""
-        return 0 < value >= threshold and (len(best) < nodes or value > best[0])
-
-    for _ in range(depth if nodes else 0):
-        if not frontier:
-            break
-        start = len(tree)
-        for parent, below in zip(frontier, expand(tree, frontier), strict=True):
-            for rank, factor in enumerate(below.values):
-                value = tree.reaches[parent] * factor
-                if not counts(value):
-                    break
-                tree.add(parent, rank, below)
-                heapq.heappush(best, value)
-                if len(best) > nodes:
-                    heapq.heappop(best)
-        # no child is worth more than its parent's reach
-        frontier = [node for node in range(start, len(tree)) if counts(tree.reaches[node])]
-    return tree
-
-
-def affordable(gains: Sequence[float], latency: Mapping[int, float]) -> int:
-    """How many draws to make, decided on each before it is made.
-
-    gains: how probably each would be accepted, in the order in which they are made. A draw is made
-    if it, and as many more like it as one likes, would give more tokens per second than stopping;
-    later draws cannot undo it. Times as for `best_size`, which may look ahead.
-    """
-    if not latency:
-        return len(gains)
-    times = [seconds(latency, size) for size in range(1, len(gains) + 2)]
-    expected = 1.0
-    for size, gain in enumerate(gains):
-        speed = expected / times[size]
-        like = (
-            (expected + more * gain) / times[size + more]
-            for more in range(1, len(gains) - size + 1)
-        )
-        if max(like) <= speed:
-            return size
-        expected += gain
-    return len(gains)
-
-
-# ---- drafting for one text
 
 
 class DySpecDraft:

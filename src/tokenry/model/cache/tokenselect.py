@@ -11,9 +11,11 @@ used again while cos(q̄, q̄*) >= reuse, q̄* being the query that it was selec
 n_init + k + n_local keys, and in a prompt's first forward (see `dense_prompt`), all are seen.
 
 Nothing is evicted: tokens can be taken back, and a key that was passed over may be selected later.
-A tree of guesses shares one selection, made for the mean of its queries. The keys of the selection
-lie side by side in a buffer of their own (n_init + k + n_local more columns), in which one column
-changes per token while the selection is used again: attention then reads only that.
+A tree of guesses shares one selection, made for the mean of its queries. A token that selects
+attends by the scores it voted with, so every key is read once, and the selected values. When a
+selection is used again, its keys and values are laid side by side in a buffer of their own
+(n_init + k + n_local more columns), in which one column changes per token: attention then reads
+only that.
 
 Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation via Dynamic
 Token-Level KV Cache Selection" (arXiv 2411.02886), and its code for the constants. Keys carry the
