@@ -10,8 +10,8 @@ depend on what the keys are. Four ways take turns: it; transformers' DynamicCach
 copies all keys and values at each step; the same SDPA on keys that need no copy; and `Full`.
 quality: what that TokenSelect loses on the default model, with the same settings: perplexity of the
 text after a long prompt, and pass keys hidden in such prompts.
-budgets: quality and bytes held at equal numbers of keys, H2O and TokenSelect against the presses of
-kvpress (0.5.5 wants transformers < 5.3, so it has an interpreter of its own: a virtual environment
+budgets: quality and bytes held at equal numbers of keys, H2O (also by the mean, with a quarter of
+the keys recent) and TokenSelect against the presses of kvpress (0.5.5 wants transformers < 5.3, so it has an interpreter of its own: a virtual environment
 with `pip install kvpress==0.5.5 gguf`, named by --peer-python or TOKENRY_PEER_PYTHON).
 """
 
@@ -290,7 +290,9 @@ def budgets(peer_python: str | None, passages: int, seed: int) -> list[Row]:
         for share, count in kept.items():
             h2o = H2O.of_size(count)
             ours["H2O", share] = at_once(h2o) - full
-            ours["H2O by the mean", share] = at_once(replace(h2o, average=True)) - full
+            recent = count // 4
+            by_mean = H2O(heavy=count - recent, recent=recent, average=True)
+            ours["H2O by the mean", share] = at_once(by_mean) - full
             cache = TokenSelect.of_size(count).cache(model)
             model(ids[:, :PROMPT], past_key_values=cache)
             steps = [
