@@ -11,8 +11,9 @@ copies all keys and values at each step; the same SDPA on keys that need no copy
 quality: what that TokenSelect loses on the default model, with the same settings: perplexity of the
 text after a long prompt, and pass keys hidden in such prompts.
 budgets: quality and bytes held at equal numbers of keys, H2O (also by the mean, with a quarter of
-the keys recent) and TokenSelect against the presses of kvpress (0.5.5 wants transformers < 5.3, so it has an interpreter of its own: a virtual environment
-with `pip install kvpress==0.5.5 gguf`, named by --peer-python or TOKENRY_PEER_PYTHON).
+the keys recent) and TokenSelect against the presses of kvpress (0.5.5 wants transformers < 5.3, so
+it has an interpreter of its own: a virtual environment with `pip install kvpress==0.5.5 gguf`,
+named by --peer-python or TOKENRY_PEER_PYTHON).
 """
 
 import argparse
