@@ -69,10 +69,10 @@ def test_a_steady_machine_is_measured_three_times_and_once_only(model, monkeypat
 
 
 def test_the_best_time_counts_and_the_measuring_goes_on_while_it_improves(model, monkeypatch):
-    noise = iter([8.0, 4.0, 4.0, 1.0, 1.05, 0.95, 7.0])
+    noise = iter([0.8, 0.4, 0.4, 0.1, 0.105, 0.095, 0.7])
     passes = takes(monkeypatch, lambda count, _: next(noise))
-    assert latency_curve(model, (3,)) == pytest.approx({3: 0.95})
-    assert passes == [3] * 6  # 1.0 was news, 0.95 was not
+    assert latency_curve(model, (3,)) == pytest.approx({3: 0.095})
+    assert passes == [3] * 6  # 0.1 was news, 0.095 was not
 
 
 def test_a_machine_that_never_gets_steady_is_left_after_eight_rounds(model, monkeypatch):
@@ -80,6 +80,12 @@ def test_a_machine_that_never_gets_steady_is_left_after_eight_rounds(model, monk
     passes = takes(monkeypatch, lambda count, _: next(falling))
     assert latency_curve(model, (2,)) == {2: 0.5**7}
     assert len(passes) == 8
+
+
+def test_a_slow_machine_is_measured_once(model, monkeypatch):
+    passes = takes(monkeypatch, lambda count, _: 1.5)
+    assert latency_curve(model, (1, 2)) == {1: 1.5, 2: 1.5}
+    assert passes == [1, 2]
 
 
 def test_fewer_tokens_never_take_longer_than_more(model, monkeypatch):

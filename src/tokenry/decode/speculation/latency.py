@@ -20,6 +20,7 @@ from tokenry.model.packed import is_packed, packed
 SIZES = (1, 2, 3, 4, 8, 16, 32)
 TRIED = (1, 8)  # one token, and a small tree: what kernels are compared by
 STEADY = 0.9  # a round that finds less than this share of the best time shows that others ran
+LONGEST = 2.0  # seconds of measuring after which no further round begins
 
 _CURVES: WeakKeyDictionary[Any, dict[bool, dict[int, float]]] = WeakKeyDictionary()
 
@@ -30,10 +31,10 @@ def latency_curve(
     """Seconds of one pass over so many tokens after `context` others (fewer in a smaller window).
 
     The best time counts, since other work on the machine only ever adds to it: sizes take turns
-    until `repeats` rounds have found nothing a tenth faster, four times as many rounds at most. A
-    size never takes longer than a larger one, which could stand in for it. Measured once per model
-    and process, with and without `packed` kernels; a 100M-parameter model on a laptop takes a
-    second or two.
+    until `repeats` rounds have found nothing a tenth faster, four times as many rounds at most, and
+    no round begins after LONGEST seconds. A size never takes longer than a larger one, which could
+    stand in for it. Measured once per model and process, with and without `packed` kernels; a
+    100M-parameter model on a laptop takes a second or two.
     """
     known = _CURVES.setdefault(model, {}).setdefault(is_packed(model), {})
     if missing := [size for size in sizes if size not in known]:
@@ -49,7 +50,7 @@ def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> di
         context = max(1, min(context, window - 2))  # two more positions, however many tokens
     state = DecodingState.start(model, torch.zeros(1, context, dtype=torch.long, device=device))
     best = dict.fromkeys(sizes, float("inf"))
-    left = repeats
+    left, begun = repeats, time.perf_counter()
     for _ in range(4 * repeats):
         left -= 1
         for size in sizes:
@@ -65,7 +66,7 @@ def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> di
             if taken < STEADY * best[size]:
                 left = repeats
             best[size] = min(best[size], taken)
-        if not left:
+        if not left or time.perf_counter() - begun > LONGEST:
             break
     return best
 
