@@ -60,14 +60,19 @@ def weighted_sum(weight: Tensor, column: Tensor, states: Tensor) -> Tensor:
     """Σ_s weight_s · states[column_s]: [B, Hkv, G, D] for weights [B, Hkv, G, S], columns [B, S],
     and contiguous states [B, Hkv, N, D], of which only these columns are read."""
     B, heads, group, S = weight.shape
-    N, D = states.shape[2:]
-    row = torch.arange(B * heads, device=column.device).view(B, heads, 1) * N
-    bags = (row + column[:, None]).unsqueeze(2).expand(-1, -1, group, -1)
+    bags = flat_index(column, states).unsqueeze(2).expand(-1, -1, group, -1)
     weight = weight.to(states.dtype).reshape(-1, S)
     found = embedding_bag(
         bags.reshape(-1, S), states.flatten(0, 2), mode="sum", per_sample_weights=weight
     )
-    return found.view(B, heads, group, D)
+    return found.view(B, heads, group, -1)
+
+
+def flat_index(column: Tensor, states: Tensor) -> Tensor:
+    """Columns [B, S] of states [B, Hkv, N, D] as rows of `states.flatten(0, 2)`: [B, Hkv, S]."""
+    B, heads, N, _ = states.shape
+    row = torch.arange(B * heads, device=column.device).view(B, heads, 1) * N
+    return row + column[:, None]
 
 
 @dataclass
@@ -158,10 +163,8 @@ class SideBySide:
         self.selected, self.local, self.end = column.shape[1], local, end
         self.slots = torch.arange(local, device=column.device)
         column = torch.cat([column, self.latest().expand(len(column), -1)], dim=-1)
-        B, heads, capacity, _ = buffers[0].shape
-        row = torch.arange(B * heads, device=column.device).view(B, heads, 1) * capacity
-        flat = (row + column[:, None]).flatten()
-        shape = (B, heads, column.shape[1], buffers[0].shape[3])
+        index = flat_index(column, buffers[0])
+        flat, shape = index.flatten(), (*index.shape, buffers[0].shape[3])
         if room is None or room[0].shape != shape or room[0].dtype != buffers[0].dtype:
             room = [buffer.new_empty(shape) for buffer in buffers]
         self.states = room
