@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,38 @@ def soft_votes(query: Tensor, key: Tensor, middle: Tensor | None = None, pool: i
     pool: an odd window, over which each key takes the largest vote; 0 for none.
     """
     return votes_of(scores(query, key), middle, pool)
+
+
+def vote(query: Tensor, keys: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """The `scores` of all keys, and the votes [B, end - begin] for the columns begin..end, over
+    which each head's softmax runs."""
+    if (compiled := compiled_for(keys)) is not None:
+        return compiled.vote(query, keys, begin, end)
+    score = scores(query, keys)
+    return score, votes_of(score[..., begin:end])
+
+
+def best(votes: Tensor, k: int) -> Tensor:
+    """The columns [B, k] of the k largest of votes [B, n] >= 0, in the order of the text."""
+    if (compiled := compiled_for(votes)) is not None:
+        return compiled.best(votes, k)
+    return votes.topk(k, sorted=False).indices.sort(-1).values
+
+
+def compiled_for(states: Tensor) -> Any:
+    """The module with these two in machine code, where it can read `states`; None elsewhere."""
+    if states.device.type != "cpu" or states.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return _compiled() if states.is_contiguous() else None
+
+
+@cache
+def _compiled() -> Any:
+    try:
+        from tokenry.model.cache import compiled
+    except ImportError:  # numba is not installed: `pip install "tokenry[fast]"`
+        return None
+    return compiled
 
 
 def scores(query: Tensor, key: Tensor) -> Tensor:
@@ -43,13 +76,20 @@ def votes_of(score: Tensor, middle: Tensor | None = None, pool: int = 0) -> Tens
     votes = score.softmax(-1).sum((1, 2))
     if middle is not None:
         votes = votes * middle  # a row without any is uniform before, and zero after
-    if pool > 1:
-        votes = max_pool1d(votes[:, None], pool, stride=1, padding=pool // 2)[:, 0]
-    return votes
+    return pooled(votes, pool)
+
+
+def pooled(votes: Tensor, pool: int) -> Tensor:
+    """Each of [B, M] the largest in an odd window around it; as they are where the window is 0."""
+    if pool <= 1:
+        return votes
+    return max_pool1d(votes[:, None], pool, stride=1, padding=pool // 2)[:, 0]
 
 
 def mean_query(query: Tensor, real: Tensor | None) -> Tensor:
     """float32 [B, H, D]: the mean of [B, H, q, D] over the queries that are `real` [B or 1, q]."""
+    if query.shape[2] == 1:
+        return query.float().squeeze(2)
     if real is None:
         return query.float().mean(2)
     weight = real.float()[:, None, :, None]

@@ -46,10 +46,11 @@ from tokenry.model.cache.selection import (
     Piece,
     Selection,
     SideBySide,
+    best,
     mean_query,
-    scores,
+    pooled,
     soft_votes,
-    votes_of,
+    vote,
     weighted_sum,
 )
 
@@ -167,7 +168,7 @@ class TokenSelectLayer(GrowingLayer):
         if not bool(served.all()):
             self.picked = None
             if before is None and self.uniform:
-                column, score = self._choose(mean, end, past)
+                column, score = self._choose(mean, past)
                 ready = torch.ones_like(served)
                 self.selection.store(~served, asked, column, None, ready, past + 1 - local)
                 if q == 1 and mask.causal and not bool(served.any()):
@@ -211,29 +212,25 @@ class TokenSelectLayer(GrowingLayer):
         softcap: float | None = None,
         dropout: float = 0.0,
     ) -> Tensor:
-        """One query's attention to the selected columns [B, S] and the local ones, whose scores
-        [B, Hkv, G, S + local] the selection has left: only values are still to be read."""
+        """One query's attention to the selected columns [B, S] and the local ones, from all scores
+        [B, Hkv, G, N], which the selection has left: only values are still to be read."""
         rows, heads, group, _ = score.shape
         latest = torch.arange(end - self.largest[2], end, device=column.device)
         seen = torch.cat([column, latest.expand(rows, -1)], dim=-1)
+        score = score.gather(-1, seen[:, None, None].expand(-1, heads, group, -1))
         weight = drop(capped(score * scaling, softcap).softmax(-1), dropout)
         output = weighted_sum(weight, seen, self.buffers[1])
         return output.reshape(rows, 1, heads * group, -1)
 
-    def _choose(self, mean: Tensor, end: int, past: int) -> tuple[Tensor, Tensor]:
+    def _choose(self, mean: Tensor, past: int) -> tuple[Tensor, Tensor]:
         """Columns [B, n_init + k], where all rows may choose from all columns before the local
-        ones, and the scores of these and of the latest n_local columns before `end`."""
+        ones, and the scores of every column."""
         n_init, k, n_local = self.largest
-        # the whole buffer, room included, since that is contiguous; all in place, as it is long
-        score = scores(mean, self.buffers[0])
-        sinks, local = score[..., :n_init].clone(), score[..., end - n_local : end].clone()
-        score[..., :n_init] = score[..., past + 1 - n_local :] = -torch.inf
-        votes = votes_of(score, pool=self.policy.pool)
-        votes[:, :n_init] = votes[:, past + 1 - n_local :] = -1.0
-        chosen = votes.topk(k, sorted=False).indices.sort(-1).values
+        # the whole buffer, room included, since that is contiguous
+        score, votes = vote(mean, self.buffers[0], n_init, past + 1 - n_local)
+        chosen = n_init + best(pooled(votes, self.policy.pool), k)
         first = torch.arange(n_init, device=chosen.device).expand(len(chosen), -1)
-        chosen_score = score.gather(-1, chosen[:, None, None].expand(*score.shape[:3], -1))
-        return torch.cat([first, chosen], dim=-1), torch.cat([sinks, chosen_score, local], dim=-1)
+        return torch.cat([first, chosen], dim=-1), score
 
     def _choose_row_by_row(
         self, mean: Tensor, before: Tensor | None, past: int
