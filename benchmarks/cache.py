@@ -10,10 +10,10 @@ depend on what the keys are. Four ways take turns: it; transformers' DynamicCach
 copies all keys and values at each step; the same SDPA on keys that need no copy; and `Full`.
 quality: what that TokenSelect loses on the default model, with the same settings: perplexity of the
 text after a long prompt, and pass keys hidden in such prompts.
-budgets: quality and bytes held at equal numbers of keys, H2O (also by the mean, with a quarter of
-the keys recent) and TokenSelect against the presses of kvpress (0.5.5 wants transformers < 5.3, so
-it has an interpreter of its own: a virtual environment with `pip install kvpress==0.5.5 gguf`,
-named by --peer-python or TOKENRY_PEER_PYTHON).
+budgets: quality and bytes held at equal numbers of keys, H2O (also evicting after the prompt alone,
+as presses do) and TokenSelect against the presses of kvpress (0.5.5 wants transformers < 5.3, so it
+has an interpreter of its own: a virtual environment with `pip install kvpress==0.5.5 gguf`, named
+by --peer-python or TOKENRY_PEER_PYTHON).
 """
 
 import argparse
@@ -259,7 +259,8 @@ def budgets(peer_python: str | None, passages: int, seed: int) -> list[Row]:
 
     A press evicts once, after the prompt, and lets the cache grow; H2O holds its budget. So there
     are two comparisons: as many keys after the prompt, where the press ends with SCORED more; and
-    as many at the end, where it gets SCORED fewer after the prompt.
+    as many at the end, where it gets SCORED fewer after the prompt. With `prompt_only` H2O evicts
+    when a press does: as many keys at every moment.
     """
     import torch
     from transformers import DynamicCache
@@ -289,11 +290,8 @@ def budgets(peer_python: str | None, passages: int, seed: int) -> list[Row]:
 
         full = at_once(H2O(heavy=0, recent=PROMPT + SCORED))
         for share, count in kept.items():
-            h2o = H2O.of_size(count)
-            ours["H2O", share] = at_once(h2o) - full
-            recent = count // 4
-            by_mean = H2O(heavy=count - recent, recent=recent, average=True)
-            ours["H2O by the mean", share] = at_once(by_mean) - full
+            for name, policy in h2o_ways(count).items():
+                ours[name, share] = at_once(policy) - full
             cache = TokenSelect.of_size(count).cache(model)
             model(ids[:, :PROMPT], past_key_values=cache)
             steps = [
@@ -319,10 +317,12 @@ def budgets(peer_python: str | None, passages: int, seed: int) -> list[Row]:
             peer = run_apart(__file__, "worker", "presses", str(file), python=str(peer_python))
     rows = [Row("loss of the full cache", full, peer.get("full"), None, "nats per token")]
     for share, count in kept.items():
-        for name in ("H2O", "H2O by the mean", "TokenSelect"):
+        for name in (*h2o_ways(count), "TokenSelect"):
             for press in PRESSES:
                 found = peer.get(press, {})
                 for when, given in (("after the prompt", count), ("at the end", count - SCORED)):
+                    if given != count and "prompt" in name:
+                        continue  # both grow
                     theirs = found.get(str(given))
                     theirs = None if theirs is None else theirs - peer["full"]
                     label = f"{name} vs {press}, {share:.0%} {when}"
@@ -339,6 +339,18 @@ def budgets(peer_python: str | None, passages: int, seed: int) -> list[Row]:
     label = f"peak memory of reading {LONG} tokens, H2O vs ObservedAttention"
     rows.append(compare(label, memory["ours"], memory.get("peer"), "MB"))
     return rows
+
+
+def h2o_ways(count: int) -> dict[str, Any]:
+    """The paper's, the same that evicts when a press does, and the setting that is a press."""
+    from tokenry.model.cache.h2o import H2O
+
+    h2o = H2O.of_size(count)
+    return {
+        "H2O": h2o,
+        "H2O of the prompt": replace(h2o, prompt_only=True),
+        "H2O of the prompt, by the mean": H2O(count, 0, average=True, prompt_only=True),
+    }
 
 
 def presses(file: str) -> None:

@@ -64,6 +64,24 @@ def test_the_average_counts_queries_that_are_tokens(tiny_llama):
         assert right.queries.tolist() == (8 - right.position).tolist()
 
 
+def test_the_observed_attention_press_is_one_setting(tiny_llama):
+    """The prompt's keys of the largest mean attention, and all that is written later."""
+    ids = ids_of(20, batch=2)
+    cache = H2O(heavy=4, recent=0, average=True, prompt_only=True).cache(tiny_llama)
+    with torch.no_grad():
+        tiny_llama(ids[:, :12], past_key_values=cache)
+        for t in range(12, 20):
+            tiny_llama(ids[:, t : t + 1], past_key_values=cache)
+        tiny_llama.set_attn_implementation("eager")
+        eager = tiny_llama(ids[:, :12], output_attentions=True).attentions
+    for layer, probability in zip(cache.layers, eager, strict=True):
+        mean = probability.sum(2).view(2, 2, 2, 12).sum(2) / torch.arange(12, 0, -1)
+        best = mean.topk(4).indices.sort(-1).values
+        later = torch.arange(12, 20).expand(2, 2, -1)
+        assert torch.equal(layer.position.long(), torch.cat([best, later], dim=-1))
+        assert layer.held.all()
+
+
 def brute_force(score, held, heavy, recent):
     kept = [j for j in range(len(score)) if held[j]]
     newest = kept[len(kept) - recent :] if recent else []
@@ -211,10 +229,10 @@ def test_no_heavy_hitters_is_a_sliding_window(tiny_llama):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("options", [{}, {"average": True}, {"prompt_only": True}])
 @pytest.mark.parametrize(("heavy", "recent"), [(3, 2), (0, 4), (4, 0), (0.3, 0.2)])
-def test_simulation_by_mask_equals_the_evicting_cache(tiny_model, heavy, recent, average):
-    ids, policy = ids_of(26, batch=2), H2O(heavy=heavy, recent=recent, average=average)
+def test_simulation_by_mask_equals_the_evicting_cache(tiny_model, heavy, recent, options):
+    ids, policy = ids_of(26, batch=2), H2O(heavy=heavy, recent=recent, **options)
     found, _ = step_by_step(tiny_model, ids, 10, policy.cache(tiny_model))
     prefill = SimulatedCache(tiny_model)
     with torch.no_grad():

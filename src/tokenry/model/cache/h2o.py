@@ -8,7 +8,9 @@ Per layer and key head, with P the attention probabilities over the keys still h
 The prompt attends densely and evicts once; then each new token evicts at most one. A key keeps the
 rotary position it was written with, and the softmax runs over the keys held. Sums are not divided
 by the number of queries that saw a key, so early tokens are favoured: that is part of the method.
-`average` divides them, A(j) / #{queries that saw j}, and is no part of it.
+Two options are no part of it: `average` divides them, A(j) / #{queries that saw j}, and
+`prompt_only` evicts once, after the prompt, and keeps all that comes later. Both together, with
+R = 0, are the ObservedAttention press of kvpress.
 
 Source: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models"
 (arXiv 2306.14048), algorithm 1. Ours: the sum over a group of query heads (the paper's models have
@@ -53,13 +55,15 @@ class H2O:
     float is a share of the prompt (the first forward; each row's own, without padding), rounded
     down but at least one token unless it is 0. The paper's default is a tenth each; heavy=0 is a
     sliding window, recent=0 heavy hitters alone; InputError if both are 0. average: rank by the
-    mean instead of the sum of the attention received. Only full-attention layers are bounded:
-    sliding ones, as in Gemma 3, keep their window, a bound already.
+    mean instead of the sum of the attention received. prompt_only: what comes after the first
+    forward is kept. Only full-attention layers are bounded: sliding ones, as in Gemma 3, keep their
+    window, a bound already.
     """
 
     heavy: int | float = 0.1
     recent: int | float = 0.1
     average: bool = False
+    prompt_only: bool = False
 
     def __post_init__(self) -> None:
         check_budget(heavy=self.heavy, recent=self.recent)
@@ -136,19 +140,21 @@ class H2OLayer(ObservedLayer):
         queries = real.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
         if self.score is None:
             self.heavy, self.recent = self.policy.budget(real[:, 0].sum(-1))
-            self.capacity = int((self.heavy + self.recent).max())
             self.score, self.queries, self.held, self.position = received, queries, real, position
         else:
             self.score = received + torch.nn.functional.pad(self.score, (0, q))
             self.queries = torch.cat([self.queries + queries[..., :1], queries], dim=-1)
             self.held = torch.cat([self.held, real], dim=-1)
             self.position = torch.cat([self.position, position], dim=-1)
+            if self.policy.prompt_only:
+                self.recent = self.recent + real[:, 0].sum(-1)
         worth = self.policy.worth(self.score, self.queries)
         self.held = keep_heavy_and_recent(worth, self.held, self.heavy, self.recent)
-        if self.held.shape[-1] > self.capacity:
+        capacity = int((self.heavy + self.recent).max())
+        if self.held.shape[-1] > capacity:
             # rows with a smaller budget than the largest fill up with slots that are not held
             slot = self.held.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
-            self._take(slot[..., : self.capacity])
+            self._take(slot[..., :capacity])
 
     def _take(self, slot: Tensor) -> None:
         wide = slot.unsqueeze(-1)  # [B, H, C, 1]
@@ -168,7 +174,6 @@ class H2OLayer(ObservedLayer):
         self.position: Any = None
         self.heavy: Any = None
         self.recent: Any = None
-        self.capacity = 0
 
     def reset(self) -> None:
         super().reset()

@@ -96,7 +96,8 @@ class SimulatedLayer(ObservedLayer):
         rows = []
         for row in range(q):
             worth = self.policy.worth(score, S - q + row - column)
-            held = keep_heavy_and_recent(worth, held, heavy, recent)
+            written = row if self.policy.prompt_only else 0
+            held = keep_heavy_and_recent(worth, held, heavy, recent + written)
             held[..., S - q + row] = True
             rows.append(held)
             if self.ranking == "attention":
