@@ -59,7 +59,7 @@ def _array(states: Tensor) -> Any:
 
 
 def _float(x: Any) -> Any:
-    """A stored number as float32: itself, or the upper half of its bits."""
+    """A stored number as float32: itself, or what has these 16 bits as its upper half."""
 
 
 @overload(_float, inline="always")
@@ -167,11 +167,8 @@ def _best(votes: Any, column: Any) -> None:
 def _largest(bits: Any, column: Any) -> None:
     """Where the len(column) largest are, in their order; of equal ones the first. Numbers that are
     not negative have the order of their bits."""
-    wanted, known, mask = (
-        len(column),
-        uint32(0),
-        uint32(0),
-    )  # the smallest one's bits, found from the left
+    # the bits of the smallest of them are found from the left, and how many more have these bits
+    wanted, known, mask = len(column), uint32(0), uint32(0)
     for shift, width in ((uint32(21), 11), (uint32(10), 11), (uint32(0), 10)):
         count = np.zeros(1 << width, np.int64)
         for m in range(len(bits)):

@@ -140,6 +140,7 @@ class H2OLayer(ObservedLayer):
         queries = real.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
         if self.score is None:
             self.heavy, self.recent = self.policy.budget(real[:, 0].sum(-1))
+            self.capacity = int((self.heavy + self.recent).max())
             self.score, self.queries, self.held, self.position = received, queries, real, position
         else:
             self.score = received + torch.nn.functional.pad(self.score, (0, q))
@@ -148,13 +149,13 @@ class H2OLayer(ObservedLayer):
             self.position = torch.cat([self.position, position], dim=-1)
             if self.policy.prompt_only:
                 self.recent = self.recent + real[:, 0].sum(-1)
+                self.capacity = int((self.heavy + self.recent).max())
         worth = self.policy.worth(self.score, self.queries)
         self.held = keep_heavy_and_recent(worth, self.held, self.heavy, self.recent)
-        capacity = int((self.heavy + self.recent).max())
-        if self.held.shape[-1] > capacity:
+        if self.held.shape[-1] > self.capacity:
             # rows with a smaller budget than the largest fill up with slots that are not held
             slot = self.held.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
-            self._take(slot[..., :capacity])
+            self._take(slot[..., : self.capacity])
 
     def _take(self, slot: Tensor) -> None:
         wide = slot.unsqueeze(-1)  # [B, H, C, 1]
@@ -174,6 +175,7 @@ class H2OLayer(ObservedLayer):
         self.position: Any = None
         self.heavy: Any = None
         self.recent: Any = None
+        self.capacity = 0
 
     def reset(self) -> None:
         super().reset()
