@@ -1,5 +1,7 @@
 """The machine code of a selection against its definition in torch."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -115,3 +117,20 @@ def test_threads_may_call_at_the_same_time():
         thread.join()
     assert all(torch.equal(votes, expected) for votes in found.values())
     assert len(found) == 4
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import torch
+torch.set_num_threads(1)
+from tokenry.model.cache import compiled
+for _ in range(2):
+    compiled.vote(torch.ones(1, 2, 4), torch.ones(1, 1, 8, 4), 1, 7)
+    compiled.best(torch.ones(1, 8), 3)
+    assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+
+
+def test_the_number_of_torchs_threads_stays():
+    """numba sets the threads of an OpenMP library, which may be torch's, when it starts."""
+    found = subprocess.run([sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], capture_output=True)
+    assert found.returncode == 0, found.stderr.decode()

@@ -45,11 +45,14 @@ def best(votes: Tensor, k: int) -> Tensor:
 
 def _run(function: Any, *arguments: Any) -> None:
     """On as many threads as torch uses."""
-    wanted = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    threads = torch.get_num_threads()
     with _one_caller:
+        wanted = min(threads, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         if get_num_threads() != wanted:
             set_num_threads(wanted)
         function(*(_array(x) if isinstance(x, Tensor) else x for x in arguments))
+    if torch.get_num_threads() != threads:  # both may use one OpenMP, where numba sets its own
+        torch.set_num_threads(threads)
 
 
 def _array(states: Tensor) -> Any:
