@@ -317,11 +317,12 @@ def budgets(peer_python: str | None, passages: int, seed: int) -> list[Row]:
             peer = run_apart(__file__, "worker", "presses", str(file), python=str(peer_python))
     rows = [Row("loss of the full cache", full, peer.get("full"), None, "nats per token")]
     for share, count in kept.items():
-        for name in (*h2o_ways(count), "TokenSelect"):
+        ways = h2o_ways(count)
+        for name in (*ways, "TokenSelect"):
             for press in PRESSES:
                 found = peer.get(press, {})
                 for when, given in (("after the prompt", count), ("at the end", count - SCORED)):
-                    if given != count and "prompt" in name:
+                    if given != count and name in ways and ways[name].prompt_only:
                         continue  # both grow
                     theirs = found.get(str(given))
                     theirs = None if theirs is None else theirs - peer["full"]

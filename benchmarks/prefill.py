@@ -8,9 +8,8 @@ The sparse layers are those with the least drift on the first 1024 tokens (`--qu
 Attention seconds are those inside the attention functions of all layers, selection included; so are
 the FLOPs. What it costs: the divergence of the next-token distribution from the dense one at the
 last 128 tokens, and both perplexities there. The process keeps the memory it has freed, in both
-ways: asking the system for it anew takes up to 4 of 37 seconds here, now in one way, now in the
-other. `--sweep`: costs and FLOPs of nine settings, one pass
-each, untimed, to choose by.
+ways: asking the system for it anew takes up to 5 of 37 seconds here, now in one way, now in the
+other. `--sweep`: costs and FLOPs of nine settings, one pass each, untimed, to choose by.
 """
 
 import ctypes

@@ -259,7 +259,7 @@ def still_attention(
     groups = H // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if isinstance(cache, StillLayer):
-        output = cache.read(still, query, key, value, gate, real, factor)
+        output = cache.read(query, key, value, gate, real, factor)
         cache.waiting = False
     else:
         output, _, _ = still.read_text(query, key, value, gate, real, factor)

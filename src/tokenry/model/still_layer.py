@@ -56,7 +56,6 @@ class StillLayer(ObservedLayer):
 
     def read(
         self,
-        still: StillAttention,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -66,7 +65,7 @@ class StillLayer(ObservedLayer):
     ) -> Tensor:
         """y [B, H, q, D] of the next tokens; the first call may have padding, on either side."""
         if not self.started:
-            output, scores, order = still.read_text(query, key, value, gate, real, scaling)
+            output, scores, order = self.still.read_text(query, key, value, gate, real, scaling)
             if order is not None:
                 key, value = compress(key, order), compress(value, order)
             length = torch.full(key.shape[:1], key.shape[2], device=key.device)
