@@ -11,8 +11,12 @@ from tokenry.model import packed as packing
 from tokenry.model.packed import PackedLinear, is_packed, packed
 
 
-@pytest.fixture
-def model(tiny_model):
+@pytest.fixture(params=["machine code", "oneDNN"])
+def model(tiny_model, request, monkeypatch):
+    if request.param == "oneDNN":
+        monkeypatch.setattr(packing, "_machine_code", lambda: None)
+    elif packing._machine_code() is None:
+        pytest.skip("numba is not installed")
     return copy.deepcopy(tiny_model)
 
 
@@ -81,11 +85,37 @@ def test_gradients_go_the_plain_way(model):
 
 
 def test_other_precisions_stay_as_they_are(model):
+    double = model.to(torch.float64)
+    with torch.inference_mode():
+        expected = double(ids()).logits
+        with packed(double):
+            assert torch.equal(double(ids()).logits, expected)
+
+
+def test_bfloat16_says_what_the_model_says(model):
     half = model.to(torch.bfloat16)
     with torch.inference_mode():
         expected = half(ids()).logits
         with packed(half):
-            assert torch.equal(half(ids()).logits, expected)
+            found = half(ids()).logits
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.05)
+
+
+def test_many_rows_go_the_plain_way(model):
+    many = ids(2, packing.MOST_ROWS)
+    with torch.inference_mode():
+        expected = model.lm_head(model.model.embed_tokens(many))
+        with packed(model):
+            assert torch.equal(model.lm_head(model.model.embed_tokens(many)), expected)
+
+
+def test_a_bias_is_added(model):
+    model.lm_head.bias = torch.nn.Parameter(torch.arange(64.0))
+    with torch.inference_mode():
+        expected = model(ids()).logits
+        with packed(model):
+            torch.testing.assert_close(model(ids()).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_are_seen_and_switched(model):

@@ -95,7 +95,7 @@ def test_fewer_tokens_never_take_longer_than_more(model, monkeypatch):
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_kernels_are_those_that_the_machine_is_faster_with(model, monkeypatch, faster):
-    if not latency.compat.can_pack(next(model.parameters())):
+    if not latency.can_pack(next(model.parameters())):
         pytest.skip("no packed kernels here")
     takes(monkeypatch, lambda count, model: 1.0 if is_packed(model) == faster else 2.0)
     with quick_kernels(model):

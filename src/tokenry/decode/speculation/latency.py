@@ -13,9 +13,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
-from tokenry.model.packed import is_packed, packed
+from tokenry.model.packed import can_pack, is_packed, packed
 
 SIZES = (1, 2, 3, 4, 8, 16, 32)
 TRIED = (1, 8)  # one token, and a small tree: what kernels are compared by
@@ -82,7 +81,7 @@ def quick_kernels(model: Any, kernels: bool | None = None) -> Iterator[None]:
 
 
 def packing_pays(model: Any) -> bool:
-    if not any(compat.can_pack(weight) for weight in model.parameters()):
+    if not any(can_pack(weight) for weight in model.parameters()):
         return False  # the kernels would be the plain ones
     plain = latency_curve(model, TRIED)
     with packed(model):

@@ -6,23 +6,20 @@ their bits, without sorting. numba compiles it at first use (some ten seconds, k
 processors, float32 and bfloat16.
 """
 
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, get_num_threads, njit, prange, set_num_threads, types
+from numba import njit, prange, types
 from numba.extending import overload
 from numpy import float32, int32, uint32
 from torch import Tensor
 
+from tokenry.model.machine_code import ONLY_PRANGE, run
+
 BLOCK = 256  # keys of a head at a time
 WIDTH = 64  # of a loop whose length the compiler is to know: it divides most heads' size
 LOWEST = float32(-1e30)
-ONLY_PRANGE: Any = dict.fromkeys(  # what else numba would do in parallel takes it long to compile
-    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
-) | {"prange": True}
-_one_caller = Lock()  # numba's own threads, used where there is no OpenMP, bear no more
 
 
 def vote(query: Tensor, keys: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
@@ -44,15 +41,7 @@ def best(votes: Tensor, k: int) -> Tensor:
 
 
 def _run(function: Any, *arguments: Any) -> None:
-    """On as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    with _one_caller:
-        wanted = min(threads, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-        if get_num_threads() != wanted:
-            set_num_threads(wanted)
-        function(*(_array(x) if isinstance(x, Tensor) else x for x in arguments))
-    if torch.get_num_threads() != threads:  # both may use one OpenMP, where numba sets its own
-        torch.set_num_threads(threads)
+    run(function, *(_array(x) if isinstance(x, Tensor) else x for x in arguments))
 
 
 def _array(states: Tensor) -> Any:
