@@ -1,31 +1,33 @@
 """Drafting from the text itself."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.decode.speculation.context import TRUST, ContextNGrams, Matcher
+from tokenry.decode.speculation.context import GOES_ON, TRUST, WENT_ON, ContextNGrams, Matcher
 
 
 def test_guesses_are_shares_of_what_followed_the_longest_match():
     matcher = Matcher([1, 2, 8, 1, 2, 8, 1, 2, 9, 1])
-    matcher.read(2)
-    place = matcher.automaton.suffix()
-    assert place.length == 2
+    matcher.read([2])
+    place = matcher.spot
+    assert place.match.length == 2
     found = {guess.token: guess for guess in matcher.guesses(place)}
     # 8 followed twice, 9 once but last; one more is added for the latest
     assert {token: guess.prob for token, guess in found.items()} == {
         8: pytest.approx(TRUST[2] * 2 / 4),
         9: pytest.approx(TRUST[2] * 2 / 4),
     }
-    assert found[8].place.length == 3
+    assert found[8].place.match.length == 3
     assert [guess.token for guess in matcher.guesses(found[8].place)] == [1]
 
 
 def test_matches_that_are_too_short_are_not_used():
     matcher = Matcher([1, 2, 3], shortest=2)
-    matcher.read(2)
-    assert matcher.automaton.suffix().length == 1
-    assert matcher.guesses(matcher.automaton.suffix()) == []
+    matcher.read([2])
+    assert matcher.spot.match.length == 1
+    assert matcher.guesses(matcher.spot) == []
     with pytest.raises(InputError, match="got 0 and None"):
         ContextNGrams(shortest=0)
 
@@ -36,3 +38,51 @@ def test_a_text_that_copies_its_prompt_is_drafted_as_a_chain(tiny_llama):
     tree = draft.draft(9, room=9)  # after prompt + [9]: 9 was followed by 3 8 2 7
     assert tree.tokens == (9, 3, 8, 2, 7)
     assert tree.parents == (-1, 0, 1, 2, 3)
+
+
+def test_a_replaced_token_does_not_end_the_copying():
+    """After 1 2 3 came 4 5 6; now another token stands for 4, and 5 6 are guessed behind it."""
+    matcher = Matcher([1, 2, 3, 4, 5, 6, 0, 1, 2, 3])
+    matcher.read([9])
+    assert matcher.spot.match.length == 0
+    (guess,) = matcher.guesses(matcher.spot)
+    share = 2 / 2  # one occurrence, one more for the latest
+    assert (guess.token, guess.prob) == (5, pytest.approx(GOES_ON[3] * share))
+    (second,) = matcher.guesses(guess.place)
+    # 5 alone is a match of one token, and the replaced one was right once: both say 6
+    both = 1 - (1 - TRUST[1] * share) * (1 - WENT_ON * share)
+    assert (second.token, second.prob) == (6, pytest.approx(both))
+    assert second.kind != guess.kind
+    matcher.read([5, 6])
+    assert matcher.spot.replaced.right == 2
+    matcher.read([8])  # not 0: it was no replacement after all
+    assert matcher.spot.replaced is None or matcher.spot.replaced.right == 0
+
+
+def test_a_match_of_one_token_does_not_go_on_behind_another_token():
+    matcher = Matcher([1, 2, 3, 7, 2])
+    matcher.read([9])
+    assert matcher.spot.replaced is None
+    assert matcher.guesses(matcher.spot) == []
+
+
+def test_the_likeliest_follower_is_the_one_that_is_replaced():
+    text = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 5, 6, 1, 2]
+    matcher = Matcher(text)
+    matcher.read([9])
+    assert [guess.token for guess in matcher.guesses(matcher.spot)] == [4]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 29))
+def test_guesses_of_a_spot_are_of_different_tokens_and_lead_where_the_path_does(text, split):
+    matcher, path = Matcher(text[:split]), text[split:]
+    spot = matcher.spot
+    for token in path:
+        found = matcher.guesses(spot)
+        guesses = {guess.token: guess for guess in found}
+        assert len(guesses) == len(found)
+        assert all(0 < guess.prob < 1 for guess in found)
+        following = matcher.after(spot, token)
+        if token in guesses:
+            assert guesses[token].place == following
+        spot = following

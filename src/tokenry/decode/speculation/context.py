@@ -10,16 +10,20 @@ and the next level goes on from the longest substring that ends in s t. One suff
 all of it in constant time per token. Prompt lookup is the special case of one chain, the first
 occurrence, and a fixed length of s. Trust is calibrated while decoding.
 
+Rewritten text differs from its model in single tokens: a value, a deeper indentation. So when a
+match of several tokens ends because another token came than followed it, the drafter also goes on
+as if the likeliest follower had come (`Replaced`), for as long as that keeps being right.
+
 Source: the plain technique is prompt lookup decoding; matching by a suffix automaton follows "SAM
 Decoding: Speculative Decoding via Suffix Automaton" (arXiv 2411.10666). The tree of all
-continuations and the calibration are ours.
+continuations, the calibration and going on behind a replaced token are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +36,9 @@ from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.suffix_automaton import Match, SuffixAutomaton
 
 TRUST = (0.0, 0.15, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85)  # by the match's length; then the last
+BROKEN = 2  # a shorter match that ends does not go on behind the token that ended it
+GOES_ON = {2: 0.15, 3: 0.15, 4: 0.25}  # trust in the next token then, by that match's length
+WENT_ON = 0.6  # trust once a token behind the replaced one was right
 
 
 @drafter("context")
@@ -67,45 +74,90 @@ class ContextDraft:
         self.matcher = Matcher(prompt, drafter.shortest)
 
     def draft(self, last_token: int, room: int) -> TokenTree:
-        self.matcher.read(last_token)
+        self.matcher.read([last_token])
         how = self.drafter
         return grow(last_token, self, how.calibration, room, nodes=how.nodes, latency=self.latency)
 
-    def root(self) -> Match:
-        return self.matcher.automaton.suffix()
+    def root(self) -> Spot:
+        return self.matcher.spot
 
-    def guesses(self, place: Match) -> list[Guess]:
+    def guesses(self, place: Spot) -> list[Guess]:
         return self.matcher.guesses(place)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         self.drafter.calibration.learn(tree, accepted)
-        self.matcher.automaton.extend(accepted.tokens[:-1])
+        self.matcher.read(accepted.tokens[:-1])
+
+
+class Replaced(NamedTuple):
+    """Going on as if another token had not come in place of the expected one. match: where that
+    leads. length: of the match that ended there. right: tokens since then that were right."""
+
+    match: Match
+    length: int
+    right: int
+
+
+class Spot(NamedTuple):
+    """The end of a path: what it matches in the text, and what it matches but for one token."""
+
+    match: Match
+    replaced: Replaced | None
 
 
 class Matcher:
-    """Guesses from the earlier occurrences of a text's end."""
+    """Guesses from the earlier occurrences of a text's end; `spot` is that end."""
 
     def __init__(self, prompt: Sequence[int], shortest: int = 1):
         self.automaton, self.shortest = SuffixAutomaton(prompt), shortest
+        self.spot = Spot(self.automaton.suffix(), None)
 
-    def read(self, last_token: int) -> None:
-        """The text's last token, which was chosen but not yet among those accepted."""
-        self.automaton.extend([last_token])
+    def read(self, tokens: Iterable[int]) -> None:
+        """The text goes on."""
+        for token in tokens:
+            replaced = self.after(self.spot, token).replaced
+            self.automaton.extend([token])
+            self.spot = Spot(self.automaton.suffix(), replaced)
 
-    def guesses(self, place: Match) -> list[Guess]:
-        if place.length < self.shortest:
-            return []
-        automaton, level = self.automaton, min(place.length, len(TRUST) - 1)
-        following = automaton.following(place)
-        below = automaton.next[place.state]
-        latest = max(following, key=lambda pair: automaton.latest[below[pair[0]]], default=(-1, 0))
+    def after(self, spot: Spot, token: int) -> Spot:
+        """Where a path leads that goes on with this token."""
+        automaton = self.automaton
+        match, replaced = automaton.follow(spot.match, token), spot.replaced
+        if replaced is not None and token in automaton.next[replaced.match.state]:
+            there = automaton.follow(replaced.match, token)
+            replaced = Replaced(there, replaced.length, replaced.right + 1)
+        else:
+            replaced = None
+            if match.length <= spot.match.length >= BROKEN and (likely := self.copies(spot.match)):
+                expected = max(likely, key=lambda token: likely[token])
+                there = automaton.follow(spot.match, expected)
+                replaced = Replaced(there, spot.match.length, 0)
+        if replaced is not None and replaced.match.state == match.state and match.length > BROKEN:
+            replaced = None  # the match says the same, and is trusted by itself
+        return Spot(match, replaced)
+
+    def copies(self, match: Match) -> dict[int, float]:
+        """Tokens that followed a match, with their shares."""
+        following = self.automaton.following(match)
+        below = self.automaton.next[match.state]
+        latest = max(following, key=lambda pair: self.automaton.latest[below[pair[0]]], default=())
         total = sum(count for _, count in following) + 1
+        return {token: (count + (token in latest[:1])) / total for token, count in following}
+
+    def guesses(self, spot: Spot) -> list[Guess]:
+        found: dict[int, tuple[float, Hashable]] = {}
+        if spot.match.length >= self.shortest:
+            level = min(spot.match.length, len(TRUST) - 1)
+            for token, share in self.copies(spot.match).items():
+                found[token] = TRUST[level] * share, ("context", level)
+        if (replaced := spot.replaced) is not None:
+            level = min(replaced.length, max(GOES_ON))
+            trust = WENT_ON if replaced.right else GOES_ON[level]
+            for token, share in self.copies(replaced.match).items():
+                prob, kind = found.get(token, (0.0, ("replaced", level)))
+                kind = (kind, min(replaced.right, 1))
+                found[token] = 1 - (1 - prob) * (1 - trust * share), kind
         return [
-            Guess(
-                token,
-                TRUST[level] * (count + (token == latest[0])) / total,
-                ("context", level),
-                automaton.follow(place, token),
-            )
-            for token, count in following
+            Guess(token, prob, kind, self.after(spot, token))
+            for token, (prob, kind) in found.items()
         ]

@@ -35,14 +35,13 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
-from tokenry.decode.speculation.context import Matcher
+from tokenry.decode.speculation.context import Matcher, Spot
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.ngram_places import NGramPlaces
-from tokenry.text.suffix_automaton import Match
 
 Successors = Callable[[int, int], list[tuple[int, float]]]
 """(token before, token) -> likely next tokens and their probabilities, the likeliest first."""
@@ -53,14 +52,14 @@ LONGEST = 100  # tokens of an extended chain
 LONG = 8  # a chain that is trusted
 LEAST = 0.01  # a successor less likely than this is no branch
 DEEPEST = 6  # level of a branch
-TRUST = (0.0, 0.25, 0.4)  # in what was recycled after a token, and after a pair
+TRUST = (0.0, 0.4, 0.6)  # in what was recycled after a token, and after a pair
 BIGRAMS = 1 << 16  # pairs remembered, the oldest forgotten
 
 
 class Place(NamedTuple):
-    """The end of a path: what it matches in the context, and its last two tokens."""
+    """The end of a path: where it stands in the context, and its last two tokens."""
 
-    match: Match
+    spot: Spot
     before: int
     token: int
 
@@ -125,7 +124,7 @@ class GooseDraft:
     def draft(self, last_token: int, room: int) -> TokenTree:
         self.text.append(last_token)
         if self.index is None:
-            self.matcher.read(last_token)
+            self.matcher.read([last_token])
             calibration = self.memory.calibration
             return grow(last_token, self, calibration, room, latency=self.latency)
         self.index.extend([last_token])
@@ -145,21 +144,21 @@ class GooseDraft:
 
     def root(self) -> Place:
         before = self.text[-2] if len(self.text) > 1 else -1
-        return Place(self.matcher.automaton.suffix(), before, self.text[-1])
+        return Place(self.matcher.spot, before, self.text[-1])
 
     def guesses(self, place: Place) -> list[Guess]:
         """Copied and recycled guesses together; one that both make is of a kind of its own."""
-        copied = {guess.token: guess for guess in self.matcher.guesses(place.match)}
+        copied = {guess.token: guess for guess in self.matcher.guesses(place.spot)}
         tier, successors = self.memory.successors(place.before, place.token)
         recycled = dict(successors)
         found = []
         for token in copied.keys() | recycled.keys():
             copy, p = copied.get(token), recycled.get(token, 0.0)
             prob, kind = TRUST[tier] * p, (tier, bisect(RANGES, p))
-            match = copy.place if copy else self.matcher.automaton.follow(place.match, token)
+            spot = copy.place if copy else self.matcher.after(place.spot, token)
             if copy is not None:
                 prob, kind = 1 - (1 - copy.prob) * (1 - prob), (copy.kind, tier if p else 0)
-            found.append(Guess(token, prob, kind, Place(match, place.token, token)))
+            found.append(Guess(token, prob, kind, Place(spot, place.token, token)))
         return found
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
@@ -176,7 +175,7 @@ class GooseDraft:
         self.text += accepted.tokens[:-1]
         if self.index is None:
             self.memory.calibration.learn(tree, accepted)
-            self.matcher.automaton.extend(accepted.tokens[:-1])
+            self.matcher.read(accepted.tokens[:-1])
         else:
             self.index.extend(accepted.tokens[:-1])
             spine = [node for node in range(len(tree)) if tree.notes[node] == "spine"]
