@@ -4,7 +4,8 @@
                                      [--max-new-tokens 128] [--only NAME ...]
 
 On 24 prompts of four kinds (`prompts.json`), in turn, so many rounds: `model.generate`, greedy; the
-same with `prompt_lookup_num_tokens=10`; and every drafter of the library that needs no training.
+same with `prompt_lookup_num_tokens=10`; and every drafter of the library that needs no training
+(`--only "no draft"` is what our kernels and our loop do without one).
 Every text starts cold: a drafter knows nothing but the machine's latency curve, which is measured
 before the clock starts (its time is printed). A prompt's time is the median of its rounds, a kind's
 ratio the geometric mean over its prompts. The texts must be the same everywhere. FLOPs are those of
@@ -23,6 +24,7 @@ from typing import Any
 from side_by_side import Row, arguments, compare, report
 
 PEERS = ("greedy", "prompt lookup")
+NO_DRAFT = "no draft"
 DRAFTS = ("goose", "context", "recycling", "lookahead")
 
 
@@ -110,6 +112,7 @@ def ways_of(
     import torch
 
     from tokenry.core.registry import drafter
+    from tokenry.decode.speculation.baselines import NoDraft
     from tokenry.decode.speculation.speculate import generate_with_drafter
 
     def peer(**options: Any) -> Callable[[Any, Measured], None]:
@@ -132,8 +135,10 @@ def ways_of(
         return write
 
     def ours(name: str) -> Callable[[Any, Measured], None]:
+        make = NoDraft if name == NO_DRAFT else drafter[name]
+
         def write(ids: Any, into: Measured) -> None:
-            text = generate_with_drafter(model, ids, drafter[name](), count)
+            text = generate_with_drafter(model, ids, make(), count)
             into.text, into.passes = text.new_ids, text.forward_calls
             into.read = ids.shape[1] + sum(text.nodes)
 
