@@ -145,6 +145,13 @@ class Matcher:
         return {token: (count + (token in latest[:1])) / total for token, count in following}
 
     def guesses(self, spot: Spot) -> list[Guess]:
+        return [
+            Guess(token, prob, kind, self.after(spot, token))
+            for token, (prob, kind) in self.rated(spot).items()
+        ]
+
+    def rated(self, spot: Spot) -> dict[int, tuple[float, Hashable]]:
+        """Tokens that may come next, with the probability and the kind of each guess."""
         found: dict[int, tuple[float, Hashable]] = {}
         if spot.match.length >= self.shortest:
             level = min(spot.match.length, len(TRUST) - 1)
@@ -157,7 +164,4 @@ class Matcher:
                 prob, kind = found.get(token, (0.0, ("replaced", level)))
                 kind = (kind, min(replaced.right, 1))
                 found[token] = 1 - (1 - prob) * (1 - trust * share), kind
-        return [
-            Guess(token, prob, kind, self.after(spot, token))
-            for token, (prob, kind) in found.items()
-        ]
+        return found

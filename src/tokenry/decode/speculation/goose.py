@@ -151,7 +151,7 @@ class GooseDraft:
     def guesses(self, place: Place) -> list[Guess]:
         """Copied and recycled guesses together; one that both make is of a kind of its own."""
         spot = place.spot()
-        copied = {guess.token: guess for guess in self.matcher.guesses(spot)}
+        copied = self.matcher.rated(spot)
         tier, successors = self.memory.successors(place.before, place.token)
         recycled = dict(successors)
         found = []
@@ -160,7 +160,7 @@ class GooseDraft:
             prob, kind = TRUST[tier] * p, (tier, bisect(RANGES, p))
             there = partial(self.matcher.after, spot, token)
             if copy is not None:
-                prob, kind = 1 - (1 - copy.prob) * (1 - prob), (copy.kind, tier if p else 0)
+                prob, kind = 1 - (1 - copy[0]) * (1 - prob), (copy[1], tier if p else 0)
             found.append(Guess(token, prob, kind, Place(there, place.token, token)))
         return found
 
