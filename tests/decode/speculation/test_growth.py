@@ -12,10 +12,9 @@ from tokenry.decode.speculation.growth import (
     Calibration,
     Guess,
     grow,
-    never_pays,
     preorder,
 )
-from tokenry.decode.speculation.tree import TokenTree, best_size, reach
+from tokenry.decode.speculation.tree import TokenTree, best_size, reach, seconds
 from tokenry.decode.speculation.verify import Accepted
 
 
@@ -30,9 +29,11 @@ class Table:
 
     def guesses(self, place):
         return [
-            Guess(token, prob, "kind", (*place, token))
-            for token, prob in self.table.get(place, {}).items()
+            Guess(token, prob, "kind", place) for token, prob in self.table.get(place, {}).items()
         ]
+
+    def after(self, guess):
+        return (*guess.place, guess.token)
 
 
 def drafted(table, room=9, **options):
@@ -120,12 +121,26 @@ def test_selecting_and_limiting_keep_a_trees_notes():
     assert tree.select([0, 2]) == TokenTree((7, 2), (-1, 0), ("r", "b"))
 
 
-@given(PROBS, st.floats(0.01, 0.5), st.floats(0.01, 0.5))
-def test_leaving_out_what_never_pays_changes_no_tree(probs, first, second):
-    """The cut is only there to save time."""
-    latency = {1: 1.0, 2: 1.0 + first, 4: 1.0 + first + second}
+@given(PROBS, st.lists(st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 2.0]), min_size=4, max_size=4))
+def test_growth_stops_without_changing_the_tree(probs, steps):
+    """It stops as soon as no more nodes can pay, and that is only there to save time."""
+    sizes = (1, 2, 3, 4, 8)
+    latency = dict(zip(sizes, itertools.accumulate(steps, initial=1.0), strict=True))
     table = {(): {1: probs[0], 2: probs[1]}, (1,): {1: probs[2], 3: probs[3]}, (2,): {4: probs[4]}}
-    assert never_pays(latency) == pytest.approx(min(first, second / 2))
     everything = drafted(table, nodes=5)
     values = sorted(worth(everything), reverse=True)
-    assert len(drafted(table, latency=latency)) == 1 + best_size(values, latency)
+    expected = itertools.accumulate(values, initial=1.0)
+    speeds = [tokens / seconds(latency, size) for size, tokens in enumerate(expected, start=1)]
+    best = speeds.index(max(speeds))  # of equally fast ones the smallest
+    assert best_size(values, latency) == best
+    tree = drafted(table, latency=latency)
+    assert sorted(worth(tree), reverse=True) == pytest.approx(values[:best])
+
+
+def test_places_are_looked_up_no_further_than_pays():
+    table = Table({(1,) * depth: {1: 0.9 if depth < 3 else 0.01, 2: 0.01} for depth in range(99)})
+    asked = []
+    after = table.after
+    table.after = lambda guess: asked.append(guess) or after(guess)
+    grow(7, table, Calibration(), 99, latency={1: 1.0, 4: 1.1, 8: 2.0})
+    assert len(asked) <= 4

@@ -82,7 +82,10 @@ class ContextDraft:
         return self.matcher.spot
 
     def guesses(self, place: Spot) -> list[Guess]:
-        return self.matcher.guesses(place)
+        return [Guess(t, *rated, place) for t, rated in self.matcher.rated(place).items()]
+
+    def after(self, guess: Guess) -> Spot:
+        return self.matcher.after(guess.place, guess.token)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         self.drafter.calibration.learn(tree, accepted)
@@ -143,12 +146,6 @@ class Matcher:
         latest = max(following, key=lambda pair: self.automaton.latest[below[pair[0]]], default=())
         total = sum(count for _, count in following) + 1
         return {token: (count + (token in latest[:1])) / total for token, count in following}
-
-    def guesses(self, spot: Spot) -> list[Guess]:
-        return [
-            Guess(token, prob, kind, self.after(spot, token))
-            for token, (prob, kind) in self.rated(spot).items()
-        ]
 
     def rated(self, spot: Spot) -> dict[int, tuple[float, Hashable]]:
         """Tokens that may come next, with the probability and the kind of each guess."""

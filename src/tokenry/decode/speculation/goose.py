@@ -29,7 +29,6 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -58,10 +57,9 @@ BIGRAMS = 1 << 16  # pairs remembered, the oldest forgotten
 
 
 class Place(NamedTuple):
-    """The end of a path: where it stands in the context, and its last two tokens. spot: finds it,
-    for few paths are ever gone on from."""
+    """The end of a path: where it stands in the context, and its last two tokens."""
 
-    spot: Callable[[], Spot]
+    spot: Spot
     before: int
     token: int
 
@@ -146,23 +144,25 @@ class GooseDraft:
 
     def root(self) -> Place:
         before = self.text[-2] if len(self.text) > 1 else -1
-        return Place(lambda: self.matcher.spot, before, self.text[-1])
+        return Place(self.matcher.spot, before, self.text[-1])
 
     def guesses(self, place: Place) -> list[Guess]:
         """Copied and recycled guesses together; one that both make is of a kind of its own."""
-        spot = place.spot()
-        copied = self.matcher.rated(spot)
+        copied = self.matcher.rated(place.spot)
         tier, successors = self.memory.successors(place.before, place.token)
         recycled = dict(successors)
         found = []
         for token in copied.keys() | recycled.keys():
             copy, p = copied.get(token), recycled.get(token, 0.0)
             prob, kind = TRUST[tier] * p, (tier, bisect(RANGES, p))
-            there = partial(self.matcher.after, spot, token)
             if copy is not None:
                 prob, kind = 1 - (1 - copy[0]) * (1 - prob), (copy[1], tier if p else 0)
-            found.append(Guess(token, prob, kind, Place(there, place.token, token)))
+            found.append(Guess(token, prob, kind, place))
         return found
+
+    def after(self, guess: Guess) -> Place:
+        place = guess.place
+        return Place(self.matcher.after(place.spot, guess.token), place.token, guess.token)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         probs, ids = likely(logits, self.drafter.k)

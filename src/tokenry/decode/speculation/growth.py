@@ -17,13 +17,12 @@ are ours.
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from tokenry.core.errors import InputError
-from tokenry.decode.speculation.tree import TokenTree, best_size, seconds
+from tokenry.decode.speculation.tree import BestSize, TokenTree
 from tokenry.decode.speculation.verify import Accepted
 
 MOST_NODES = 48  # no machine measured here gains from more
@@ -31,7 +30,7 @@ MOST_NODES = 48  # no machine measured here gains from more
 
 class Guess(NamedTuple):
     """A possible next token. prob: how likely its source holds it. kind: which guesses it is
-    calibrated with. place: what the source needs to go on from there."""
+    calibrated with. place: where it was made, from which its source finds what comes behind it."""
 
     token: int
     prob: float
@@ -47,6 +46,10 @@ class Source(Protocol):
         ...
 
     def guesses(self, place: Any) -> list[Guess]: ...
+
+    def after(self, guess: Guess) -> Any:
+        """The place behind a guess. Few guesses are ever gone on from, so it is asked late."""
+        ...
 
 
 @dataclass
@@ -96,7 +99,6 @@ def grow(
     if nodes is not None and nodes < 0:
         raise InputError(f"a tree has at least 0 draft nodes, not {nodes}")
     most = MOST_NODES if nodes is None else nodes
-    least = 0.0 if nodes is not None else never_pays(latency or {})
     # (-q, when it was put in, parent, guess): of equal q the one that came first
     heap: list[tuple[float, int, int, Guess]] = []
     entries = 0
@@ -106,34 +108,25 @@ def grow(
         if depth < room:
             for guess in source.guesses(place):
                 worth = reach * calibration.rate(guess)
-                if worth > least:
+                if worth > 0:
                     entries += 1
                     heapq.heappush(heap, (-worth, entries, parent, guess))
 
     tokens, parents, depths = [root], [-1], [0]
     notes: list[Guess | None] = [None]
-    worth: list[float] = []
+    best = BestSize(latency or {} if nodes is None else {}, most)
     offer(0, 0, 1.0, source.root())
-    while heap and len(worth) < most:
+    while heap and best.count < most and best.may_grow(-heap[0][0]):
         loss, _, parent, guess = heapq.heappop(heap)
-        worth.append(-loss)
+        best.add(-loss)
         tokens.append(guess.token)
         parents.append(parent)
         depths.append(depths[parent] + 1)
         notes.append(guess)
-        offer(len(tokens) - 1, depths[-1], -loss, guess.place)
-    size = len(worth) if nodes is not None else best_size(worth, latency or {})
-    kept = slice(0, size + 1)
+        offer(len(tokens) - 1, depths[-1], -loss, source.after(guess))
+    kept = slice(0, best.size + 1)
     tree = TokenTree(tuple(tokens[kept]), tuple(parents[kept]), tuple(notes[kept]))
     return tree.select(preorder(tree))
-
-
-def never_pays(latency: Mapping[int, float]) -> float:
-    """A node that is worth less makes any tree slower: it costs the least that one more token costs
-    anywhere on the curve, at the speed of decoding without a draft."""
-    points = itertools.pairwise(sorted(latency.items()))
-    slopes = [(right - left) / (more - fewer) for (fewer, left), (more, right) in points]
-    return max(0.0, min(slopes)) / seconds(latency, 1) if slopes else 0.0
 
 
 def preorder(tree: TokenTree) -> list[int]:

@@ -150,8 +150,12 @@ class LookaheadDraft:
         for score, token, child in heapq.nlargest(take, scored, key=lambda entry: entry[0]):
             share = score / total
             kind = ("trie", child.prompt is not None, min(depth, 3), bisect(SHARES, share))
-            found.append(Guess(token, share, kind, (depth + 1, child)))
+            found.append(Guess(token, share, kind, place))
         return found
+
+    def after(self, guess: Guess) -> tuple[int, Place]:
+        depth, above = guess.place
+        return depth + 1, above.behind(guess.token)
 
 
 # ---- retrieval
@@ -172,6 +176,10 @@ class Place(NamedTuple):
         for token, node in theirs.items():
             if token not in mine:
                 yield token, Place(None, node)
+
+    def behind(self, token: int) -> Place:
+        """Where one of them leads."""
+        return Place(*(above.children.get(token) if above else None for above in self))
 
 
 def retrieve(

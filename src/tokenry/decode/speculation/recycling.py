@@ -176,7 +176,10 @@ class RecyclingDraft:
 
     def guesses(self, place: int) -> list[Guess]:
         """A place is the token itself."""
-        return [Guess(t, p, bisect(RANGES, p), t) for t, p in self.table.row(place)]
+        return [Guess(t, p, bisect(RANGES, p), place) for t, p in self.table.row(place)]
+
+    def after(self, guess: Guess) -> int:
+        return guess.token
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         probs, ids = likely(logits, self.drafter.k)

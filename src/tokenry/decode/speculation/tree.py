@@ -16,7 +16,7 @@ Language Models with Token Recycling (arXiv 2408.08696); the rule for its size i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -214,14 +214,52 @@ def best_size(worth: Sequence[float], latency: Mapping[int, float]) -> int:
     tokens (root included), read by linear interpolation and, above its last point, by the slope of
     the last two. An empty curve means that passes cost the same: every node is taken.
     """
-    if not latency:
-        return len(worth)
-    best, speed, expected = 0, 1.0 / seconds(latency, 1), 1.0
-    for size, value in enumerate(worth, start=1):
-        expected += value
-        if (found := expected / seconds(latency, size + 1)) > speed:
-            best, speed = size, found
-    return best
+    best = BestSize(latency, len(worth))
+    for value in worth:
+        best.add(value)
+    return best.size
+
+
+class BestSize:
+    """`best_size`, found while the nodes come, and whether more can change it. most: nodes at most.
+
+    The speed (E + j w) / t(m + 1 + j) of a tree that m nodes and j others worth w each make is
+    monotone in j between two points of the curve, so it is largest at one of them, or at an end.
+    """
+
+    def __init__(self, latency: Mapping[int, float], most: int):
+        self.count, self.size, self.expected = 0, 0, 1.0
+        self.times, self.knots = sampled_curve(tuple(sorted(latency.items())), most + 1)
+        self.speed = 1.0 / self.times[1]
+
+    def add(self, value: float) -> None:
+        """One more node, worth at most what the last one was."""
+        self.count += 1
+        self.expected += value
+        speed = self.expected / self.times[self.count + 1]
+        if speed > self.speed or not self.knots:
+            self.size, self.speed = self.count, speed
+
+    def may_grow(self, value: float) -> bool:
+        """Whether more nodes, none worth more than this, could make a faster tree."""
+        tokens = self.count + 1
+        return not self.knots or any(
+            self.expected + (size - tokens) * value > self.speed * self.times[size]
+            for size in (tokens + 1, *self.knots)
+            if tokens < size < len(self.times)
+        )
+
+
+@lru_cache(maxsize=64)
+def sampled_curve(
+    points: tuple[tuple[int, float], ...], most: int
+) -> tuple[list[float], tuple[int, ...]]:
+    """Times of 0 to `most` tokens, and the sizes between which they are linear; all 1 for no curve,
+    without sizes."""
+    if not points:
+        return [1.0] * (most + 1), ()
+    latency = dict(points)
+    return [seconds(latency, size) for size in range(most + 1)], (*latency, most)
 
 
 def seconds(latency: Mapping[int, float], tokens: int) -> float:
