@@ -15,7 +15,8 @@ with a second copy of their weights, made at the first use and kept as long as t
 it costs the memory of the linear layers again, with our kernels half of it for float32 weights that
 are exact in bfloat16. Numbers are those of the plain layers up to the order of summation. A weight
 that was changed is laid out again, gradients go the plain way, and so does what has nothing to
-gain: many rows, other devices, other precisions.
+gain: many rows, other devices, other precisions. Attention of few tokens reads the keys that heads
+share once (`grouped_attention`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.model import compat
+from tokenry.model.grouped_attention import grouped_queries
 
 MOST_ROWS = 128  # from there on the general kernels are as fast, and they need no second copy
 
@@ -52,7 +54,8 @@ def packed(model: Any) -> Iterator[None]:
     try:
         for name in found:
             _put(model, name, known[name])
-        yield
+        with grouped_queries(model):
+            yield
     finally:
         for name, linear in found.items():
             _put(model, name, linear)
