@@ -325,8 +325,9 @@ def test_a_draft_and_a_full_cache_leave_greedy_text_as_it_is(run, model):
     base = ["generate", "the cat sat on", "-m", model, "-t", "0", "-n", 16]
     _, plain, _ = run(*base)
     _, drafted, _ = run(*base, "--draft", "recycling")
+    _, mixed, _ = run(*base, "--draft", "goose:k=5+lookahead+dyspec", "--draft-model", model)
     _, cached, _ = run(*base, "--cache", "h2o:128")
-    assert plain == drafted == cached
+    assert plain == drafted == mixed == cached
 
 
 def test_chat_goes_through_the_template(run, model, tiny_tokenizer):
@@ -561,6 +562,10 @@ def test_combinations_that_cannot_work(refused, model):
     assert "--draft-model FILE" in refused(*base, "--draft", "mtp")
     assert "did you mean goose" in refused(*base, "--draft", "gose", "--draft-model", "x")
     assert "without a model" in refused(*base, "--draft", "goose", "--draft-model", "smollm2")
+    assert "did you mean goose" in refused(*base, "--draft", "context+gose")
+    both = refused(*base, "--draft", "goose+context", "--draft-model", "smollm2")
+    assert "goes with one of dyspec, mtp, fspad, and 0 of them" in both
+    assert "two or more drafters" in refused(*base, "--draft", "mixture:drafters=goose")
     assert "--particles" in refused(*base, "--cache", "h2o:0.2", "--particles", 2)
     assert "share" in refused(*base, "--cache", "h2o:much")
     assert "share" in refused(*base, "--cache", "h2o:7.5")

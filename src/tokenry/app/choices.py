@@ -75,16 +75,26 @@ def sampler_of(option: str, proposal: str | None, proposal_model: str | None, ch
 
 def drafter_of(option: str, model: str | None) -> Any:
     """The drafter of NAME[:SETTING=VALUE,...], with what it drafts with: a smaller model, or the
-    file of a trained part."""
+    file of a trained part. Several that are joined by + are mixed; one of them has the model."""
+    from tokenry.decode.speculation.mixture import Mixture
     from tokenry.model.feature_head import FeatureHead
     from tokenry.model.mask_predictor import MaskPredictor
 
-    name = option.partition(":")[0]
     readers = {
         "dyspec": ("draft", lambda place: load(place).model),
         "mtp": ("predictor", MaskPredictor.load),
         "fspad": ("head", FeatureHead.load),
     }
+    parts = option.split("+")
+    if len(parts) > 1:
+        takers = [part for part in parts if part.partition(":")[0] in readers]
+        if model is not None and len(takers) != 1:
+            raise InputError(
+                f"--draft {option}: --draft-model goes with one of {', '.join(readers)}, and "
+                f"{len(takers)} of them are in the mixture"
+            )
+        return Mixture(tuple(drafter_of(one, model if one in takers else None) for one in parts))
+    name = option.partition(":")[0]
     if model is None:
         if name in ("mtp", "fspad"):
             raise InputError(

@@ -264,7 +264,8 @@ def generate(
             "--draft",
             metavar="NAME[:SETTING=VALUE,...]",
             help="Several tokens per pass, the same text: goose, context, recycling, lookahead "
-            "learn as they go; dyspec, mtp and fspad draft with --draft-model.",
+            "learn as they go; dyspec, mtp and fspad draft with --draft-model. goose+lookahead "
+            "mixes two.",
             rich_help_panel=HOW,
         ),
     ] = None,
