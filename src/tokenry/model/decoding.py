@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.model import compat
+from tokenry.model.cache.full import roomy_cache
 
 
 @dataclass
@@ -49,7 +50,7 @@ class DecodingState:
         if not attention[:, -1].all():
             raise ShapeError("prefixes must be padded on the left: a row ends in padding")
         empty = attention[:, :0].bool()
-        state = cls(model, compat.plain_cache() if cache is None else cache, empty, None)
+        state = cls(model, roomy_cache() if cache is None else cache, empty, None)
         state._forward(ids, attention.bool(), last_only=True)
         return state
 

@@ -4,7 +4,7 @@ from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model import compat
-from tokenry.model.cache.full import Full
+from tokenry.model.cache.full import Full, RoomyLayer, roomy_cache
 from tokenry.model.cache.h2o import H2O
 from tokenry.model.cache.policy import cache_bytes
 from tokenry.model.cache.tokenselect import TokenSelect
@@ -153,3 +153,63 @@ def test_sliding_layers_take_tokens_back_once_they_record(tiny_gemma3):
         one.tree(torch.tensor([5, 6, 7]), torch.tensor([-1, 0, 1]))
         one.keep(torch.tensor([0, 1]))
     torch.testing.assert_close(state.logits, plain.logits, atol=1e-4, rtol=1e-4)
+
+
+def roomy_state(model, ids, cache=None):
+    state = DecodingState.start(model, ids, cache=cache)
+    if cache is None:
+        assert all(type(layer) is RoomyLayer for layer in state.cache.layers)
+    return state
+
+
+def test_a_state_has_room_to_grow_and_copies_nothing_that_stays(tiny_llama):
+    state = roomy_state(tiny_llama, ids_of(20))
+    buffers = [[b.data_ptr() for b in layer.buffers] for layer in state.cache.layers]
+    state.append(ids_of(3, seed=2))
+    state.tree(ids_of(5)[0], torch.tensor([-1, 0, 0, 1, 2]))
+    state.keep([0, 2, 4])
+    state.crop(2)
+    assert [[b.data_ptr() for b in layer.buffers] for layer in state.cache.layers] == buffers
+
+
+@pytest.mark.parametrize("undecided", [False, True])
+def test_copies_of_a_state_go_their_own_ways(tiny_model, undecided, monkeypatch):
+    """They share columns until one of them writes, whichever it is and whatever it does."""
+    monkeypatch.setattr("tokenry.model.cache.full.ROOM", 64)
+
+    def grow(state, seed):
+        state.crop(3)
+        state.append(ids_of(4, seed=seed))
+        state.tree(ids_of(4, seed=seed)[0], torch.tensor([-1, 0, 0, 2]))
+        state.keep([0, 2, 3])
+        state.select(torch.tensor([0, 0]))
+        return state.append(ids_of(2, batch=2, seed=seed))
+
+    expected = {}
+    for seed in (5, 6):
+        alone = roomy_state(tiny_model, ids_of(12), DynamicCache())
+        if undecided:
+            alone.tree(ids_of(3)[0], torch.tensor([-1, 0, 0]))
+        expected[seed] = grow(alone, seed)
+    for first, second in ((5, 6), (6, 5)):
+        state = roomy_state(tiny_model, ids_of(12))
+        if undecided:
+            state.tree(ids_of(3)[0], torch.tensor([-1, 0, 0]))
+        twin = state.copy()
+        found = {first: grow(state, first), second: grow(twin, second)}
+        for seed in (5, 6):
+            torch.testing.assert_close(found[seed], expected[seed], atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_that_inference_mode_made_can_be_written_outside(tiny_llama):
+    state = roomy_state(tiny_llama, ids_of(9))
+    with torch.no_grad():
+        output = tiny_llama(ids_of(2, seed=3), past_key_values=state.cache)
+        expected = tiny_llama(torch.cat([ids_of(9), ids_of(2, seed=3)], dim=1)).logits[:, -2:]
+    torch.testing.assert_close(output.logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_empty_roomy_cache_is_as_transformers_has_it():
+    cache = roomy_cache()
+    assert cache.get_seq_length() == 0
+    assert cache.get_mask_sizes(4, 0) == (4, 0)

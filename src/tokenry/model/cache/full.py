@@ -5,12 +5,14 @@ written behind the others, and the buffer is copied only when its room is used u
 time. The attention is the same, to the last digits.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import cache_policy
@@ -58,17 +60,21 @@ class GrowingLayer(ObservedLayer):
             self.lazy_initialization(key_states, value_states)
         end = self.seen
         held = end - key_states.shape[-2]
-        if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
-            held_states = (self.keys, self.values) if held else (None, None)
-            capacity = -(-(end + max(1, end // 32)) // ROOM) * ROOM
-            self.buffers = [
-                grown(old, new, held, capacity)
-                for old, new in zip(held_states, (key_states, value_states), strict=True)
-            ]
+        self.make_room((key_states, value_states), held, end)
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, held:end] = states
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
+
+    def make_room(self, like: tuple[Tensor, Tensor], held: int, end: int) -> None:
+        """Buffers that can be written to up to `end`, and begin with the `held` columns there are.
+        like: states of their shape but for the columns."""
+        if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
+            held_states = (self.keys, self.values) if held else (None, None)
+            capacity = -(-(end + max(1, end // 32)) // ROOM) * ROOM
+            self.buffers = [
+                grown(old, new, held, capacity) for old, new in zip(held_states, like, strict=True)
+            ]
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, new_tokens: StepMask, **options: Any
@@ -82,12 +88,13 @@ class GrowingLayer(ObservedLayer):
         """Forget the last `-tokens_to_remove` tokens."""
         if tokens_to_remove > 0:
             raise InputError(f"crop takes a negative count of tokens, got {tokens_to_remove}")
-        if tokens_to_remove and self.buffers:
+        if tokens_to_remove and self.is_initialized:
             self.seen = max(0, self.seen + tokens_to_remove)
-            self.keys, self.values = (buffer[:, :, : self.seen] for buffer in self.buffers)
+            self.keys, self.values = (s[:, :, : self.seen] for s in (self.keys, self.values))
             self.shortened()
 
     def keep_columns(self, length: int, index: Tensor) -> None:
+        self.make_room((self.keys, self.values), self.seen, self.seen)
         self.seen = length + index.shape[1]
         at = (length + index)[:, None, :, None]
         for buffer in self.buffers:
@@ -112,9 +119,31 @@ class GrowingLayer(ObservedLayer):
         self.buffers = []
 
     def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.buffers:
-            self.buffers = [change(buffer[:, :, : self.seen]) for buffer in self.buffers]
+        if self.is_initialized:
+            self.buffers = [change(s[:, :, : self.seen]) for s in (self.keys, self.values)]
             self.keys, self.values = self.buffers
+
+
+class RoomyLayer(GrowingLayer):
+    """The same storage under the model's own attention. A copy shares it until one of the two
+    writes."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.seen += key_states.shape[-2]
+        return self.store(key_states, value_states)
+
+    def copy(self) -> "RoomyLayer":
+        self.buffers = []
+        return copy.copy(self)
+
+
+def roomy_cache() -> DynamicCache:
+    """An empty `DynamicCache` that keeps every token in every layer, in layers with room."""
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = RoomyLayer
+    return cache
 
 
 def grown(old: Tensor | None, new: Tensor, held: int, capacity: int) -> Tensor:
