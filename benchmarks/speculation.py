@@ -1,13 +1,14 @@
 """Drafts against plain greedy decoding and transformers' prompt lookup, in time and in passes.
 
     python benchmarks/speculation.py [--json] [--model smollm2] [--prompts FILE] [--runs 5]
-                                     [--max-new-tokens 128] [--only NAME ...]
+                                     [--max-new-tokens 128] [--only NAME ...] [--warm]
 
 On 24 prompts of four kinds (`prompts.json`), in turn, so many rounds: `model.generate`, greedy; the
 same with `prompt_lookup_num_tokens=10`; and every drafter of the library that needs no training
-(`--only "no draft"` is what our kernels and our loop do without one).
-Every text starts cold: a drafter knows nothing but the machine's latency curve, which is measured
-before the clock starts (its time is printed). A prompt's time is the median of its rounds, a kind's
+(`--only "no draft"` is what our kernels and our loop do without one, `--only goose+lookahead` a
+mixture). Every text starts cold: a drafter knows nothing but the machine's latency curve, which is
+measured before the clock starts (its time is printed). With `--warm` it knows the texts before this
+one too, each of them once: every round begins with a new drafter. A prompt's time is the median of its rounds, a kind's
 ratio the geometric mean over its prompts. The texts must be the same everywhere. FLOPs are those of
 the model's passes, 2 per weight and token read.
 """
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt")
     parser.add_argument("--runs", type=int, default=5, help="rounds; medians are reported")
     parser.add_argument("--only", nargs="*", default=DRAFTS, help="drafters to measure")
+    parser.add_argument("--warm", action="store_true", help="keep a drafter for all prompts")
     chosen = parser.parse_args()
 
     import tokenry
@@ -71,28 +73,37 @@ def main() -> None:
     ids = {
         kind: [encode(loaded.tokenizer, text) for text in texts] for kind, texts in prompts.items()
     }
-    found = measure(loaded.model, ids, chosen.only, chosen.max_new_tokens, chosen.runs)
+    drafts, count = chosen.only, chosen.max_new_tokens
+    found = measure(loaded.model, ids, drafts, count, chosen.runs, chosen.warm)
     weights = sum(weight.numel() for weight in loaded.model.parameters())
     rows = [
         compare(f"a pass over {n} tokens, packed vs plain", few[n] * 1e3, plain[n] * 1e3, "ms")
         for n in plain
     ]
     rows += [row for draft in chosen.only for row in compared(found, draft, 2 * weights)]
-    report(rows, chosen.json, f"Drafts, cold start, {chosen.model}, {chosen.max_new_tokens} tokens")
+    start = "drafters kept" if chosen.warm else "cold start"
+    report(rows, chosen.json, f"Drafts, {start}, {chosen.model}, {count} tokens")
     if wrong := differing(found):
         sys.exit(f"the texts differ: {', '.join(wrong)}")
     print("the texts are identical", file=sys.stderr)
 
 
 def measure(
-    model: Any, prompts: dict[str, list[Any]], drafts: tuple[str, ...], count: int, runs: int
+    model: Any,
+    prompts: dict[str, list[Any]],
+    drafts: tuple[str, ...],
+    count: int,
+    runs: int,
+    warm: bool,
 ) -> Found:
     """Every way on every prompt, in turn, `runs` times."""
     found: Found = {kind: [{} for _ in texts] for kind, texts in prompts.items()}
-    ways = ways_of(model, drafts, count)
-    for way in ways.values():  # the first passes are slow, and kernels are packed once
+    for way in ways_of(
+        model, drafts, count, warm
+    ).values():  # the first passes are slow, and kernels are packed once
         way(next(iter(prompts.values()))[0], Measured())
     for run in range(runs):
+        ways = ways_of(model, drafts, count, warm)
         for kind, texts in prompts.items():
             print(f"round {run + 1} of {runs}: {kind}", file=sys.stderr, flush=True)
             for ids, measured in zip(texts, found[kind], strict=True):
@@ -106,12 +117,12 @@ def measure(
 
 
 def ways_of(
-    model: Any, drafts: tuple[str, ...], count: int
+    model: Any, drafts: tuple[str, ...], count: int, warm: bool
 ) -> dict[str, Callable[[Any, Measured], None]]:
     """name -> a function that writes the text of a prompt, and what it took."""
     import torch
 
-    from tokenry.core.registry import drafter
+    from tokenry.app.choices import drafter_of
     from tokenry.decode.speculation.baselines import NoDraft
     from tokenry.decode.speculation.speculate import generate_with_drafter
 
@@ -135,10 +146,13 @@ def ways_of(
         return write
 
     def ours(name: str) -> Callable[[Any, Measured], None]:
-        make = NoDraft if name == NO_DRAFT else drafter[name]
+        def make() -> Any:
+            return NoDraft() if name == NO_DRAFT else drafter_of(name, None)
+
+        kept = make() if warm else None
 
         def write(ids: Any, into: Measured) -> None:
-            text = generate_with_drafter(model, ids, make(), count)
+            text = generate_with_drafter(model, ids, kept or make(), count)
             into.text, into.passes = text.new_ids, text.forward_calls
             into.read = ids.shape[1] + sum(text.nodes)
 

@@ -202,9 +202,8 @@ def table_for(model: Any, table: AdjacencyMatrix | None, k: int) -> AdjacencyMat
 
 def likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable tokens' probabilities and ids, [n, V] -> [n, k] on the CPU."""
-    logits = logits.float()
-    values, ids = top(logits, min(k, logits.shape[1]))
-    return (values - logits.logsumexp(-1, keepdim=True)).exp().cpu(), ids.cpu()
+    probs, ids = top(logits.float().softmax(-1), min(k, logits.shape[1]))
+    return probs.cpu(), ids.cpu()
 
 
 def top(logits: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:
