@@ -8,9 +8,9 @@ same with `prompt_lookup_num_tokens=10`; and every drafter of the library that n
 (`--only "no draft"` is what our kernels and our loop do without one, `--only goose+lookahead` a
 mixture). Every text starts cold: a drafter knows nothing but the machine's latency curve, which is
 measured before the clock starts (its time is printed). With `--warm` it knows the texts before this
-one too, each of them once: every round begins with a new drafter. A prompt's time is the median of its rounds, a kind's
-ratio the geometric mean over its prompts. The texts must be the same everywhere. FLOPs are those of
-the model's passes, 2 per weight and token read.
+one too, each of them once: every round begins with a new drafter. A prompt's time is the median of
+its rounds, a kind's ratio the geometric mean over its prompts. The texts must be the same
+everywhere. FLOPs are those of the model's passes, 2 per weight and token read.
 """
 
 import json
@@ -98,10 +98,9 @@ def measure(
 ) -> Found:
     """Every way on every prompt, in turn, `runs` times."""
     found: Found = {kind: [{} for _ in texts] for kind, texts in prompts.items()}
-    for way in ways_of(
-        model, drafts, count, warm
-    ).values():  # the first passes are slow, and kernels are packed once
-        way(next(iter(prompts.values()))[0], Measured())
+    first = next(iter(prompts.values()))[0]
+    for way in ways_of(model, drafts, count, warm).values():
+        way(first, Measured())  # the first passes are slow, and kernels are packed once
     for run in range(runs):
         ways = ways_of(model, drafts, count, warm)
         for kind, texts in prompts.items():

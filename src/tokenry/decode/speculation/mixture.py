@@ -3,7 +3,7 @@
 Every drafter drafts its own tree for the text. The trees are laid over each other: a path that two
 of them guess is one path. A node then counts, as in `growth`,
 
-    q_n = q_parent(n) · rate(n),        p(n) = 1 - Π (1 - p_d(n))   over the drafters d that made it,
+    q_n = q_parent(n) · rate(n),      p(n) = 1 - Π_d (1 - p_d(n)) over the drafters d that made n,
 
 rate(n) being p(n) as far as guesses of the same origin came true so far, and the most probable
 nodes are read, as many as pay on this machine. Each drafter learns from the whole pass, also from
