@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, VocabularyError
+from tokenry.decode.speculation.context import TRUST
 from tokenry.decode.speculation.lookahead import Lookahead, Memory, mixed, retrieve
 from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter
@@ -331,6 +332,20 @@ def test_the_fitted_tree_takes_the_likeliest_continuations_first(tiny_llama):
     assert max(tree.depths) == 3
     drafted.latency = {1: 1.0, 2: 9.0}
     assert len(drafted.draft(A, 9)) == 1
+
+
+def test_a_guess_is_trusted_by_the_length_of_its_match(tiny_llama):
+    drafted = Lookahead(query_length=2).begin(tiny_llama, [A, B, C, D, A, B])
+    drafted.draft(C, 9)
+    place = drafted.root()
+    for length, token in ((2, D), (3, A), (4, B)):  # B C was seen once before, and what followed
+        (guess,) = drafted.guesses(place)
+        assert (guess.token, guess.prob) == (token, pytest.approx(TRUST[length]))
+        place = drafted.after(guess)
+    drafted = Lookahead(query_length=2).begin(tiny_llama, [A, B, C])
+    drafted.draft(A, 9)  # C A is new, A alone is not
+    (guess,) = drafted.guesses(drafted.root())
+    assert (guess.token, guess.prob) == (B, pytest.approx(TRUST[1]))
 
 
 def test_guesses_that_keep_failing_are_no_longer_made(tiny_llama):

@@ -13,11 +13,12 @@ up to N/2 by f_out alone; of equal ones the deeper ("hier": a tree whose branche
 the query's last token is asked alone.
 
 Source: Lookahead: An Inference Acceleration Framework for LLMs with Lossless Generation Accuracy
-(arXiv 2312.12728). Ours: generated tokens are in the trie at once and not only
-when their branches are full; the prompt's trie is dropped with its text, where the paper sets its
-counts to 0; the nodes are found best first, without visiting the rest of the trie; texts are not
-cut at an end-of-text token, which chat prompts have inside. Without a number of nodes the tree
-grows where it pays on this machine (see `growth`), a guess being as likely as its share of f.
+(arXiv 2312.12728). Ours: generated tokens are in the trie at once and not only when their branches
+are full; the prompt's trie is dropped with its text, where the paper sets its counts to 0; the
+nodes are found best first, without visiting the rest of the trie; texts are not cut at an
+end-of-text token, which chat prompts have inside. Without a number of nodes the tree grows where it
+pays on this machine (see `growth`), a guess being as likely as its share of f, times how much a
+match of that many tokens is trusted (as in `context`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.registry import drafter
+from tokenry.decode.speculation.context import TRUST
 from tokenry.decode.speculation.growth import Calibration, Guess, grow, preorder
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.tree import TokenTree
@@ -135,12 +137,13 @@ class LookaheadDraft:
         self.written += len(tokens)
 
     def root(self) -> tuple[int, Place]:
-        """The longest match of the text's end that was followed by anything."""
+        """How long the longest match of the text's end is that was followed by anything, and where
+        it leads."""
         query = self.text[-self.drafter.query_length :]
-        return 0, next(iter(matches(*self.tries, query)), Place(None, None))
+        return next(iter(matches(*self.tries, query)), (0, Place(None, None)))
 
     def guesses(self, place: tuple[int, Place]) -> list[Guess]:
-        depth, above = place
+        length, above = place
         weight, take = self.drafter.output_weight, BREADTH if self.drafter.mode == "hier" else 1
         scored = [(mixed(child, weight), token, child) for token, child in above.followers()]
         total = sum(score for score, _, _ in scored)
@@ -149,13 +152,14 @@ class LookaheadDraft:
         found = []
         for score, token, child in heapq.nlargest(take, scored, key=lambda entry: entry[0]):
             share = score / total
-            kind = ("trie", child.prompt is not None, min(depth, 3), bisect(SHARES, share))
-            found.append(Guess(token, share, kind, place))
+            level = min(length, len(TRUST) - 1)
+            kind = ("trie", child.prompt is not None, min(level, 4), bisect(SHARES, share))
+            found.append(Guess(token, TRUST[level] * share, kind, place))
         return found
 
     def after(self, guess: Guess) -> tuple[int, Place]:
-        depth, above = guess.place
-        return depth + 1, above.behind(guess.token)
+        length, above = guess.place
+        return length + 1, above.behind(guess.token)
 
 
 # ---- retrieval
@@ -194,7 +198,7 @@ def retrieve(
     """At most `nodes` continuations of the tokens `query`, at most `depth` deep, as a draft on top
     of its last token."""
     tree = TokenTree((query[-1],), (-1,))
-    for place in matches(prompt, outputs, query):
+    for _, place in matches(prompt, outputs, query):
         if mode == "one":
             tree = chain(query[-1], place, min(nodes, depth), output_weight)
         else:
@@ -204,12 +208,15 @@ def retrieve(
     return tree
 
 
-def matches(prompt: TrieCache, outputs: TrieCache, query: Sequence[int]) -> Iterator[Place]:
-    """Where the query leads, then its shorter ends, as far as anything follows there."""
+def matches(
+    prompt: TrieCache, outputs: TrieCache, query: Sequence[int]
+) -> Iterator[tuple[int, Place]]:
+    """Where the query leads, then its shorter ends, as far as anything follows there; and how many
+    tokens they have."""
     for start in range(len(query)):
         place = Place(prompt.find(query[start:]), outputs.find(query[start:]))
         if next(place.followers(), None):
-            yield place
+            yield len(query) - start, place
 
 
 def mixed(place: Place, output_weight: float) -> float:
