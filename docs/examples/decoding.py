@@ -84,7 +84,7 @@ def draw(
     right.set_xticks(range(len(kinds)), kinds)
     right.axhline(1, color="grey", linewidth=0.8)
     right.set(ylabel="speed, greedy decoding = 1")
-    right.legend()
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(speeds), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
