@@ -76,6 +76,12 @@ class GrowingLayer(ObservedLayer):
                 grown(old, new, held, capacity) for old, new in zip(held_states, like, strict=True)
             ]
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The keys and values there are, of a layer that has seen tokens."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, new_tokens: StepMask, **options: Any
     ) -> Tensor:
@@ -90,11 +96,11 @@ class GrowingLayer(ObservedLayer):
             raise InputError(f"crop takes a negative count of tokens, got {tokens_to_remove}")
         if tokens_to_remove and self.is_initialized:
             self.seen = max(0, self.seen + tokens_to_remove)
-            self.keys, self.values = (s[:, :, : self.seen] for s in (self.keys, self.values))
+            self.keys, self.values = (states[:, :, : self.seen] for states in self.held())
             self.shortened()
 
     def keep_columns(self, length: int, index: Tensor) -> None:
-        self.make_room((self.keys, self.values), self.seen, self.seen)
+        self.make_room(self.held(), self.seen, self.seen)
         self.seen = length + index.shape[1]
         at = (length + index)[:, None, :, None]
         for buffer in self.buffers:
@@ -120,7 +126,7 @@ class GrowingLayer(ObservedLayer):
 
     def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.is_initialized:
-            self.buffers = [change(s[:, :, : self.seen]) for s in (self.keys, self.values)]
+            self.buffers = [change(states[:, :, : self.seen]) for states in self.held()]
             self.keys, self.values = self.buffers
 
 
