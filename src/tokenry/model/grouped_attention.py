@@ -2,13 +2,13 @@
 
 Several query heads share a key head. A masked attention kernel wants as many key heads as query
 heads, so transformers repeats the keys and values for it, in every layer of every pass; for a tree
-of a few guesses that takes longer than the attention itself. Here the queries of a group stand
+of a few guesses that takes up to as long as the attention itself. Here the queries of a group stand
 below each other instead, on the one head that they share:
 
     query [B, H, q, D]  ->  [B, Hkv, H / Hkv · q, D],        mask [B, 1, q, k]  ->  H / Hkv times
 
 which are the same numbers up to the order of summation. Everything else goes the way of `sdpa`:
-many queries, one query, heads of their own, masks by head, gradients, other devices.
+many queries, no mask, heads of their own, masks by head, gradients, other devices.
 """
 
 from __future__ import annotations

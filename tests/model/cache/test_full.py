@@ -172,6 +172,14 @@ def test_a_state_has_room_to_grow_and_copies_nothing_that_stays(tiny_llama):
     assert [[b.data_ptr() for b in layer.buffers] for layer in state.cache.layers] == buffers
 
 
+def test_many_rows_of_few_tokens_take_little_room(tiny_llama):
+    state = roomy_state(tiny_llama, ids_of(20, batch=3))
+    assert {b.shape[2] for layer in state.cache.layers for b in layer.buffers} == {36}
+    for token in ids_of(60).T:
+        state.append(token.expand(3))
+    assert max(b.shape[2] for layer in state.cache.layers for b in layer.buffers) <= 80 + 16
+
+
 @pytest.mark.parametrize("undecided", [False, True])
 def test_copies_of_a_state_go_their_own_ways(tiny_model, undecided, monkeypatch):
     """They share columns until one of them writes, whichever it is and whatever it does."""

@@ -71,10 +71,14 @@ class GrowingLayer(ObservedLayer):
         like: states of their shape but for the columns."""
         if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
             held_states = (self.keys, self.values) if held else (None, None)
-            capacity = -(-(end + max(1, end // 32)) // ROOM) * ROOM
+            columns = self.capacity(end)
             self.buffers = [
-                grown(old, new, held, capacity) for old, new in zip(held_states, like, strict=True)
+                grown(old, new, held, columns) for old, new in zip(held_states, like, strict=True)
             ]
+
+    def capacity(self, tokens: int) -> int:
+        """Columns of a buffer that is made for so many tokens."""
+        return -(-(tokens + max(1, tokens // 32)) // ROOM) * ROOM
 
     def held(self) -> tuple[Tensor, Tensor]:
         """The keys and values there are, of a layer that has seen tokens."""
@@ -132,7 +136,10 @@ class GrowingLayer(ObservedLayer):
 
 class RoomyLayer(GrowingLayer):
     """The same storage under the model's own attention. A copy shares it until one of the two
-    writes."""
+    writes. There may be many rows of few tokens, so there is little room to spare."""
+
+    def capacity(self, tokens: int) -> int:
+        return tokens + max(16, tokens // 8)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
