@@ -14,19 +14,14 @@ included); what it needs as "row.csr" in `chosen_csr` and `rejected_csr`, one nu
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.learn.objective import PAIR_SIDES
+from tokenry.learn.data.columns import as_dataset
+from tokenry.learn.data.sources import numbered_rows, title
 
 Truncate = Literal["error", "prompt", "completion"]
 BadRows = Literal["error", "skip"]
@@ -62,7 +57,7 @@ def preference_rows(
     Raises InputError naming the line (or row) and the field of the first row that cannot be used.
     """
     rows, skipped = [], Skipped()
-    for place, row in _numbered(source):
+    for place, row in numbered_rows(source):
         try:
             if prompts_only:
                 texts = _prompt(row, tokenizer, place, as_chat)
@@ -79,34 +74,8 @@ def preference_rows(
         rows.append({**row, **texts, **ids, "place": place})
     if not rows:
         why = f": all {skipped.count} rows were skipped ({skipped.first})" if skipped.count else ""
-        raise InputError(f"no preference pairs in {_title(source)}{why}")
+        raise InputError(f"no preference pairs in {title(source)}{why}")
     return rows, skipped
-
-
-def as_dataset(
-    rows: Sequence[dict[str, Any]],
-    sides: Sequence[str] = PAIR_SIDES,
-    columns: Sequence[str] = (),
-) -> Any:
-    """A `datasets.Dataset` of the texts, the ids of `sides`, and the columns that are needed.
-
-    columns: "token.NAME" and "row.NAME". Raises InputError naming the row and the field of a column
-    that is missing, of the wrong length, not finite, or (when its name ends in "weight") negative.
-    """
-    from datasets import Dataset
-
-    texts = [name for name in ("prompt", "chosen", "rejected") if name in rows[0]]
-    wanted = [*(texts if sides else texts[:1]), "prompt_ids", *(f"{side}_ids" for side in sides)]
-    references = [f"reference_{side}_logprob" for side in sides]
-    wanted += [name for name in references if all(row.get(name) is not None for row in rows)]
-    for row in rows:
-        for side in sides:
-            if not row.get(f"{side}_ids"):
-                raise InputError(f'{row["place"]}: "{side}" has no tokens')
-            for column in columns:
-                _check_column(row, side, *column.split(".", 1))
-    wanted += [f"{side}_{column.split('.', 1)[1]}" for column in columns for side in sides]
-    return Dataset.from_list([{name: row[name] for name in wanted} for row in rows])
 
 
 def preference_dataset(
@@ -114,155 +83,6 @@ def preference_dataset(
 ) -> Any:
     """`preference_rows` as a Dataset, for objectives that need nothing but the pairs."""
     return as_dataset(preference_rows(source, tokenizer, **options)[0])
-
-
-@dataclass(frozen=True)
-class PreferenceCollator:
-    """Dataset rows -> the fields of a TokenBatch: a block of rows for each side.
-
-    sides: which completions, in this order; none makes a batch of prompts, left-padded, for
-    rollouts. columns: "token.NAME" and "row.NAME", which become "column.NAME" [rows, T], [rows].
-    `reference_logprob` is there when the rows carry precomputed log-probabilities.
-    """
-
-    pad_id: int
-    padding_side: Literal["left", "right"] = "right"
-    sides: tuple[str, ...] = PAIR_SIDES
-    columns: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls, tokenizer: Any, sides: Sequence[str] = PAIR_SIDES, columns: Sequence[str] = ()
-    ) -> PreferenceCollator:
-        pad_id = tokenizer.pad_token_id
-        known = next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0)
-        return cls(known, sides=tuple(sides), columns=tuple(columns))
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        if not self.sides:
-            prompts = TokenBatch.from_ids(
-                [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
-            )
-            return {"prompts": prompts.ids, "prompts_attention": prompts.attention}
-        ids, targets = [], []
-        for side in self.sides:
-            for row in rows:
-                prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
-                ids.append([*prompt, *completion])
-                targets.append([False] * len(prompt) + [True] * len(completion))
-        batch = TokenBatch.from_ids(
-            ids,
-            targets,
-            pad_id=self.pad_id,
-            padding_side=self.padding_side,
-            group=[*range(len(rows))] * len(self.sides),
-        )
-        assert batch.group is not None
-        fields = {
-            "ids": batch.ids,
-            "attention": batch.attention,
-            "target": batch.target,
-            "group": batch.group,
-        }
-        for column in self.columns:
-            kind, name = column.split(".", 1)
-            values = [row[f"{side}_{name}"] for side in self.sides for row in rows]
-            fields[f"column.{name}"] = (
-                _per_token(values, batch, name) if kind == "token" else torch.tensor(values).float()
-            )
-        references = [f"reference_{side}_logprob" for side in self.sides]
-        if all(row.get(name) is not None for row in rows for name in references):
-            logprobs = [row[name] for name in references for row in rows]
-            fields["reference_logprob"] = _per_token(logprobs, batch, "reference_logprob")
-        return fields
-
-
-def batch_of(fields: dict[str, Any]) -> TokenBatch:
-    """The TokenBatch of a collator's fields."""
-    columns = {
-        name.removeprefix("column."): value
-        for name, value in fields.items()
-        if name.startswith("column.")
-    }
-    return TokenBatch(
-        fields["ids"], fields["attention"], fields["target"], fields.get("group"), columns
-    )
-
-
-def _per_token(values: Sequence[Sequence[float]], batch: TokenBatch, name: str) -> Tensor:
-    """Numbers of completion tokens at their places, [rows, T]; 0 elsewhere."""
-    for row, count in zip(values, batch.target.sum(-1).tolist(), strict=True):
-        if len(row) != count:
-            raise InputError(
-                f"{len(row)} values of {name} for {count} completion tokens: they were made with "
-                "another tokenizer or maximum length"
-            )
-    placed = torch.zeros(batch.shape)
-    placed[batch.target] = torch.tensor([value for row in values for value in row])
-    return placed
-
-
-def _check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:
-    field = f"{side}_{name}"
-    value = row.get(field)
-    if value is None:
-        raise InputError(
-            f'{row["place"]}: the field "{field}" is missing, and this objective needs it'
-        )
-    if kind == "token" and (
-        not isinstance(value, list | tuple) or len(value) != len(row[f"{side}_ids"])
-    ):
-        length = len(value) if isinstance(value, list | tuple) else type(value).__name__
-        raise InputError(
-            f'{row["place"]}: "{field}" must be a list with one number for each of the '
-            f"{len(row[f'{side}_ids'])} completion tokens (end token included), got {length}"
-        )
-    numbers = value if isinstance(value, list | tuple) else [value]
-    for place, number in enumerate(numbers):
-        good = isinstance(number, int | float) and math.isfinite(number)
-        if not good or (name.endswith("weight") and number < 0):
-            bound = " and not negative" if name.endswith("weight") else ""
-            raise InputError(
-                f'{row["place"]}: "{field}" must be finite{bound}, got {number!r} at {place}'
-            )
-
-
-def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON lines file with their line numbers; empty lines are skipped."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}"
-            ) from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} must be a JSON object, got {line[:40]!r}")
-        found.append((number, row))
-    return found
-
-
-def _title(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "the rows given"
-
-
-def _numbered(source: Any) -> Iterable[tuple[str, dict[str, Any]]]:
-    if isinstance(source, str | Path):
-        for number, row in read_jsonl(source):
-            yield f"{source}, line {number}", row
-    else:
-        for number, row in enumerate(source):
-            yield f"row {number}", dict(row)
 
 
 def _texts(row: dict[str, Any], tokenizer: Any, place: str, as_chat: bool) -> dict[str, Any]:

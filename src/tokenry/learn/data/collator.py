@@ -1,0 +1,100 @@
+"""Dataset rows -> the fields of a TokenBatch -> the TokenBatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError
+from tokenry.learn.objective import PAIR_SIDES
+
+
+@dataclass(frozen=True)
+class PreferenceCollator:
+    """Dataset rows -> the fields of a TokenBatch: a block of rows for each side.
+
+    sides: which completions, in this order; none makes a batch of prompts, left-padded, for
+    rollouts. columns: "token.NAME" and "row.NAME", which become "column.NAME" [rows, T], [rows].
+    `reference_logprob` is there when the rows carry precomputed log-probabilities.
+    """
+
+    pad_id: int
+    padding_side: Literal["left", "right"] = "right"
+    sides: tuple[str, ...] = PAIR_SIDES
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, sides: Sequence[str] = PAIR_SIDES, columns: Sequence[str] = ()
+    ) -> PreferenceCollator:
+        pad_id = tokenizer.pad_token_id
+        known = next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0)
+        return cls(known, sides=tuple(sides), columns=tuple(columns))
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        if not self.sides:
+            prompts = TokenBatch.from_ids(
+                [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
+            )
+            return {"prompts": prompts.ids, "prompts_attention": prompts.attention}
+        ids, targets = [], []
+        for side in self.sides:
+            for row in rows:
+                prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
+                ids.append([*prompt, *completion])
+                targets.append([False] * len(prompt) + [True] * len(completion))
+        batch = TokenBatch.from_ids(
+            ids,
+            targets,
+            pad_id=self.pad_id,
+            padding_side=self.padding_side,
+            group=[*range(len(rows))] * len(self.sides),
+        )
+        assert batch.group is not None
+        fields = {
+            "ids": batch.ids,
+            "attention": batch.attention,
+            "target": batch.target,
+            "group": batch.group,
+        }
+        for column in self.columns:
+            kind, name = column.split(".", 1)
+            values = [row[f"{side}_{name}"] for side in self.sides for row in rows]
+            fields[f"column.{name}"] = (
+                _per_token(values, batch, name) if kind == "token" else torch.tensor(values).float()
+            )
+        references = [f"reference_{side}_logprob" for side in self.sides]
+        if all(row.get(name) is not None for row in rows for name in references):
+            logprobs = [row[name] for name in references for row in rows]
+            fields["reference_logprob"] = _per_token(logprobs, batch, "reference_logprob")
+        return fields
+
+
+def batch_of(fields: dict[str, Any]) -> TokenBatch:
+    """The TokenBatch of a collator's fields."""
+    columns = {
+        name.removeprefix("column."): value
+        for name, value in fields.items()
+        if name.startswith("column.")
+    }
+    return TokenBatch(
+        fields["ids"], fields["attention"], fields["target"], fields.get("group"), columns
+    )
+
+
+def _per_token(values: Sequence[Sequence[float]], batch: TokenBatch, name: str) -> Tensor:
+    """Numbers of completion tokens at their places, [rows, T]; 0 elsewhere."""
+    for row, count in zip(values, batch.target.sum(-1).tolist(), strict=True):
+        if len(row) != count:
+            raise InputError(
+                f"{len(row)} values of {name} for {count} completion tokens: they were made with "
+                "another tokenizer or maximum length"
+            )
+    placed = torch.zeros(batch.shape)
+    placed[batch.target] = torch.tensor([value for row in values for value in row])
+    return placed
