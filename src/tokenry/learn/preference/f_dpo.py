@@ -28,6 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
@@ -42,8 +43,8 @@ def f_dpo_loss(
     chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float, divergence: FDivergence
 ) -> Tensor:
     """Loss of each pair, [B], from the sequence log-ratios log t of both sides, [B] each."""
-    rewards = (divergence.derivative(side) for side in (chosen_log_ratio, rejected_log_ratio))
-    chosen, rejected = rewards
+    sides = map(full_precision, (chosen_log_ratio, rejected_log_ratio))
+    chosen, rejected = map(divergence.derivative, sides)
     return pair_loss(beta * (chosen - rejected))
 
 
