@@ -571,9 +571,11 @@ def test_combinations_that_cannot_work(refused, model):
     assert "share" in refused(*base, "--cache", "h2o:7.5")
     assert "--against" in refused("inspect", "x", "-m", model, "-s", "divergence")
     assert "temperature" in refused(*base, "-t", "-1")
-    assert "--particles" in refused(*base, "--particles", 0)
+    for wrong in (0, 1_000_000_000):
+        assert "--particles" in refused(*base, "-p", wrong)
     assert "at least 1" in refused(*base, "-n", 0)
-    assert "attempts" in refused("tokenize", "x", "-m", model, "--stochastok", "-1")
+    for wrong in ("-1", "inf", "1e9"):
+        assert "attempts" in refused("tokenize", "x", "-m", model, "--stochastok", wrong)
 
 
 def test_no_traceback_unless_asked_for(run, monkeypatch):

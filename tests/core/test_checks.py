@@ -23,7 +23,7 @@ def test_an_interval_means_what_it_means_in_mathematics(interval, inside, outsid
     for value in inside:
         in_range("x", value, interval)
     for value in outside:
-        with pytest.raises(InputError, match="x is .*must be a number in"):
+        with pytest.raises(InputError, match=r"x is .*must be a number in"):
             in_range("x", value, interval)
 
 

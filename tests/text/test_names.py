@@ -71,6 +71,27 @@ def test_a_name_that_stops_too_early_is_forgotten_where_it_stops():
     assert [n for n, label in enumerate(mask) if label] == [10]
 
 
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([(0, 7), (7, 9), (9, 10), (10, 10)], [0, 0, 0, 2]),  # the end mark covers no character
+        ([(0, 7), (7, 9), (9, 10)], [0, 0, 2]),  # no token behind: the name's own last one
+        ([(0, 7), (7, 10), (10, 10), (10, 10)], [0, 0, 2, 0]),
+    ],
+)
+def test_a_name_that_stops_too_early_at_the_end_of_the_text_is_forgotten(offsets, expected):
+    spans = REGISTRY.classify("import num")
+    mask = tri_mask(offsets, spans, forget="first_divergent", registry=REGISTRY)
+    assert mask == expected
+
+
+def test_a_token_that_reaches_beyond_a_name_that_stops_too_early_is_where_it_stops():
+    spans = REGISTRY.classify("import num\nx")
+    offsets = [(0, 7), (7, 9), (9, 11), (11, 12)]
+    mask = tri_mask(offsets, spans, forget="first_divergent", registry=REGISTRY)
+    assert mask == [0, 0, 2, 0]
+
+
 @given(st.text(alphabet="imporfn tpsal,=.-_\n`", max_size=60))
 def test_any_text_can_be_read(text):
     for span in REGISTRY.classify("import " + text):

@@ -61,7 +61,22 @@ def test_whole_words_fall_back_to_a_shorter_needle_that_is_one():
         (5, 7, "py"),
         (8, 10, "py"),
     ]
-    assert find_spans("a.b", ["a", "a."], whole_words=True) == [(0, 1, "a")]
+    assert find_spans("ab.b", ["ab.b c", "ab"], whole_words=True) == [(0, 2, "ab")]
+
+
+@pytest.mark.parametrize(
+    ("text", "needle", "places"),
+    [
+        ("here we require re, re.", "re", [16, 20]),
+        ("import re", " re", [6]),
+        ("x = f(re(1), more(1))", "re(", [6]),
+        ("use --re=1", "--re", [4]),
+        ("東京の京", "京", [1, 3]),  # scripts without spaces have a boundary at every character
+        ("caf\u00e9 cafe\u0301 cafe", "cafe", [11]),  # an accent of its own belongs to the word
+    ],
+)
+def test_whole_words_are_those_between_boundaries(text, needle, places):
+    assert [start for start, _, _ in find_spans(text, [needle], whole_words=True)] == places
 
 
 def test_needles_are_texts_and_not_patterns():

@@ -225,7 +225,46 @@ def test_collator_expands_labels_and_masks_with_their_tokens(tiny_tokenizer):
     assert expanded["source"] == "a note"
 
 
-@pytest.mark.parametrize("wrong", [{"p": -0.1}, {"p": float("nan")}, {"max_splits": -1}])
+def test_collator_keeps_fields_as_they_are_and_leaves_texts_alone(tiny_tokenizer):
+    """Fractional weights stay fractions; a text or mapping may be as long as the ids by chance."""
+    wrapped = StochasTok(p=3.0).wrap(tiny_tokenizer)
+    ids = tiny_tokenizer("there is a theory")["input_ids"]
+    example = {
+        "input_ids": torch.tensor(ids),
+        "weight": [0.25 + n for n in range(len(ids))],
+        "score": torch.arange(len(ids)) / 8,
+        "name": "x" * len(ids),
+        "about": dict.fromkeys(range(len(ids)), "y"),
+        "prompt": [1.5],
+    }
+    [expanded] = wrapped.collator(lambda features: features)([example])
+    count = len(expanded["input_ids"])
+    assert count > len(ids)
+    assert [len(expanded[name]) for name in ("weight", "score")] == [count, count]
+    assert set(expanded["weight"]) == set(example["weight"])
+    assert set(expanded["score"]) == set(example["score"].tolist())
+    assert all(expanded[name] == example[name] for name in ("name", "about", "prompt"))
+
+
+def test_collator_refuses_labels_that_are_not_one_per_token(tiny_tokenizer):
+    collator = StochasTok().wrap(tiny_tokenizer).collator(list)
+    with pytest.raises(InputError, match="labels"):
+        collator([{"input_ids": [1, 2, 3], "labels": [1, 2]}])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"p": -0.1},
+        {"p": float("nan")},
+        {"p": float("inf")},
+        {"p": 1e9},
+        {"max_splits": -1},
+        {"max_splits": 1.5},
+        {"seed": -1},
+        {"seed": 2**63},
+    ],
+)
 def test_impossible_parameters_are_refused(wrong):
     with pytest.raises(InputError):
         StochasTok(**wrong)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from tokenry.app.terminal import load
 from tokenry.core import registry
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import Role
 
@@ -25,8 +26,7 @@ def methods(
 ) -> tuple[Any, Any, Any]:
     """The sampler, the drafter and the cache policy asked for (None: not asked for);
     combinations that cannot work say so."""
-    if particles < 1:
-        raise InputError(f"--particles is {particles}: it must be at least 1")
+    in_range("--particles", particles, "[1, 4096]", integer=True)
     proposed = proposal is not None or proposal_model is not None
     if proposed and (sampler or "").partition(":")[0] != "guard":
         raise InputError("a proposal is of --sampler guard: give that as well")

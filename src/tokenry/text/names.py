@@ -144,21 +144,37 @@ def tri_mask(
     than to a valid one. forget: "first_divergent" (needs the registry) forgets a hallucinated name
     from the first character where no valid name continues, and ignores what stands before it; a
     name that only stops too early ("num" of "numpy") is forgotten where it stops: in the token
-    behind it.
+    behind it, which may be the end of the text, or without one in its own last token.
     """
     if forget not in ("whole", "first_divergent"):
         raise UnknownNameError("forget mode", forget, ("whole", "first_divergent"))
     if forget == "first_divergent" and registry is None:
         raise InputError('forget="first_divergent" compares with valid names: pass the registry')
-    labelled = []
+    labelled, stopping = [], []
     for span in spans:
         if span.valid:
             labelled.append((span.start, span.end, RETAIN))
+            continue
+        shared = registry.shared_prefix(span.name) if registry and forget != "whole" else 0
+        if shared == len(span.name):
+            stopping.append(_stop(offsets, span))
         else:
-            shared = registry.shared_prefix(span.name) if registry and forget != "whole" else 0
-            stops_early = shared == len(span.name)
-            labelled.append((span.start + shared, span.end + stops_early, FORGET))
-    return token_labels(offsets, labelled, IGNORE, rule="max")
+            labelled.append((span.start + shared, span.end, FORGET))
+    labels = token_labels(offsets, labelled, IGNORE, rule="max")
+    for token in stopping:
+        if token is not None:
+            labels[token] = FORGET
+    return labels
+
+
+def _stop(offsets: Offsets, span: NameSpan) -> int | None:
+    """The token that ends a name: the first that reaches beyond it or stands behind it (an end
+    mark covers no character), else the name's last one. None where no token covers the name."""
+    own = [n for n, (start, end) in enumerate(offsets) if start < span.end and end > span.start]
+    if not own:
+        return None
+    behind = range(own[-1] + 1, len(offsets))
+    return own[-1] if offsets[own[-1]][1] > span.end or not behind else behind[0]
 
 
 def _same(name: str) -> str:

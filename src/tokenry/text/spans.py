@@ -18,6 +18,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.text.word_boundaries import boundaries
 
 Label = TypeVar("Label")
 Offsets = Sequence[tuple[int, int]]
@@ -61,21 +62,26 @@ def find_spans(
 
     At each place the longest needle counts, and an occurrence that lies inside another one does
     not: "numpy" is not found in "numpy_financial" when both are needles. Occurrences may overlap
-    otherwise. whole_words: no letter, digit or underscore may stand right before or behind.
+    otherwise. whole_words: only between word boundaries (`text.word_boundaries`), so that "re" is
+    not found in "here", but "re(" is in "re(x", and "京" in "東京", which has no spaces.
     """
     longest_first = sorted(set(needles), key=lambda needle: (-len(needle), needle))
     if "" in longest_first:
         raise InputError("an empty text occurs everywhere: leave empty needles out")
     if not longest_first:
         return []
-    choices = "|".join(re.escape(needle) for needle in longest_first)
-    pattern = rf"(?<!\w)(?:{choices})(?!\w)" if whole_words else choices
+    allowed = boundaries(text) if whole_words else [True] * (len(text) + 1)
+    anywhere = "|".join(re.escape(needle) for needle in longest_first)
     found, reached = [], 0
-    for match in re.finditer(f"(?=({pattern}))", text):  # a lookahead, to meet overlapping ones
-        start, end = match.span(1)
-        if end > reached:
-            found.append((start, end, match[1]))
-            reached = end
+    for match in re.finditer(f"(?={anywhere})", text):  # a lookahead, to meet overlapping ones
+        start = match.start()
+        for needle in longest_first if allowed[start] else ():
+            end = start + len(needle)
+            if text.startswith(needle, start) and allowed[end]:
+                if end > reached:
+                    found.append((start, end, needle))
+                    reached = end
+                break
     return found
 
 

@@ -14,12 +14,13 @@ section 3. Ours: special and added tokens are neither split nor produced, and wh
 entries have the same bytes the split uses the ordinary one with the lowest id.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import tokenizer as registered
 from tokenry.text.vocabulary import BYTE_FALLBACK, token_bytes
@@ -100,9 +101,11 @@ def split_tokens(
 class StochasTok:
     """Stochastic splits for any fast tokenizer: `StochasTok(p=0.1).wrap(tokenizer)(texts)`.
 
-    p: attempts per token, >= 0; the paper's default is 0.1, so a text grows by at most a tenth.
-    max_splits: cap on the successful splits of one text. seed: of the wrapped tokenizer's own
-    stream of draws, used when a call brings no generator. InputError for a negative p or cap.
+    p: attempts per token, in [0, 100]; the paper's default is 0.1, so a text grows by at most a
+        tenth. 100 leave hardly a token that could be split any further.
+    max_splits: cap on the successful splits of one text, a whole number >= 0; None for no cap.
+    seed: of the wrapped tokenizer's own stream of draws, used when a call brings no generator; a
+        whole number in [0, 9e18].
     """
 
     p: float = 0.1
@@ -110,10 +113,9 @@ class StochasTok:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.p >= 0:
-            raise InputError(f"p={self.p} must be a number of attempts per token, 0 or more")
-        if self.max_splits is not None and self.max_splits < 0:
-            raise InputError(f"max_splits={self.max_splits} must be 0 or more, or None for no cap")
+        within(self, "[0, 100]", "p")
+        within(self, "[0, inf)", "max_splits", integer=True, optional=True)
+        within(self, "[0, 9e18]", "seed", integer=True)
 
     def wrap(self, tokenizer: Any) -> "StochasticTokenizer":
         """`tokenizer` with this method's splits. VocabularyError if its bytes are unknown."""
@@ -199,8 +201,9 @@ class StochasticTokenizer:
 class StochasTokCollator:
     """A data collator that expands every example before `base` pads and batches them.
 
-    Fields as long as `input_ids` (labels, masks, target) follow their tokens: both parts of a
-    split token take its value, labels take the parts' ids where they held the token's own id.
+    Lists and arrays as long as `input_ids` (labels, masks, weights) follow their tokens: both parts
+    of a split token take its value as it is, labels take the parts' ids where they held the token's
+    own id. Texts and mappings are of the whole example and stay.
     Expand on the fly this way, or once with `expand`, in both cases before the text is cut into
     blocks.
     """
@@ -215,14 +218,22 @@ class StochasTokCollator:
         ids = [int(v) for v in feature["input_ids"]]
         new, origin = self.wrapped._split(ids, None)
         for name, values in feature.items():
-            if name == "input_ids" or not hasattr(values, "__len__") or len(values) != len(ids):
-                continue
-            feature[name] = [int(values[source]) for source in origin]
+            if name != "input_ids" and _per_token(values, len(ids)):
+                values = values.tolist() if hasattr(values, "tolist") else values
+                feature[name] = [values[source] for source in origin]
         if "labels" in feature:
-            # -100 marks what is not learned
             kept = feature["labels"]
+            if not _per_token(kept, len(new)):
+                raise InputError(f"labels must be as many as the {len(ids)} input_ids")
+            # -100 marks what is not learned
             feature["labels"] = [
                 token if label == ids[source] else label
                 for token, label, source in zip(new, kept, origin, strict=True)
             ]
         return feature | {"input_ids": new}
+
+
+def _per_token(values: Any, length: int) -> bool:
+    """Whether a field holds one value for each of so many tokens."""
+    whole = isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__")
+    return not whole and len(values) == length

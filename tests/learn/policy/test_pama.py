@@ -1,11 +1,14 @@
 """PAMA: the scalar min-norm problem against brute force, and the gradient it leaves."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
@@ -202,17 +205,59 @@ def test_every_value_head_learns_its_own_returns():
         goal.prepare(batch.with_columns(reward=torch.zeros(6, 3)), own, frozen, parts=parts)
 
 
-@settings(max_examples=10)
-@given(st.integers(0, 1000))
-def test_mgda_is_the_shortest_vector_in_the_hull(seed):
+def nearest_norm(gradients):
+    """The distance of 0 from the gradients' hull, by another way: the u >= 0 that minimise
+    |G' u|^2 + (sum u - 1)^2 point to the nearest point, whatever their sum."""
+    scale = max(float(gradients.abs().max()), 1e-300)
+    rows = np.vstack([gradients.numpy().T / scale, np.ones(len(gradients))])
+    weights, _ = nnls(rows, np.eye(len(rows))[-1])
+    return float((torch.tensor(weights / weights.sum()) @ gradients).norm()), scale
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 10),
+    st.integers(1, 12),
+    st.sampled_from(["far", "around", "flat", "twice"]),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+)
+def test_mgda_is_the_shortest_vector_in_the_hull(seed, n, d, kind, size):
+    """Far from 0, with 0 inside, of low rank, with equal gradients; of any size."""
     generator = torch.Generator().manual_seed(seed)
-    gradients = torch.randn(2, 5, generator=generator, dtype=torch.float64)
-    best = (mgda_weights(gradients) @ gradients).norm()
-    line = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None]
-    assert best <= (line * gradients[0] + (1 - line) * gradients[1]).norm(dim=1).min() + 1e-9
-    third = gradients.mean(0, keepdim=True)  # in the hull already: nothing shorter appears
-    three = torch.cat([gradients, third])
-    assert float((mgda_weights(three) @ three).norm()) == pytest.approx(float(best), abs=1e-2)
+    gradients = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    if kind == "far":
+        gradients = gradients + 1
+    elif kind == "flat":
+        gradients = gradients[:, :1] * gradients[:1]
+    elif kind == "twice":
+        gradients = torch.cat([gradients, gradients])
+    gradients = gradients * size
+    weights = mgda_weights(gradients)
+    assert (weights >= 0).all()
+    assert float(weights.sum()) == pytest.approx(1.0)
+    expected, scale = nearest_norm(gradients)
+    assert float((weights @ gradients).norm()) <= expected + 1e-9 * scale
+
+
+def test_mgda_of_eight_objectives_is_exact():
+    """Three long gradients point one way and five short ones another: slow for Frank-Wolfe."""
+    generator = torch.Generator().manual_seed(8)
+    gradients = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+    gradients = gradients * torch.logspace(0, 3, 8, dtype=torch.float64)[:, None] + 0.3
+    weights = mgda_weights(gradients)
+    nearest = weights @ gradients
+    # nothing in the hull makes a smaller product with it: the condition of optimality
+    assert float((gradients @ nearest).min()) >= float(nearest @ nearest) * (1 - 1e-9) - 1e-12
+    assert float(nearest.norm()) == pytest.approx(nearest_norm(gradients)[0], abs=1e-6)
+
+
+def test_mgda_weights_of_one_and_of_half_precision_gradients():
+    assert mgda_weights(torch.ones(1, 3)).tolist() == [1.0]
+    assert mgda_weights(torch.zeros(2, 3)).sum() == 1
+    half = mgda_weights(torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert half.tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_bad_input_is_refused():
@@ -220,6 +265,10 @@ def test_bad_input_is_refused():
         PAMA(scope="row")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="per reward"):
         min_norm_scalars(torch.tensor(1.0))
+    with pytest.raises(ShapeError, match=r"\[n, d\]"):
+        mgda_weights(torch.zeros(3))
+    with pytest.raises(InputError, match="finite"):
+        mgda_weights(torch.full((2, 2), math.nan))
 
 
 def test_is_filed_under_its_paper():

@@ -196,6 +196,27 @@ def test_optimal_policy_beats_every_neighbour(kind, beta):
             assert (gain((1 - step) * optimum + step * other) <= best + 1e-9).all()
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [*KINDS, SQUARED_HELLINGER, JENSEN_SHANNON, REVERSE_CHI_SQUARED],
+    ids=lambda kind: kind.name,
+)
+@pytest.mark.parametrize("beta", [0.3, 3.0])
+@pytest.mark.parametrize("worth", [-2.0, 2.5], ids=["poor", "best"])
+def test_an_outcome_that_the_reference_excludes_is_the_limit_of_a_rare_one(kind, beta, worth):
+    """Also where it has the best reward: under some divergences it then takes what is left."""
+    reward = torch.tensor([0.5, -1.0, worth, 1.0, worth], dtype=torch.float64)
+    excluding = torch.tensor([0.2, 0.5, 0.0, 0.3, 0.0], dtype=torch.float64)
+    found = optimal_policy(excluding.log(), reward, beta=beta, divergence=kind).exp()
+    # The reverse KL's limit is slow: exp(3.5 / 0.3) times 1e-12 may still be seen.
+    rare = excluding.clamp_min(1e-60 if kind is REVERSE_KL else 1e-12)
+    near = optimal_policy(rare.log(), reward, beta=beta, divergence=kind).exp()
+    torch.testing.assert_close(found, near, atol=2e-4, rtol=0)
+    torch.testing.assert_close(found.sum(), torch.ones((), dtype=torch.float64))
+    if kind is REVERSE_KL or worth < 0:
+        assert (found[[2, 4]] == 0).all()
+
+
 def test_optimal_policy_under_the_reverse_kl_is_the_exponential_tilt():
     reference, reward = torch.randn(2, 7, generator=torch.Generator().manual_seed(3))
     found = optimal_policy(reference, reward, beta=0.5, divergence=REVERSE_KL)
@@ -229,6 +250,11 @@ def test_wrong_names_and_shapes_are_errors_that_speak():
         optimal_policy(torch.zeros(3), torch.zeros(2), beta=1.0, divergence=REVERSE_KL)
     with pytest.raises(InputError, match="beta"):
         optimal_policy(torch.zeros(2), torch.zeros(2), beta=0.0, divergence=REVERSE_KL)
+    nothing, infinite = torch.full((2,), -math.inf), torch.tensor([0.0, math.inf])
+    with pytest.raises(InputError, match="every outcome"):
+        optimal_policy(nothing, torch.zeros(2), beta=1.0, divergence=REVERSE_KL)
+    with pytest.raises(InputError, match="finite"):
+        optimal_policy(torch.zeros(2), infinite, beta=1.0, divergence=REVERSE_KL)
 
 
 def test_is_filed_under_its_paper():

@@ -209,7 +209,8 @@ def test_the_weight_of_a_field_reaches_every_token_that_overlaps_its_value():
 
 def test_tokens_differ_place_by_place_without_alignment():
     assert difference_weights([1, 2, 3], [1, 9, 3], 1.2) == [1.0, 1.2, 1.0]
-    assert difference_weights([1, 2, 3], [2, 3], 1.5) == [1.5, 1.5, 1.5]
+    assert difference_weights([1, 2, 3], [2, 3], 1.5) == [1.5, 1.5, 1.0]  # up to the shorter end
+    assert difference_weights([], [2, 3], 1.5) == []
     assert difference_weights([2, 3], [2, 3, 4], 1.5) == [1.0, 1.0]
 
 

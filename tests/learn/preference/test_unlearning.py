@@ -198,6 +198,16 @@ def test_masks_of_named_texts(tiny_tokenizer):
     assert found["chosen_tri"][-1] == found["rejected_tri"][-1] == 0  # the end token
 
 
+def test_texts_to_forget_are_whole_words(tiny_tokenizer):
+    row = {"chosen": "a cat", "rejected": "here we require re", "forget": ["re"]}
+    [row] = rows_for(tiny_tokenizer, {**row, "retain": ["a cat"]})
+    found = AdaptiveUnlearning().annotate([row], Annotation(tiny_tokenizer))[0]
+    assert marked(tiny_tokenizer, found, "rejected", 2) == "re"
+    assert found["rejected_tri"].index(2.0) > len(found["rejected_tri"]) / 2
+    with pytest.raises(InputError, match="list"):
+        AdaptiveUnlearning().annotate([{**row, "forget": "re"}], Annotation(tiny_tokenizer))
+
+
 def test_masks_of_plain_pairs_are_where_they_differ(tiny_tokenizer):
     rows = rows_for(tiny_tokenizer, {"chosen": "the cat sat", "rejected": "the dog sat"})
     found = AdaptiveUnlearning().annotate(rows, SimpleNamespace())[0]

@@ -1,6 +1,7 @@
 """The serving cluster against closed forms: one request alone, queues with a known mean, work that
 is neither lost nor made."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -260,6 +261,27 @@ def test_the_result_is_a_table():
         "prompt_machine", "token_machine",
     ]  # fmt: skip
     assert len(table) == 2
+
+
+def test_a_machine_that_only_reads_needs_memory_for_the_prompt_alone():
+    trace = requests((0, 100, 400), (0.3, 120, 1))
+    small, large = Pool(PHASES, 1, "prompt", 120), Pool(PHASES, 1, "token", 500)
+    smaller, cramped = replace(large, room=499), replace(small, room=119)
+    for policy in (SplitPools(), MixedPools()):
+        served = simulate(trace, Cluster((small, large), KV, LINK), policy)
+        assert np.isfinite(served.e2e).all()
+        assert served.prompt_machine[0] == 0
+        assert served.token_machine[0] == 1
+        with pytest.raises(InputError, match=r"500 tokens does not fit .* holds 499"):
+            simulate(trace, Cluster((small, smaller), KV, LINK), policy)
+    with pytest.raises(InputError, match=r"120 tokens does not fit .* holds 119"):
+        simulate(trace, Cluster((cramped, large), KV, LINK), SplitPools())
+
+
+def test_large_requests_go_to_the_machines_that_hold_them():
+    cluster = Cluster((Pool(PHASES, 2, room=150), Pool(PHASES, 1, room=2000)), KV, LINK)
+    served = simulate(requests((0, 100, 3), (0.01, 900, 3), (0.02, 900, 3)), cluster, SharedPool())
+    assert served.token_machine.tolist() == [0, 2, 2]
 
 
 def test_what_cannot_be_served_is_refused():

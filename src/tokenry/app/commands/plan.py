@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.terminal import AsJson, Seed, load, print_json, progress, results
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
 
 HERE = "here"
@@ -101,12 +102,11 @@ def plan(
 
     [cyan]tokenry plan --rate 0.2 --model smollm2 --machines here --trace mine.csv --json[/]
     """
-    if rate is not None and not rate > 0:
-        raise InputError(f"--rate is {rate:g}: it must be more than 0 requests per second")
+    in_range("--rate", rate, "(0, inf)", optional=True)
     if (model is None) == (model_size is None):
         raise InputError("give --model-size (such as 70B) or --model, one of them")
-    if requests is not None and requests < 50:
-        raise InputError(f"--requests is {requests}: percentiles need at least 50")
+    # percentiles need 50; a million take minutes for every cluster that is tried
+    in_range("--requests", requests, "[50, 1000000]", integer=True, optional=True)
     measure, budget = objective(minimise, budget_cost, budget_power, budget_count)
 
     from tokenry.model.serving import phases, planner
@@ -183,8 +183,7 @@ def objective(
     if not given:
         return minimise, None
     name, value = next(iter(given.items()))
-    if not value > 0:
-        raise InputError(f"--budget-{name} is {value:g}: it must be more than 0")
+    in_range(f"--budget-{name}", value, "(0, inf)")
     return name, float(value)
 
 
@@ -202,11 +201,11 @@ def machine_of(name: str, prices: list[str]) -> Any:
         wanted, _, value = price.partition("=")
         if wanted == name:
             try:
-                found = replace(found, cost=float(value))
+                cost = float(value)
             except ValueError:
                 raise InputError(f"--price {price}: it must look like A100=17.6") from None
-            if not found.cost > 0:
-                raise InputError(f"--price {price}: it must be more than 0")
+            in_range(f"--price {wanted}", cost, "(0, inf)")
+            found = replace(found, cost=cost)
     return found
 
 
@@ -214,7 +213,7 @@ def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) 
     from tokenry.model.serving.trace import LENGTHS, poisson_trace, read_trace
 
     if trace in LENGTHS:
-        count = requests or min(max(1000, int(60 * (rate or 30))), 20_000)
+        count = requests or int(min(max(1000, 60 * (rate or 30)), 20_000))
         return poisson_trace(rate or 1.0, trace, count, seed)
     if not Path(trace).is_file() and not trace.endswith(".csv"):
         raise UnknownNameError("trace", trace, [*LENGTHS, "FILE.csv"])

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.terminal import AsJson, Model, Seed, load, print_json, read_text, results
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
 
@@ -42,8 +43,8 @@ def tokenize(
     content = read_text(file or "-") if file or text == "-" else text or ""
     if not content:
         raise InputError("there is nothing to tokenize in an empty text")
-    if stochastok is not None and not stochastok >= 0:
-        raise InputError(f"--stochastok is {stochastok}: it is attempts per token, 0 or more")
+    if stochastok is not None:
+        in_range("--stochastok (attempts per token)", stochastok, "[0, 100]")
     tokenizer = load(model).tokenizer
     found = tokens(tokenizer, content, stochastok, seed)
     if as_json:

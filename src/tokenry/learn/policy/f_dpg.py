@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError
@@ -53,7 +54,7 @@ def f_dpg_loss(policy_logprob: Tensor, proposal_logprob: Tensor, advantage: Tens
 @torch.no_grad()
 def pseudo_reward(policy_logprob: Tensor, log_target: Tensor, divergence: FDivergence) -> Tensor:
     """R, [B], from log pi(x) and log p(x) = log P(x) - log Z, -inf where p is 0."""
-    return -divergence.derivative(policy_logprob - log_target)
+    return -divergence.derivative(full_precision(policy_logprob) - full_precision(log_target))
 
 
 @objective("f-dpg", paper=171)

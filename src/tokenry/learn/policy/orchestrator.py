@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.files import replacing
@@ -106,7 +107,7 @@ def reward_profile_targets(
         raise ShapeError(f"scores must be [N, K], one per reward; got {[*scores.shape]}")
     if not tau > 0:
         raise InputError(f"tau must be positive, got {tau}")
-    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = full_precision(scores)
     if stats is None:
         stats = RewardStats(scores.mean(0), scores.std(0, correction=0))
     return (stats.normalise(scores) / tau).softmax(-1), stats
@@ -114,7 +115,7 @@ def reward_profile_targets(
 
 def orchestrator_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean KL(targets || softmax(logits)) over the rows of [N, K]; 0 when they agree."""
-    logprob = logits.log_softmax(-1)
+    logprob, targets = full_precision(logits).log_softmax(-1), full_precision(targets)
     return (torch.special.xlogy(targets, targets) - targets * logprob).sum(-1).mean()
 
 

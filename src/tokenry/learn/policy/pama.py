@@ -24,6 +24,7 @@ extreme pair), whitening before Noon, and what counts as clipped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -225,28 +226,47 @@ class PAMA:
 
 
 @torch.no_grad()
-def mgda_weights(gradients: Tensor, steps: int = 200) -> Tensor:
-    """What PAMA avoids: argmin over the simplex of || sum_i c_i g_i ||, for gradients [n, d].
+def mgda_weights(gradients: Tensor) -> Tensor:
+    """What PAMA avoids: argmin over the simplex of || sum_i c_i g_i ||, [n], of gradients [n, d].
 
-    Two gradients in closed form, more by Frank-Wolfe with exact line search.
+    The point of a polytope that is nearest to 0, exactly, by Wolfe's active-set method (Finding the
+    Nearest Point in a Polytope, 1976): a few linear systems of at most n unknowns, in float64.
+    Where several weights give that point, one of them. Raises ShapeError and InputError.
     """
-    products = gradients @ gradients.T
-    n = len(products)
-    if n == 2:
-        gap = products[0, 0] + products[1, 1] - 2 * products[0, 1]
-        first = ((products[1, 1] - products[0, 1]) / gap.clamp_min(1e-30)).clamp(0, 1)
-        return torch.stack([first, 1 - first])
-    weights = torch.full((n,), 1.0 / n, dtype=products.dtype)
-    for _ in range(steps):
-        slope = products @ weights
-        corner = torch.zeros_like(weights)
-        corner[slope.argmin()] = 1.0
-        towards = corner - weights
-        curvature = towards @ products @ towards
-        if curvature <= 0:
+    if gradients.ndim != 2 or not len(gradients):
+        raise ShapeError(f"gradients must be [n, d] with n >= 1, got {[*gradients.shape]}")
+    if not bool(gradients.isfinite().all()):
+        raise InputError("gradients must be finite to be balanced")
+    # ||G' c|| = ||R c|| with the QR factor R of G': columns of at most n numbers instead of d
+    points = torch.linalg.qr(gradients.detach().double().cpu().T, mode="r").R
+    largest = points.norm(dim=0).max()
+    active = [int(points.norm(dim=0).argmin())]
+    weights = torch.zeros(points.shape[1], dtype=torch.float64)
+    weights[active] = 1.0
+    for _ in range(100 * len(weights)):  # far more than it takes: every round lowers the norm
+        nearest = points @ weights
+        # optimal when no point lies nearer to 0 than `nearest` does, along `nearest`
+        along = points.T @ nearest
+        best = int(along.argmin())
+        if best in active or along[best] >= along @ weights - 1e-13 * largest * nearest.norm():
             break
-        weights = weights + (-(towards @ slope) / curvature).clamp(0, 1) * towards
-    return weights
+        active.append(best)
+        while True:
+            # the nearest point to 0 of the plane through the active points
+            first, others = points[:, active[:1]], points[:, active[1:]]
+            shares = torch.linalg.lstsq(others - first, -first, driver="gelsd").solution[:, 0]
+            wanted = torch.cat([1 - shares.sum(0, keepdim=True), shares])
+            if bool((wanted > 0).all()):
+                weights[active] = wanted
+                break
+            # outside the polytope: go towards it until a weight is 0, and drop that point
+            current = weights[active]
+            falling = wanted <= 0
+            steps = torch.where(falling, current / (current - wanted), math.inf)
+            weights[active] = current + steps.min() * (wanted - current)
+            dropped = active.pop(int(steps.argmin()))
+            weights[dropped] = 0.0
+    return weights.to(gradients.device, full_precision(gradients).dtype)
 
 
 def _last_first(advantages: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
@@ -35,7 +36,7 @@ def weighted_reward(weights: Tensor, rewards: Tensor) -> Tensor:
         raise ShapeError(
             f"weights {[*weights.shape]} and rewards {[*rewards.shape]} must both be [B, K]"
         )
-    return (weights * rewards).sum(-1)
+    return (full_precision(weights) * full_precision(rewards)).sum(-1)
 
 
 @objective("pro", paper=141)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.errors import InputError, ShapeError
 
 Bound = float | Tensor
@@ -60,7 +61,7 @@ def clip_surrogate(
     lower, upper = _bounds(advantage, low, high, dual_clip)
     bounded = ratio.detach().maximum(lower).minimum(upper)
     inside = unclipped(ratio, advantage, low, high, dual_clip)
-    return torch.where(inside, ratio, bounded) * advantage.detach()
+    return torch.where(inside, ratio, bounded) * full_precision(advantage.detach())
 
 
 @torch.no_grad()
@@ -110,7 +111,7 @@ def _bounds(
     one for bad tokens."""
     if dual_clip is not None and dual_clip <= 1:
         raise InputError(f"dual_clip must be greater than 1, got {dual_clip}")
-    advantage = advantage.detach()
+    advantage = full_precision(advantage.detach())
     nothing = torch.full_like(advantage, float("-inf")), torch.full_like(advantage, float("inf"))
     most = nothing[1] if dual_clip is None else torch.full_like(advantage, dual_clip)
     lower = torch.where(advantage < 0, 1 - low + torch.zeros_like(advantage), nothing[0])

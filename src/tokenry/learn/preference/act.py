@@ -51,6 +51,7 @@ def rank_loss(
         raise ShapeError(
             f"scores and csr must be [N] alike, got {list(scores.shape)} and {list(csr.shape)}"
         )
+    scores = full_precision(scores)
     csr = csr.to(scores)
     group = torch.zeros_like(csr, dtype=torch.long) if group is None else group
     numbers, place = group.unique(return_inverse=True)

@@ -23,16 +23,15 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from tokenry.core.aggregate import per_sequence
+from tokenry.core.aggregate import full_precision, per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
 from tokenry.learn.preference.pairs import halves, token_log_ratios
-from tokenry.learn.preference.weighted import preference_loss
+from tokenry.learn.preference.weighted import pair_loss, preference_loss
 from tokenry.measure.critical_tokens import contrastive_estimation
 
 Reduction = Literal["sequence", "token"]
@@ -118,8 +117,9 @@ def positionwise_loss(batch: TokenBatch, rewards: Tensor) -> Tensor:
     beyond its end.
     """
     place = (batch.target.cumsum(-1) - 1).clamp_min(0)
+    rewards = full_precision(rewards)
     aligned = torch.zeros_like(rewards).scatter_add(1, place, rewards)  # 0 outside the target
     chosen, rejected = halves(aligned)
     length = torch.maximum(*halves(batch.target.sum(-1)))
     within = torch.arange(batch.shape[1], device=length.device) < length[:, None]
-    return per_sequence(-logsigmoid(chosen - rejected), within, "mean")
+    return per_sequence(pair_loss(chosen - rejected), within, "mean")

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
@@ -31,6 +31,7 @@ from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import blocks, sequence_sum, token_log_ratios
+from tokenry.learn.preference.weighted import pair_loss
 
 
 def d2o_loss(
@@ -42,7 +43,8 @@ def d2o_loss(
             f"anchors must be [K, B] and negatives [B], got {list(anchor_log_ratios.shape)} and "
             f"{list(negative_log_ratio.shape)}"
         )
-    return -logsigmoid(beta * anchor_log_ratios.mean(0) - alpha * negative_log_ratio)
+    anchors, negative = full_precision(anchor_log_ratios), full_precision(negative_log_ratio)
+    return pair_loss(beta * anchors.mean(0) - alpha * negative)
 
 
 @objective("d2o", paper=179)

@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
-from tokenry.learn.preference.weighted import preference_loss
+from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 
 def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
     """Loss of each pair, [B], from the sequence log-ratios R of both sides, [B] each."""
-    return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+    return pair_loss(beta * (full_precision(chosen_log_ratio) - full_precision(rejected_log_ratio)))
 
 
 @objective("dpo", paper=None)

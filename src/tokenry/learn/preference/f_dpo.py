@@ -28,7 +28,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
@@ -41,8 +43,8 @@ def f_dpo_loss(
     chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float, divergence: FDivergence
 ) -> Tensor:
     """Loss of each pair, [B], from the sequence log-ratios log t of both sides, [B] each."""
-    rewards = (divergence.derivative(side) for side in (chosen_log_ratio, rejected_log_ratio))
-    chosen, rejected = rewards
+    sides = map(full_precision, (chosen_log_ratio, rejected_log_ratio))
+    chosen, rejected = map(divergence.derivative, sides)
     return pair_loss(beta * (chosen - rejected))
 
 
@@ -65,6 +67,7 @@ class FDPO:
     at_reference: ClassVar[float] = math.log(2)
 
     def __post_init__(self) -> None:
+        within(self, "(0, inf)", "beta")
         kind = resolved(self.f_divergence)
         if not has_barrier(kind):
             raise InputError(
@@ -98,24 +101,42 @@ def optimal_policy(
     """log pi* [..., V], the maximiser of E_pi[r] - beta D(pi_ref || pi) over V outcomes; float64.
 
     pi* = pi_ref (g')^-1((r - c) / beta) with the c, found by bisection, that makes it sum to 1; an
-    outcome below the values of g' gets probability 0. Any divergence with an `inverse_derivative`.
+    outcome below the values of g' gets probability 0. One that the reference excludes costs
+    beta g'(inf) per unit of probability: where that is finite and its reward worth it, it takes
+    all that is left over (shared among equals), which is the limit of ever smaller pi_ref.
+
+    beta: in (0, inf). Rewards must be finite. Any divergence with an `inverse_derivative`.
     """
     if reference_logprob.shape != reward.shape:
         raise ShapeError(
             f"reference_logprob and reward must have one shape, got "
             f"{list(reference_logprob.shape)} and {list(reward.shape)}"
         )
-    if not beta > 0:
-        raise InputError(f"beta must be positive, got {beta}")
+    in_range("beta", beta, "(0, inf)")
+    if not bool(reward.isfinite().all()):
+        raise InputError("rewards must be finite; exclude outcomes by a reference_logprob of -inf")
+    excluded = reference_logprob == -math.inf
+    if bool(excluded.all(-1).any()):
+        raise InputError("a reference that excludes every outcome has no optimal policy")
     base, reward = reference_logprob.double().log_softmax(-1), reward.double()
 
     def policy(constant: Tensor) -> Tensor:
-        return base + divergence.inverse_derivative((reward - constant) / beta)
+        gained = divergence.inverse_derivative((reward - constant) / beta)
+        return torch.where(excluded, -math.inf, base + gained)
 
     # g'(1) = 0: at c = min r no outcome loses probability, at c = max r none gains any
-    low, high = reward.amin(-1, keepdim=True), reward.amax(-1, keepdim=True)
+    low = reward.masked_fill(excluded, math.inf).amin(-1, keepdim=True)
+    high = reward.masked_fill(excluded, -math.inf).amax(-1, keepdim=True)
     for _ in range(100):
         middle = (low + high) / 2
         too_much = policy(middle).logsumexp(-1, keepdim=True) > 0
         low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
-    return policy(high).log_softmax(-1)
+    # Excluded outcomes are worth r - beta g'(inf) each: c cannot be less.
+    dearest = divergence.derivative(torch.full_like(high, math.inf))
+    worth = torch.where(excluded, reward - beta * dearest, -math.inf)
+    floor = worth.amax(-1, keepdim=True)
+    found = policy(torch.maximum(high, floor))
+    left_over = -torch.expm1(found.logsumexp(-1, keepdim=True))
+    takes = (worth == floor) & (floor > high)
+    share = (left_over.clamp_min(0) / takes.sum(-1, keepdim=True).clamp_min(1)).log()
+    return torch.where(takes, share, found).log_softmax(-1)

@@ -3,6 +3,7 @@
     rho_t = log pi(y_t|s_t) / pi_ref(y_t|s_t)          k_t = KL( pi_ref(.|s_t) || pi(.|s_t) )
     h     = [ sum_t m_u(t) rho_t + m_d(t) k_t ] of y_w  -  the same of y_l
     loss  = -log sigmoid( beta h ) + l_u (|m_u(y_w)| + |m_u(y_l)|) + l_d (|m_d(y_w)| + |m_d(y_l)|)
+            with l_u / 2 and l_d / 2 where m_u and m_d are one mask
 
 y_w is the chosen and y_l the rejected completion, pi the policy, pi_ref the frozen reference; m_u
 and m_d >= 0 are one number per token, |m| their sum over a completion. Ones give TDPO1; the chosen
@@ -27,6 +28,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import UnknownNameError
 from tokenry.core.registry import objective
@@ -53,10 +55,11 @@ class SparsePO:
     beta: strength of the pull towards the reference, > 0; the paper uses 0.1 for dialogue and 0.8
         for sentiment and summaries. Larger beta gives sparser masks.
     masks: "independent" (two networks), "common" (m_d = m_u) or "activation" (MAPO).
-    reward_l1, kl_l1: l_u and l_d, >= 0; the paper's are 0, or 0.001 for common masks in dialogue.
-    layers: blocks that the masks read, "all" or "last". dropout: of the mask network.
+    reward_l1, kl_l1: l_u and l_d, finite and >= 0; the paper's are 0, or 0.001 each for common
+        masks in dialogue. One mask in both roles is penalised once: by (l_u + l_d) / 2.
+    layers: blocks that the masks read, "all" or "last". dropout: of the mask network, in [0, 1).
     parts_learning_rate: of the mask networks, which learn from nothing while the policy is being
-        tuned; None (the paper): the policy's own.
+        tuned, finite and > 0; None (the paper): the policy's own.
     """
 
     beta: float = 0.1
@@ -79,12 +82,16 @@ class SparsePO:
     parts_weight_decay: ClassVar[float] = 0.01
 
     def __post_init__(self) -> None:
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, inf)", "reward_l1", "kl_l1")
+        within(self, "[0, 1)", "dropout")
         if self.masks not in get_args(Masks):
             raise UnknownNameError("kind of masks", self.masks, get_args(Masks))
         if self.layers not in get_args(Layers):
             raise UnknownNameError("choice of layers", self.layers, get_args(Layers))
-        if self.parts_learning_rate is not None:  # YAML reads 1e-3 as a text
+        if isinstance(self.parts_learning_rate, str):  # YAML reads 1e-3 as a text
             object.__setattr__(self, "parts_learning_rate", float(self.parts_learning_rate))
+        within(self, "(0, inf)", "parts_learning_rate", optional=True)
 
     def parts(self, model: Any) -> nn.ModuleDict:
         names = {"independent": ("reward", "kl"), "common": ("reward",), "activation": ()}
@@ -110,6 +117,7 @@ class SparsePO:
             kl_mask = reward_mask
             if self.masks == "independent":
                 kl_mask = learned(batch, policy, reference, parts=network("kl"))
+        shared = self.masks == "common"  # its norm stands in both sums
         margin = masked_kl(batch, policy, kl_mask)
         result = preference_loss(
             batch, policy, reference, beta=self.beta, weight=reward_mask, margin=margin
@@ -120,7 +128,8 @@ class SparsePO:
         ):
             chosen, rejected = halves(sequence_sum(mask, batch))
             if strength:
-                result = add_terms(result, **{f"mask/{name}_l1": strength * (chosen + rejected)})
+                penalty = strength * (chosen + rejected) / (2 if shared else 1)
+                result = add_terms(result, **{f"mask/{name}_l1": penalty})
             result.metrics[f"mask/{name}"] = mask.detach()[batch.target].mean()
             result.metrics[f"mask/{name}_sparsity"] = mask_sparsity(mask, batch.target)
         return result

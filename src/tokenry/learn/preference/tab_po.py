@@ -117,8 +117,8 @@ class TABPO:
     tau: probability below which a chosen token is held up, in (0, 1]; default 0.66.
     barrier: lambda, strength of that, >= 0; default 0.5.
     field_weight: weight of a field's tokens (the greatest, where fields overlap); others have 1.
-    difference: factor for tokens in which the two completions differ, compared place by place;
-        default 1.2.
+    difference: factor for tokens in which the two completions differ, compared place by place up
+        to the end of the shorter one, finite and >= 0; default 1.2, 1 for none.
     """
 
     beta: float = 0.5
@@ -180,8 +180,9 @@ def field_weights(
 def difference_weights(
     ids: Sequence[int], other: Sequence[int], factor: float = 1.2
 ) -> list[float]:
-    """`factor` for each token that the other completion lacks at the same place, else 1."""
-    return [
-        1.0 if place < len(other) and token == other[place] else factor
-        for place, token in enumerate(ids)
-    ]
+    """`factor` for each token where the other completion has another at the same place, else 1.
+
+    Beyond the end of the other completion there is nothing to differ from: 1, as released.
+    """
+    compared = [1.0 if own == its else factor for own, its in zip(ids, other, strict=False)]
+    return compared + [1.0] * (len(ids) - len(compared))

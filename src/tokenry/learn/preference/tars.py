@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, logsigmoid
+from torch.nn.functional import cosine_similarity
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
@@ -39,7 +39,7 @@ from tokenry.core.scores import Scores
 from tokenry.learn.annotation import Annotation, joined_batch
 from tokenry.learn.objective import Loss, Unit
 from tokenry.learn.preference.pairs import halves
-from tokenry.learn.preference.weighted import add_terms, preference_loss
+from tokenry.learn.preference.weighted import add_terms, pair_loss, preference_loss
 
 Mode = Literal["mask", "replace", "none"]
 Variant = Literal["energy", "triplet"]
@@ -231,8 +231,9 @@ def spectral_preference_loss(
     log_energies: Tensor, reference_log_energies: Tensor, *, beta: float
 ) -> Tensor:
     """-log sigmoid of the difference of log energy ratios of each pair: [2B], [2B] -> [B]."""
-    chosen, rejected = halves(log_energies - reference_log_energies)
-    return -logsigmoid(beta * (chosen - rejected))
+    growth = full_precision(log_energies) - full_precision(reference_log_energies)
+    chosen, rejected = halves(growth)
+    return pair_loss(beta * (chosen - rejected))
 
 
 def spectral_triplet_loss(

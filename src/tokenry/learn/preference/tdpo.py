@@ -23,8 +23,8 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import InputError
@@ -32,7 +32,7 @@ from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
 from tokenry.learn.preference.pairs import halves, sequence_sum
-from tokenry.learn.preference.weighted import preference_loss
+from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 Variant = Literal["tdpo1", "tdpo2"]
 
@@ -48,12 +48,14 @@ def tdpo_loss(
     variant: Variant = "tdpo2",
 ) -> Tensor:
     """Loss of each pair, [B], from R and D of both sides, [B] each. TDPO1 has no alpha."""
+    sides = (chosen_log_ratio, rejected_log_ratio, chosen_kl, rejected_kl)
+    chosen_log_ratio, rejected_log_ratio, chosen_kl, rejected_kl = map(full_precision, sides)
     margin = chosen_log_ratio - rejected_log_ratio
     if variant == "tdpo1":
         margin = margin - (rejected_kl - chosen_kl)
     else:
         margin = margin - alpha * (rejected_kl - chosen_kl.detach())
-    return -logsigmoid(beta * margin)
+    return pair_loss(beta * margin)
 
 
 @dataclass(frozen=True)

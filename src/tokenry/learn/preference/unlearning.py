@@ -88,9 +88,9 @@ class AdaptiveUnlearning:
     """Hybrid token objective on completions whose tokens are marked retain, forget or ignore.
 
     Of plain preference rows the mask is made from the fields `forget` and `retain` (lists of texts
-    found in either completion), or `chosen_tri` and `rejected_tri` (0, 1, 2 per token); without any
-    of them the tokens in which the two completions differ are retained (chosen) and forgotten
-    (rejected).
+    that stand in either completion as whole words: "re" is not in "here"), or from `chosen_tri` and
+    `rejected_tri` (0, 1, 2 per token); without any of them the tokens in which the two completions
+    differ are retained (chosen) and forgotten (rejected).
 
     retain, forget, keep: weights of the three terms, >= 0; 1, 0.5 and 0.1.
     kind: "unlikelihood", or the baselines "ascent" and "npo". npo_beta: b of the latter, > 0.
@@ -207,9 +207,13 @@ def discover(
 
 def _found(row: dict[str, Any], side: str, offsets: list[tuple[int, int]]) -> list[int]:
     """Labels of a completion's tokens from the texts to forget and to retain in it."""
-    wrong, right = set(row.get("forget") or ()), set(row.get("retain") or ())
+    given = {name: row.get(name) or () for name in ("forget", "retain")}
+    for name, texts in given.items():
+        if isinstance(texts, str):
+            raise InputError(f'{row.get("place", "a row")}: "{name}" must be a list, not one text')
+    wrong, right = set(given["forget"]), set(given["retain"])
     spans = [
         (start, end, FORGET if text in wrong else RETAIN)
-        for start, end, text in find_spans(row[side], wrong | right)
+        for start, end, text in find_spans(row[side], wrong | right, whole_words=True)
     ]
     return token_labels(offsets, spans, IGNORE, rule="max")

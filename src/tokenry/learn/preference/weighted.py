@@ -78,7 +78,9 @@ def preference_loss(
 
 
 def pair_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-log sigmoid of each pair's margin, [B]; smoothing mixes in the flipped label."""
+    """-log sigmoid of each pair's margin, [B], in float32 at least; smoothing mixes in the flipped
+    label."""
+    margin = full_precision(margin)
     losses = -logsigmoid(margin)
     if label_smoothing:
         return (1 - label_smoothing) * losses - label_smoothing * logsigmoid(-margin)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError, UnknownNameError
 
 
@@ -42,8 +43,8 @@ class PhaseModel(Protocol):
 class Machine:
     """A server, whole: its accelerators work on one copy of the model together.
 
-    flops, bandwidth: peaks, per second; memory: bytes; power: kW; cost: per hour, in dollars.
-    compute_share, memory_share: of the peaks that are reached.
+    flops, bandwidth: peaks, per second; memory: bytes; power: kW; cost: per hour, in dollars; all
+    finite and > 0. compute_share, memory_share: of the peaks that are reached, in (0, 1].
     """
 
     name: str
@@ -54,6 +55,10 @@ class Machine:
     cost: float
     compute_share: float = 0.5
     memory_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        within(self, "(0, inf)", "flops", "bandwidth", "memory", "power", "cost")
+        within(self, "(0, 1]", "compute_share", "memory_share")
 
 
 MACHINES = {
@@ -115,7 +120,7 @@ def parameters_of(size: str | float) -> float:
         if found is None:
             raise InputError(f"a model's size is a number such as 7B, 0.5B or 135M, not {size!r}")
         number = float(found[1]) * {"M": 1e6, "B": 1e9, "T": 1e12, "": 1.0}[found[2]]
-    if number < 1e6:
+    if not 1e6 <= number <= 1e15:
         raise InputError(f"a model of {number:g} parameters? say 7B or 135M")
     return number
 

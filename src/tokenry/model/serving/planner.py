@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.model.serving.phases import (
     Machine,
@@ -149,6 +150,9 @@ class Planner:
             return self.evaluate(design, counts, rate)
 
         fewest = self.lower_bounds(design, rate)
+        if max(fewest) > MOST_MACHINES:
+            self.cluster(design, fewest)  # says so where not even the weights fit a machine
+            return None
         if design.prompt is None:
             found = fewest_that(lambda n: plan(n).load <= 1, fewest[0])
             chosen = None if found is None else plan(found)
@@ -167,13 +171,12 @@ class Planner:
         """More prompt machines need no more token machines, so one walk along the edge of what
         meets the targets sees every candidate."""
         readers, best = fewest[0], None
-        ample = 2 * fewest[1] + 2
+        ample = min(2 * fewest[1] + 2, MOST_MACHINES)
         while readers <= MOST_MACHINES and plan(readers, ample).load > 1:
             if readers >= 2 * fewest[0] + 8:  # more readers do not help: it is the writers
-                ample *= 2
-                readers = fewest[0]
-                if ample > MOST_MACHINES:
+                if ample == MOST_MACHINES:
                     return None
+                ample, readers = min(2 * ample, MOST_MACHINES), fewest[0]
                 continue
             readers += 1
         writers = ample
@@ -291,10 +294,8 @@ def search_pools(
     """
     if rate is None and budget is None:
         raise InputError("a plan needs a rate to serve or a budget to use up")
-    if rate is not None and not rate > 0:
-        raise InputError(f"the rate is {rate:g}: it must be more than 0 requests per second")
-    if budget is not None and not budget > 0:
-        raise InputError(f"the {minimise} budget is {budget:g}: it must be more than 0")
+    in_range("rate", rate, "(0, inf)", optional=True)
+    in_range(f"{minimise} budget", budget, "(0, inf)", optional=True)
     if not machines:
         raise InputError("a plan needs at least one kind of machine")
     plans, choices = [], designs(machines)

@@ -28,13 +28,14 @@ import heapq
 import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError
 from tokenry.model.serving.phases import PhaseModel
-from tokenry.model.serving.policies import Policy, Role
+from tokenry.model.serving.policies import Policy, Role, with_room
 from tokenry.model.serving.trace import Trace
 
 Batching = Literal["mixed", "prompts first"]
@@ -42,27 +43,33 @@ Batching = Literal["mixed", "prompts first"]
 
 @dataclass(frozen=True)
 class Pool:
-    """`count` equal machines. role: what they are for; SharedPool needs "both", the others
-    "prompt" and "token". room: cached tokens that fit one machine."""
+    """`count` (>= 0) equal machines. role: what they are for; SharedPool needs "both", the others
+    "prompt" and "token". room: cached tokens that fit one machine, > 0; inf by default."""
 
     phases: PhaseModel
     count: int
     role: Role = "both"
     room: float = math.inf
 
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "count", integer=True)
+        within(self, "(0, inf]", "room")
+        one_of("Pool.role", self.role, get_args(Role))
+
 
 @dataclass(frozen=True)
 class Link:
-    """How caches travel: bytes per second, seconds, and the share that is hidden behind the
-    prompt's computation."""
+    """How caches travel: bytes per second (> 0, also inf), seconds (>= 0), and the share in [0, 1]
+    that is hidden behind the prompt's computation."""
 
     bandwidth: float = 200e9
     latency: float = 0.0
     overlap: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.bandwidth <= 0 or self.latency < 0 or not 0 <= self.overlap <= 1:
-            raise InputError(f"a link needs bandwidth > 0, latency >= 0, overlap 0 to 1: {self}")
+        within(self, "(0, inf]", "bandwidth")
+        within(self, "[0, inf)", "latency")
+        within(self, "[0, 1]", "overlap")
 
     def delay(self, size: float) -> float:
         return self.latency + (1 - self.overlap) * size / self.bandwidth
@@ -70,14 +77,15 @@ class Link:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Pools of machines, the link between them, and the bytes of cache per token."""
+    """Pools of machines, the link between them, and the bytes of cache per token, >= 0."""
 
     pools: tuple[Pool, ...]
     kv_bytes: float = 0.0
     link: Link = field(default_factory=Link)
 
     def __post_init__(self) -> None:
-        if any(pool.count < 0 for pool in self.pools) or not sum(p.count for p in self.pools):
+        within(self, "[0, inf)", "kv_bytes")
+        if not sum(pool.count for pool in self.pools):
             raise InputError(f"a cluster needs machines: {[pool.count for pool in self.pools]}")
 
 
@@ -142,13 +150,12 @@ def simulate(
 ) -> Served:
     """Serve the whole trace; the same arguments give the same result.
 
-    record: keep every iteration. Raises InputError for a request that no machine has room for.
+    prompt_limit: tokens, >= 1. record: keep every iteration. Raises InputError for a request that
+    does not fit the memory of the machines that it is sent to: prompt and answer of the one that
+    writes, the prompt of one that only reads.
     """
-    if prompt_limit < 1 or batching not in ("mixed", "prompts first"):
-        raise InputError(
-            f'prompt_limit must be positive and batching "mixed" or "prompts first", got '
-            f"{prompt_limit} and {batching!r}"
-        )
+    in_range("prompt_limit", prompt_limit, "[1, inf)", integer=True)
+    one_of("batching", batching, get_args(Batching))
     return Simulation(trace, cluster, policy, prompt_limit, batching, record).run()
 
 
@@ -208,13 +215,6 @@ class Simulation:
         self.machines = [Instance(number, pool) for number, pool in enumerate(pools)]
         self.prompt: list[int] = trace.prompt.tolist()
         self.output: list[int] = trace.output.tolist()
-        largest = int((trace.prompt + trace.output).max())
-        smallest_room = min(pool.room for pool in cluster.pools if pool.count)
-        if largest > smallest_room:
-            raise InputError(
-                f"a request of {largest} tokens does not fit a machine whose memory holds "
-                f"{smallest_room:.0f}: take machines with more memory or leave the request out"
-            )
         count = len(trace)
         self.reader = [0] * count
         self.writer = [0] * count
@@ -255,6 +255,9 @@ class Simulation:
     def arrive(self, now: float, request: int) -> None:
         prompt, output = self.prompt[request], self.output[request]
         reader, writer = self.policy.route(self.machines, prompt, output)
+        # What a machine can never hold would wait for ever.
+        with_room([reader], prompt + (output if reader is writer else 0))
+        with_room([writer], prompt + output if output > 1 or reader is writer else 0)
         self.reader[request], self.writer[request] = reader.number, writer.number
         reader.queue.append(request)
         reader.pending_prompt += prompt

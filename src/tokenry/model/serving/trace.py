@@ -18,7 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
+
+MOST_REQUESTS = 1_000_000
 
 # fmt: off
 LEVELS = (
@@ -102,7 +105,7 @@ class Trace:
 
     def at_rate(self, rate: float) -> Trace:
         """The same requests in the same order, their arrivals stretched or pressed."""
-        check_rate(rate)
+        in_range("rate", rate, "(0, inf)")
         start = self.arrival[0]
         return replace(self, arrival=(self.arrival - start) * (self.rate / rate))
 
@@ -112,9 +115,8 @@ def poisson_trace(
 ) -> Trace:
     """Poisson arrivals of `requests` requests at `rate` a second, their lengths drawn from
     `lengths` ("coding", "conversation", or quantiles of one's own)."""
-    check_rate(rate)
-    if requests < 1:
-        raise InputError(f"requests is {requests}: a trace needs at least one")
+    in_range("rate", rate, "(0, inf)")
+    in_range("requests", requests, f"[1, {MOST_REQUESTS}]", integer=True)
     if isinstance(lengths, str):
         if lengths not in LENGTHS:
             raise UnknownNameError("trace", lengths, LENGTHS)
@@ -122,11 +124,6 @@ def poisson_trace(
     generator = np.random.default_rng(seed)
     arrival = generator.exponential(1 / rate, requests).cumsum()
     return Trace(arrival, *lengths.draw(requests, generator))
-
-
-def check_rate(rate: float) -> None:
-    if not (rate > 0 and np.isfinite(rate)):
-        raise InputError(f"the rate is {rate:g}: it must be more than 0 requests per second")
 
 
 COLUMNS = {
