@@ -8,14 +8,16 @@ read together; a row leaves the batch when it ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.model.decoding import DecodingState
+from tokenry.decode.sample import Processor, sample
 
 
 def rollouts(
@@ -43,46 +45,41 @@ def rollouts(
     if any(not len(prompt) for prompt in prompts):
         raise InputError("a prompt is empty: give at least one token to continue")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    forbidden = [-1 if token is None else token for token in banned or [None] * len(prompts)]
     device = next(model.parameters()).device
     found: list[list[list[int]]] = []
     at_once = max(1, rows_per_batch // max(copies, 1))
     for start in range(0, len(prompts), at_once):
-        part = slice(start, start + at_once)
-        batch = TokenBatch.from_ids(prompts[part], padding_side="left").to(device)
-        state = DecodingState.start(model, batch.ids, batch.attention)
-        state.fork(copies)
-        first = torch.tensor(forbidden[part]).repeat_interleave(copies)
-        flat = _grow(state, first, max_new_tokens, set(ends), temperature, generator)
+        batch = TokenBatch.from_ids(prompts[start : start + at_once], padding_side="left")
+        batch = batch.to(device)
+        of = torch.arange(len(batch.ids)).repeat_interleave(copies)
+        forbidden = [] if banned is None else [banned[start + prompt] for prompt in of.tolist()]
+        flat = sample(
+            model,
+            batch.ids,
+            batch.attention,
+            of=of,
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            temperature=temperature,
+            processors=[_not_first(forbidden, batch.ids.shape[1])] if forbidden else [],
+            generator=generator,
+        )
         found += [flat[i : i + copies] for i in range(0, len(flat), copies)]
     return found
 
 
-def _grow(
-    state: DecodingState,
-    banned: torch.Tensor,
-    max_new_tokens: int,
-    ends: set[int],
-    temperature: float,
-    generator: torch.Generator,
-) -> list[list[int]]:
-    texts: list[list[int]] = [[] for _ in range(state.rows)]
-    alive = list(range(state.rows))
-    for step in range(max_new_tokens):
-        probabilities = (state.logits / temperature).softmax(-1).cpu()
-        if step == 0:
-            rows = (banned >= 0).nonzero()[:, 0]
-            probabilities[rows, banned[rows]] = 0.0
-            if (probabilities.sum(-1) <= 0).any():
-                raise InputError("the banned token is the only one that the model would write")
-        tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-        for row, token in zip(alive, tokens.tolist(), strict=True):
-            texts[row].append(token)
-        going = [place for place, row in enumerate(alive) if texts[row][-1] not in ends]
-        if not going or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(alive):
-            state.select(torch.tensor(going))
-            alive = [alive[place] for place in going]
-        state.append(tokens[going].to(state.attention.device))
-    return texts
+def _not_first(banned: Sequence[int | None], length: int) -> Processor:
+    """Row n's first token, behind a prompt of `length` columns, is not banned[n]."""
+    rows = [row for row, token in enumerate(banned) if token is not None]
+    tokens = [token for token in banned if token is not None]
+
+    def process(ids: Tensor, logits: Tensor) -> Tensor:
+        if ids.shape[1] > length or not rows:
+            return logits
+        logits = logits.clone()
+        logits[rows, tokens] = -math.inf
+        if not bool((logits > -math.inf).any(-1).all()):
+            raise InputError("the banned token is the only one that the model would write")
+        return logits
+
+    return process

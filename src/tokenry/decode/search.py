@@ -27,9 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.rollouts import rollouts
+from tokenry.model.compat import own_distribution
 from tokenry.model.decoding import DecodingState
+from tokenry.model.modes import evaluating
 
 Scorer = Callable[[list[int], list[list[int]]], Sequence[float] | Tensor]
 StepEnd = Callable[[list[int]], bool]
@@ -135,28 +138,33 @@ def beam_search_policy(
     length_penalty: float = 0.0,
     ends: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The likeliest completion of each prompt that a beam of `width` finds, by `model.generate`.
+    """The likeliest completion of each prompt that a beam of `width` finds.
 
     On a policy trained by preferences this is search guided by its own value function: up to the
     start's value, log pi(y) adds up rewards and values of the token-level problem. That theory has
     no length normalisation (length_penalty 0); at 1 log pi(y) is divided by the length. Width 1 is
-    greedy. The end token, if there is one, is kept.
+    greedy. The end token, if there is one, is kept. The model's generation settings (penalties,
+    suppressed tokens, ...) do not count.
     """
+    if not prompts or not all(prompts):
+        raise InputError("beam search needs prompts, each with at least one token")
+    in_range("width", width, "[1, inf)", integer=True)
     longest = max(len(prompt) for prompt in prompts)
     pad = ends[0] if ends else 0
     rows = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     device = next(model.parameters()).device
-    output = model.generate(
-        input_ids=torch.tensor(rows, device=device),
-        attention_mask=torch.tensor(real, device=device),
-        num_beams=width,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        **({"length_penalty": length_penalty} if width > 1 else {}),
-        eos_token_id=list(ends) or None,
-        pad_token_id=pad,
-    )
+    with evaluating(model), own_distribution(model):
+        output = model.generate(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(real, device=device),
+            num_beams=width,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            **({"length_penalty": length_penalty} if width > 1 else {}),
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad,
+        )
     found = []
     for row in output[:, longest:].tolist():
         cut = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))

@@ -8,18 +8,16 @@ Precomputed       log-probabilities computed once and stored as dataset columns
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.scores import Scores
 from tokenry.learn.data import batch_of
+from tokenry.model.modes import evaluating
 from tokenry.model.score import score, unwrap
 
 ReferenceKind = Literal["auto", "copy", "adapter", "precomputed", "none"]
@@ -155,15 +153,3 @@ def precompute_reference(
     for name, values in columns.items():
         dataset = dataset.add_column(name, values)
     return dataset
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode inside, the former mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

@@ -26,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.files import replacing
+from tokenry.decode.generate import ends
 from tokenry.learn.compute import Computed, compute_scores, missing_source
 from tokenry.learn.data import PreferenceCollator, batch_of
 from tokenry.learn.objective import (
@@ -51,6 +52,7 @@ from tokenry.learn.reference import (
     precompute_reference,
     reference_columns,
 )
+from tokenry.model.score import unwrap
 
 PARTS_FILE = "objective.safetensors"
 CPU_TOKENS_PER_PASS = 1024
@@ -275,7 +277,7 @@ class ObjectiveTrainer(Trainer):
             inputs["prompts"],
             inputs["prompts_attention"],
             self.rollout,
-            eos=tokenizer.eos_token_id,
+            eos=ends(unwrap(model), tokenizer),
             pad_id=pad_id,
         )
         batch = reward_rollouts(batch, tokenizer, self.rewards)

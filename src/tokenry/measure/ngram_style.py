@@ -27,6 +27,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import JENSEN_SHANNON, divergence
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends
+from tokenry.decode.sample import sample as sample_rows
 from tokenry.decode.steering.ngram_style import NGramStyle
 from tokenry.text.ngrams import NOTHING, NGramModel
 
@@ -88,20 +89,18 @@ def sample(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends(*loaded)[0]
     batch = TokenBatch.from_ids(prompted, pad_id=pad, padding_side="left").to(model.device)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # generate() draws from the global generator
-        output = model.generate(
-            input_ids=batch.ids,
-            attention_mask=batch.attention.long(),
-            logits_processor=[NGramStyle(ngrams, strength, pad_token_id=pad)],
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
+        torch.manual_seed(seed)  # the draws are from the global generator
+        texts = sample_rows(
+            model,
+            batch.ids,
+            batch.attention,
             max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
+            ends=ends(*loaded),
+            temperature=temperature,
+            processors=[NGramStyle(ngrams, strength, pad_token_id=pad)],
+            leave=False,
         )
-    new = output[:, batch.ids.shape[1] :]
-    return prompted, [until_end(row, ends(*loaded)) for row in new.tolist()]
+    return prompted, [until_end(text, ends(*loaded)) for text in texts]
 
 
 @torch.inference_mode()

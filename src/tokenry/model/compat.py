@@ -6,6 +6,8 @@ Written against transformers 5.20-5.23. Each function says which internals it re
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -166,3 +168,45 @@ def pack_weight(weight: Tensor) -> Tensor:
 def packed_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows [..., in] times a packed weight."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+def passes_must_agree(model: Any) -> bool:
+    """Whether the processes share the model's weights, so that all must make the same number of
+    passes: `generate`'s own condition for `synced_gpus`."""
+    from torch import distributed
+    from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+    return bool(sharded) and distributed.get_world_size() > 1
+
+
+def any_process(condition: bool, together: bool) -> bool:
+    """Whether the condition holds in this process, or `together` in any."""
+    if not together:
+        return condition
+    from torch import distributed
+
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(int(condition), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+@contextmanager
+def own_distribution(model: Any) -> Iterator[None]:
+    """`model.generate` follows its arguments alone, not the model's generation settings.
+
+    `generate` fills whatever its arguments leave open from `model.generation_config`, even when it
+    is given a configuration of its own.
+    """
+    from transformers import GenerationConfig, PreTrainedModel
+
+    owner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    settings = owner.generation_config
+    owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = settings

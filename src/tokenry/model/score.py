@@ -16,6 +16,7 @@ from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
 from tokenry.core.scores import Scores
+from tokenry.model.modes import evaluating
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
 _is_linear: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -94,11 +95,8 @@ def linear_head(model: Any) -> LinearHead | None:
         probe = torch.tensor([[size // 3, size // 2]], device=layer.weight.device)
         place = torch.tensor([[False, True]], device=probe.device)
         batch = TokenBatch(probe, place | ~place, place)
-        was_training = plain.training
-        plain.eval()
-        with torch.no_grad():
+        with evaluating(plain):
             _, states, logits = _predicting_states(plain, batch, torch.tensor([0]), True)
-        plain.train(was_training)
         assert logits is not None
         off = (
             head.logits(states["hidden"]) - logits.float()

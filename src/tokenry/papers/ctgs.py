@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TopKLogitsWarper
 
+from tokenry.core.batch import TokenBatch
 from tokenry.decode.constraints.words import WordConstraint
+from tokenry.decode.generate import ends
+from tokenry.decode.sample import sample
 from tokenry.decode.steering.ctgs import VocabFilterProcessor, filtered_logprob, token_mask
 from tokenry.decode.steering.word_filters import Length, WithoutLetters
 from tokenry.papers.base import Measurement, Outcome, Paper
@@ -140,22 +144,20 @@ class TokenMask:
 
 def continuations(model: Any, tokenizer: Any, processor: Any, seed: int) -> list[str]:
     """Thirty tokens sampled after every prompt, at temperature 0.8."""
-    tokenizer.padding_side = "left"
-    inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True, return_token_type_ids=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        outputs = model.generate(
-            **inputs,
-            logits_processor=[] if processor is None else [processor],
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-            max_new_tokens=30,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return tokenizer.batch_decode(
-        outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    batch = TokenBatch.from_ids(prompts, pad_id=tokenizer.pad_token_id, padding_side="left")
+    drawn = sample(
+        model,
+        batch.ids,
+        batch.attention,
+        max_new_tokens=30,
+        ends=ends(model, tokenizer),
+        temperature=0.8,
+        processors=[*([] if processor is None else [processor]), TopKLogitsWarper(50)],
+        leave=False,
+        generator=torch.Generator().manual_seed(seed),
     )
+    return tokenizer.batch_decode(drawn, skip_special_tokens=True)
 
 
 def breaks(constraint: WordConstraint, texts: list[str]) -> float:

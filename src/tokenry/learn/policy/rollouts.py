@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
+from tokenry.decode.sample import sample
 from tokenry.model.score import unwrap
 
 RewardFunction = Callable[[str, str], float]
@@ -44,7 +45,6 @@ class RolloutSettings:
             )
 
 
-@torch.no_grad()
 def sample_rollouts(
     model: Any,
     prompts: Tensor,
@@ -56,35 +56,31 @@ def sample_rollouts(
 ) -> TokenBatch:
     """Completions of left-padded prompts [B, T] as a batch of samples * B rows.
 
-    A completion ends with the end token, which counts, or at max_new_tokens. eos: the end tokens;
-    None: the model's own. Draws from torch's global generator, as `model.generate` does.
+    They are drawn from the model's own distribution at the settings' temperature, whatever its
+    generation settings say. A completion ends with the end token, which counts, or at
+    max_new_tokens. eos: the end tokens; None: all that the generation settings name. Draws from
+    torch's global generator.
     """
-    plain = unwrap(model)
-    training = plain.training
-    model.eval()
-    ends = _end_tokens(plain, eos)
-    try:
-        whole = model.generate(
-            input_ids=prompts.repeat(settings.samples, 1),
-            attention_mask=attention.long().repeat(settings.samples, 1),
-            do_sample=True,
-            temperature=settings.temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=settings.max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=ends or None,
-        )
-    finally:
-        model.train(training)
-    rows, width = len(whole), prompts.shape[1]
-    drawn = whole[:, width:]
-    ended = torch.isin(drawn, torch.tensor(ends, device=drawn.device)) if ends else drawn != drawn
-    after_end = ended.cumsum(1) - ended.long() > 0  # the first end token itself still counts
-    target = torch.cat([attention.new_zeros(rows, width).bool(), ~after_end], 1)
-    mask = torch.cat([attention.bool().repeat(settings.samples, 1), ~after_end], 1)
-    group = torch.arange(len(prompts), device=prompts.device).repeat(settings.samples)
-    return TokenBatch(torch.where(mask, whole, pad_id), mask, target, group)
+    rows = torch.arange(len(prompts), device=prompts.device).repeat(settings.samples)
+    drawn = sample(
+        model,
+        prompts,
+        attention,
+        of=rows,
+        max_new_tokens=settings.max_new_tokens,
+        ends=_end_tokens(unwrap(model), eos),
+        temperature=settings.temperature,
+        leave=False,
+    )
+    width = max(map(len, drawn))
+    completions = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in drawn])
+    lengths = torch.tensor([len(row) for row in drawn])
+    new = (torch.arange(width) < lengths[:, None]).to(prompts.device)
+    old = attention.bool()[rows]
+    ids = torch.cat([prompts[rows], completions.to(prompts.device)], 1)
+    mask = torch.cat([old, new], 1)
+    target = torch.cat([torch.zeros_like(old), new], 1)
+    return TokenBatch(torch.where(mask, ids, pad_id), mask, target, rows)
 
 
 def reward_rollouts(
@@ -121,7 +117,7 @@ def _checked(function: RewardFunction, prompt: str, completion: str) -> float:
 
 def _end_tokens(model: Any, eos: int | Sequence[int] | None) -> list[int]:
     if eos is None:
-        eos = getattr(model.generation_config, "eos_token_id", None)
+        eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos is None:
         return []
     return [eos] if isinstance(eos, int) else list(eos)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.scores import Scores
+from tokenry.decode.controls import controlled_state
+from tokenry.decode.sample import sample
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.objective import Loss, Objective, Unit
 from tokenry.learn.reference import FrozenModel
-from tokenry.model import compat
 
 Batches = Callable[[torch.Generator], TokenBatch]
 
@@ -104,28 +105,15 @@ def sample_on(
 
     control: [n, D] embeddings before every prompt.
     """
-    training = model.training
-    model.eval()
-    embedded = model.get_input_embeddings()(prompts)
-    if control is not None:
-        embedded = torch.cat([control.expand(len(prompts), -1, -1), embedded], 1)
-    cache, tokens = compat.plain_cache(), []
-    output = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
-    for step in range(length):
-        logits = output.logits[:, -1].float()
-        if greedy:
-            token = logits.argmax(-1)
-        else:
-            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        if end is not None:
-            token = torch.where(ended, end, token)
-            ended |= token == end
-        tokens.append(token)
-        if step + 1 < length and not (end is not None and bool(ended.all())):
-            output = model(token[:, None], past_key_values=cache, use_cache=True)
-        elif step + 1 < length:
-            tokens += [torch.full_like(token, end or 0)] * (length - step - 1)
-            break
-    model.train(training)
-    return torch.stack(tokens, 1)
+    state = None if control is None else controlled_state(model, prompts, control)
+    drawn = sample(
+        model,
+        prompts,
+        max_new_tokens=length,
+        ends=[] if end is None else [end],
+        temperature=0.0 if greedy else 1.0,
+        leave=False,
+        state=state,
+        generator=generator,
+    )
+    return torch.tensor([[*row, *[end or 0] * (length - len(row))] for row in drawn])

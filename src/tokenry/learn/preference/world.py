@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.divergence import REVERSE_KL
+from tokenry.decode.sample import sample
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.objective import Objective
 from tokenry.learn.reference import FrozenModel
@@ -168,12 +169,14 @@ def sample_sequences(
     model: Any, world: PreferenceWorld, count: int, generator: torch.Generator
 ) -> Tensor:
     """[count, length] sequences of the model; the start token is never drawn again."""
-    ids = torch.full((count, 1), world.start)
-    for _ in range(world.length):
-        logits = model(ids, use_cache=False).logits[:, -1, : world.vocabulary].float()
-        token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        ids = torch.cat([ids, token], 1)
-    return ids[:, 1:]
+    drawn = sample(
+        model,
+        torch.full((count, 1), world.start),
+        max_new_tokens=world.length,
+        processors=[lambda _, logits: logits[:, : world.vocabulary]],
+        generator=generator,
+    )
+    return torch.tensor(drawn)
 
 
 def reward_at_kl(points: list[WorldPoint], kl: float) -> float | None:
