@@ -230,7 +230,9 @@ class FirstFeasible(TokenSampler):
             if state.mask_cost <= CHEAP_MASK:
                 draws.keep(fitted_mask(state, logprobs.shape[-1]))
                 masks = 1
-            while (token := draws.draw()) is not None:
+            while (token := draws.draw()) is not None or draws.descend():
+                if token is None:
+                    continue  # all that floats can hold was refused: on to the still less likely
                 checks += 1
                 if state.allows(token):
                     break

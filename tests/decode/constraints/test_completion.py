@@ -1,6 +1,7 @@
 """Completion: the rules one by one, exactness on a small vocabulary, and the engines."""
 
 import math
+import random
 from keyword import kwlist
 
 import pytest
@@ -82,6 +83,36 @@ def test_feasibility_follows_the_rules(tiny_tokenizer):
     assert feasible("the.", "ret") == (False, 1)
     assert constraint.memo.calls == 9
     assert (constraint.memo.remembered, constraint.memo.spared) == (2, 1)
+
+
+ADDED = [
+    "zz",
+    "zz.",
+    "zz.a",
+    "zzy",
+    "th",
+    "the",
+    "the.",
+    "the.ca",
+    "the.cz",
+    "q",
+    "q1",
+    "q.r",
+    "zz a",
+]
+
+
+@pytest.mark.parametrize("whole_names", [False, True])
+@pytest.mark.parametrize("before", ["", "x = ", "zz", "the"])
+def test_no_verdict_depends_on_what_was_asked_before(tiny_tokenizer, before, whole_names):
+    def constraint():
+        return Completion(Counting(), tiny_tokenizer, mode="off", whole_names=whole_names)
+
+    alone = [constraint().feasible(before, added) for added in ADDED]
+    chance = random.Random(0)
+    for _ in range(20):
+        shared, order = constraint(), chance.sample(range(len(ADDED)), len(ADDED))
+        assert {n: shared.feasible(before, ADDED[n]) for n in order} == dict(enumerate(alone))
 
 
 def test_an_engine_that_knows_nothing_forbids_nothing(tiny_tokenizer):

@@ -228,6 +228,54 @@ def test_finds_the_one_accepted_token_of_a_long_tail(method):
         assert math.isfinite(log_weight)
 
 
+@pytest.mark.parametrize("method", ["recursive", "geometric", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, -110.0], [0.0, -800.0], [-200.0, -201.0], [5e4, -5e4], [0.0, -90.0, -1e4, -3e6]],
+)
+def test_no_probability_is_too_small_to_be_drawn(method, dtype, values):
+    """exp(-104) is no number in float32, exp(-746) none in float64."""
+    logprobs = torch.tensor(values, dtype=dtype)
+    wanted = len(values) - 1
+    token, log_weight, calls = awrs_step(logprobs, wanted.__eq__, seeded(), method=method)
+    assert token == wanted
+    assert math.isfinite(log_weight)
+    if method == "recursive":
+        assert math.isclose(log_weight, float(logprobs[-1]), rel_tol=1e-6)
+        assert calls >= wanted + 1
+        limited = awrs_step(logprobs, wanted.__eq__, seeded(1), max_rejects=wanted, method=method)
+        assert limited[2] <= wanted
+
+
+def test_two_rare_tokens_share_what_they_have():
+    """Below everything that float32 holds, draws are still in proportion to the probabilities."""
+    logprobs = torch.tensor([0.0, -1000.0, -1000.0 + math.log(3)])
+    total = -1000.0 + math.log(4)
+    draws = [
+        awrs_step(logprobs, {1, 2}.__contains__, seeded(n), method="recursive") for n in range(400)
+    ]
+    assert abs(sum(token == 2 for token, *_ in draws) / 400 - 0.75) < 0.1
+    assert all(math.isclose(weight, total, abs_tol=1e-3) for _, weight, _ in draws)
+
+
+def test_a_mask_whose_tokens_are_all_very_unlikely_is_drawn_from():
+    class Rare:
+        complete = finished = False
+        mask_cost = 1.0
+
+        def allows(self, token):
+            return token == 9
+
+        def mask(self):
+            return torch.arange(100) == 9
+
+    logprobs = torch.zeros(100).log_softmax(0).index_fill(0, torch.tensor(9), -900.0)
+    step = AWRS(method="recursive").step(logprobs, Rare(), seeded())
+    assert (step.token, step.masks) == (9, 1)
+    assert math.isclose(step.log_weight, -900.0, rel_tol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["recursive", "geometric"])
 def test_unnormalised_logprobs_shift_the_weight(method):
     logprobs = torch.tensor([0.5, 0.3, 0.2]).log()

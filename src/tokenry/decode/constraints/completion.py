@@ -18,7 +18,9 @@ with A: mode "constrain" leaves only tokens that agree with it, which needs no e
 offers it as `state.pending`, to be inserted without asking the model (`tokenry.decode.repilot`).
 
 *Memory.* Answers are kept by the text before the caret, so that repeated samples do not ask again,
-and a refused s refuses every longer string that begins with it.
+and a refused s refuses every longer string that goes on with its last name: what no name begins
+with, none begins with when it grows. Other strings are asked about, so that no verdict depends on
+what was asked before.
 
 Source: Copiloting the Copilots: Fusing Large Language Models with Completion Engines for Automated
 Program Repair (arXiv 2309.00608). `whole_names` is ours.

@@ -20,7 +20,9 @@ class CompletionEngine(Protocol):
 
     def complete(self, text: str, caret: int) -> list[tuple[str, str]] | None:
         """(source, target) for each completion at `text[:caret]`: what is typed of a name, and the
-        whole name. [] if nothing fits; None if the engine cannot tell, which forbids nothing."""
+        whole name. [] if nothing fits; None if the engine cannot tell, which forbids nothing.
+
+        Where nothing fits, nothing may fit a longer name either, as it is not asked again."""
         ...
 
 

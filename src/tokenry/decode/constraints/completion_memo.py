@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokenry.decode.constraints.completion_engine import of_name
 from tokenry.text.prefix_trie import PrefixTrie
 
 Place = tuple[str, str]  # the text before the caret and after it
@@ -43,7 +44,11 @@ class Memo:
 
 
 class PrefixDenyTrie:
-    """Strings that were refused, and with them every string that begins with one of them."""
+    """Strings that were refused, and with them every string that goes on with their last name.
+
+    "toSt" refuses "toString", and nothing about "toSt.length": a dot asks another question, whose
+    answer must not depend on which was asked first.
+    """
 
     def __init__(self) -> None:
         self.refused = PrefixTrie()
@@ -52,4 +57,10 @@ class PrefixDenyTrie:
         self.refused.insert(string)
 
     def denies(self, string: str) -> bool:
-        return any(self.refused.ended[node] for node in self.refused.path(string))
+        # how many characters at the end belong to the name that the string ends with
+        name = next((n for n, c in enumerate(reversed(string)) if not of_name(c)), len(string))
+        return any(
+            self.refused.ended[node]
+            for size, node in enumerate(self.refused.path(string), start=1)
+            if size >= len(string) - name
+        )

@@ -217,12 +217,22 @@ def _one_step(
     if method == "auto":
         peaked = limits.max_accepts > 2 or survivors.top >= PEAKED
         method = "geometric" if peaked else "recursive"
-    if method == "recursive":
-        token, weight = recursive(survivors, counted, max_rejects, ask, mask_after, limits.tail)
-    else:
-        token, weight = geometric(
+
+    def estimate() -> tuple[int, float]:
+        if method == "recursive":
+            left = max_rejects - checks
+            return recursive(survivors, counted, left, ask, mask_after, limits.tail)
+        return geometric(
             survivors, counted, limits.max_accepts, max_rejects, ask, mask_after, limits.tail
         )
+
+    token, weight = estimate()
+    # Everything that a float can hold was refused: the same, from what is left, is as proper. With
+    # a limit, the simulated draws of `geometric` have gone past it long before.
+    unlimited = method == "recursive" or max_rejects == math.inf
+    while weight <= 0.0 and unlimited and not limits.tail and survivors.descend():
+        ask = None if masks else ask  # nothing outside the mask is left
+        token, weight = estimate()
     if weight <= 0.0:
         return Step(NOTHING, DEAD, checks, masks)
     return Step(token, math.log(weight) + survivors.log_total, checks, masks)
