@@ -29,8 +29,8 @@ def test_numbers_that_yaml_reads_as_text_become_numbers(tmp_path):
     assert found["objective"] == {"beta": 0.3}
     wanted = {"learning_rate": 1e-3, "save_steps": 100.0, "data_seed": 7, "max_steps": 2}
     assert found["training"] == wanted | {"eval_steps": None}
-    whole = (found["data"]["max_length"], found["rollout"]["samples"], found["training"]["max_steps"])
-    assert all(type(value) is int for value in whole)
+    whole = found["data"] | found["rollout"] | {"max_steps": found["training"]["max_steps"]}
+    assert all(type(value) is int for value in whole.values())
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,9 @@ def test_unknown_or_missing_optimizers_and_reporters_are_refused_at_once(
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
     ],
 )
-def test_lora_settings_have_ranges(settings, message, tiny_llama):
+def test_lora_settings_have_ranges(settings, message):
     with pytest.raises(TokenryError, match=message):
-        config = lora_config(settings)
-        check_lora_targets(config, tiny_llama)
+        lora_config(settings)
 
 
 def test_lora_targets_that_no_layer_has_are_named_with_the_nearest(tiny_llama):

@@ -263,7 +263,7 @@ def lora_config(adapter: dict[str, Any]) -> Any:
 
 
 def check_lora_targets(config: Any, model: Any) -> None:
-    """Raise InputError, before any work, when no layer of the model has an adapter's target name."""
+    """Raise UnknownNameError, before any work, for a target that no layer of the model has."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     targets = config.target_modules
