@@ -85,7 +85,7 @@ def test_an_output_folder_in_use_is_refused(loaded, tmp_path):
         ({"xyzzy": 1}, InputError, "unknown setting 'xyzzy'"),
         ({"beta": "strong"}, InputError, "beta must be a number, got 'strong'"),
         ({"variant": "tdpo9"}, InputError, "tdpo9"),
-        ({"truncate": "middle"}, InputError, "truncate must be one of"),
+        ({"truncate": "middle"}, InputError, "truncate is .middle.; it must be one of"),
         ({"lora": {"rnak": 4}}, UnknownNameError, "LoRA setting 'rnak'"),
         ({"lora": 4}, InputError, "lora must be a mapping"),
         ({"eval_strategy": "sometimes"}, InputError, "training settings"),

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,12 +42,13 @@ from tokenry.learn.reference import FrozenModel, Reference, ReferenceKind
 from tokenry.learn.settings import (
     LORA_DEFAULTS,
     build_objective,
+    check_lora_targets,
     lora_config,
     read_config,
     sort_settings,
     training_arguments,
 )
-from tokenry.learn.user_code import user_value
+from tokenry.learn.user_code import user_objective, user_value
 from tokenry.model.hub import load
 
 RECORD = "run.json"
@@ -99,28 +101,31 @@ def train(
     """
     output = Path(output)
     if isinstance(objective, str) and ".py:" in objective:
-        objective = user_value(objective)
+        objective = user_objective(objective)
     kind = objectives[objective] if isinstance(objective, str) else objective
     kind = kind if isinstance(kind, type) else type(kind)
     chosen = sort_settings({**read_config(config), **settings}, kind)
     if isinstance(objective, str | type):
         goal = build_objective(kind, chosen["objective"])
     else:
-        goal = dataclasses.replace(objective, **chosen["objective"])  # type: ignore[type-var]
+        goal = build_objective(partial(_changed, objective), chosen["objective"])
     adapter = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
     use_adapter = bool(lora) or bool(adapter)
     _check_output(output, resume)
     functions = _rewards([*chosen["rewards"], *rewards], goal)
+    arguments = training_arguments(
+        output, chosen["training"], use_adapter, seed, eval_data is not None
+    )
+    lora_settings = lora_config(adapter) if use_adapter else None
     policy, tokenizer = load(model) if isinstance(model, str | Path) else model
+    if lora_settings is not None:
+        check_lora_targets(lora_settings, policy)
     named = {**chosen["frozen"], **(frozen or {})}
     others = _frozen_models(named, goal)
     held: Any = _reference(reference)
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
-    arguments = training_arguments(
-        output, chosen["training"], use_adapter, seed, eval_data is not None
-    )
     context = Annotation(
         tokenizer,
         policy,
@@ -149,7 +154,7 @@ def train(
     trainer = ObjectiveTrainer(
         policy,
         goal,
-        lora=lora_config(adapter) if use_adapter else None,
+        lora=lora_settings,
         reference=held,
         frozen=others,
         rewards=functions,
@@ -211,6 +216,11 @@ def _check_output(output: Path, resume: bool) -> None:
             f"the output folder {output} exists and is not empty: choose another one, or resume "
             "the run that it holds"
         )
+
+
+def _changed(objective: Any, **values: Any) -> Any:
+    """The objective with other hyper-parameters; one that is no dataclass has none."""
+    return dataclasses.replace(objective, **values) if values else objective
 
 
 def _plain(objective: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of a training run: every key to its owner, with the type that the owner's default has.
+"""Settings of a training run: every key to its owner, with the type that the owner's field has.
 
 One flat mapping (YAML or keyword arguments) holds hyper-parameters of the objective, fields of
 transformers' TrainingArguments, how the data are read and how completions are sampled, and the
@@ -8,17 +8,28 @@ mappings `lora` and `frozen` and the list `rewards`.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 
-from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.checks import in_range, one_of
+from tokenry.core.errors import InputError, TokenryError, UnknownNameError
 from tokenry.learn.data import BadRows, Truncate
 from tokenry.learn.policy.rollouts import RolloutSettings
 
-DATA_KEYS = {"max_length": None, "truncate": "error", "as_chat": False, "bad_rows": "error"}
-ROLLOUT_KEYS = {field.name: field.default for field in dataclasses.fields(RolloutSettings)}
+DATA_DEFAULTS = {"max_length": None, "truncate": "error", "as_chat": False, "bad_rows": "error"}
+DATA_KINDS = {"max_length": int | None, "truncate": str, "as_chat": bool, "bad_rows": str}
+NOT_SET = ("output_dir", "remove_unused_columns", "seed", "resume_from_checkpoint")
+NO_EFFECT = {
+    "label_smoothing_factor": "the objective is the loss, and nothing smooths its labels",
+    "label_names": "an objective reads no labels",
+}
 MAPPINGS = ("lora", "frozen", "rewards")
 LORA_DEFAULTS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRAINING_DEFAULTS = {
@@ -33,6 +44,28 @@ TRAINING_DEFAULTS = {
     "report_to": "none",
 }
 LEARNING_RATES = {"full": 1e-6, "lora": 1e-4}
+RANGES = {
+    "learning_rate": "(0, inf)",
+    "num_train_epochs": "(0, inf)",
+    "per_device_train_batch_size": "[1, inf)",
+    "per_device_eval_batch_size": "[1, inf)",
+    "gradient_accumulation_steps": "[1, inf)",
+    "weight_decay": "[0, inf)",
+    "adam_beta1": "[0, 1)",
+    "adam_beta2": "[0, 1)",
+    "adam_epsilon": "(0, inf)",
+    "max_grad_norm": "[0, inf)",
+    "warmup_steps": "[0, inf)",
+    "logging_steps": "(0, inf)",
+    "save_steps": "(0, inf)",
+    "eval_steps": "(0, inf)",
+    "save_total_limit": "[1, inf)",
+    "neftune_noise_alpha": "(0, inf)",
+    "r": "[1, inf)",
+    "lora_alpha": "(0, inf)",
+    "lora_dropout": "[0, 1)",
+    "max_length": "[1, inf)",
+}
 
 
 def read_config(config: str | Path | dict[str, Any] | None) -> dict[str, Any]:
@@ -56,17 +89,12 @@ def sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, An
     """Every setting to its owner, with the type that the owner's default has."""
     from transformers import TrainingArguments
 
-    own = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
-    training = {
-        f.name: f.default
-        for f in dataclasses.fields(TrainingArguments)
-        if f.init and f.name not in ("output_dir", "remove_unused_columns", "seed")
-    }
+    training = _kinds(TrainingArguments)
     owners = {
-        "objective": own,
-        "data": DATA_KEYS,
-        "rollout": ROLLOUT_KEYS,
-        "training": training,
+        "objective": _kinds(kind),
+        "data": DATA_KINDS,
+        "rollout": _kinds(RolloutSettings),
+        "training": {name: kind for name, kind in training.items() if name not in NOT_SET},
     }
     sorted_: dict[str, Any] = {name: {} for name in (*owners, *MAPPINGS)}
     for key, value in settings.items():
@@ -76,19 +104,46 @@ def sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, An
                 raise InputError(f"{key} must be a {_KINDS[wanted]}, got {value!r}")
             sorted_[key] = value
             continue
+        if key in NO_EFFECT:
+            raise InputError(f"{key} would have no effect: {NO_EFFECT[key]}")
         owner = next((name for name, keys in owners.items() if key in keys), None)
         if owner is None:
             known = [*MAPPINGS, *(name for keys in owners.values() for name in keys)]
             raise _unknown_setting(key, known)
-        sorted_[owner][key] = _typed(key, value, owners[owner][key])
+        sorted_[owner][key] = typed(key, value, owners[owner][key])
     for key, allowed in (("truncate", Truncate), ("bad_rows", BadRows)):
-        value = sorted_["data"].get(key, "error")
-        if value not in get_args(allowed):
-            raise InputError(f"{key} must be one of {get_args(allowed)}, got {value!r}")
+        one_of(key, sorted_["data"].get(key, "error"), get_args(allowed))
+    _check_ranges(sorted_["data"] | sorted_["training"])
+    steps = sorted_["training"].get("max_steps", -1)
+    if steps != -1 and steps < 1:
+        raise InputError(
+            f"max_steps is {steps}; it must be at least 1, or -1 for as many steps as "
+            "num_train_epochs make"
+        )
     return sorted_
 
 
 _KINDS = {dict: "mapping", list: "list"}
+
+
+def _kinds(owner: Any) -> dict[str, Any]:
+    """The fields of a dataclass that can be set, and the types that they are declared with."""
+    if not dataclasses.is_dataclass(owner):
+        return {}
+    fields = {f.name: f.default for f in dataclasses.fields(owner) if f.init}
+    try:
+        hints = get_type_hints(owner)
+    except (NameError, TypeError):  # a user's own file may name types that only a checker imports
+        hints = {}
+    return {name: hints.get(name, type(default)) for name, default in fields.items()}
+
+
+def _check_ranges(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if key in RANGES:
+            in_range(key, value, RANGES[key], optional=value is None)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key} is {value}; it must be a finite number")
 
 
 def _unknown_setting(key: Any, known: list[str]) -> Exception:
@@ -98,51 +153,97 @@ def _unknown_setting(key: Any, known: list[str]) -> Exception:
     return InputError(
         f"unknown setting {key!r}: neither a hyper-parameter of the objective, nor a field of "
         "transformers.TrainingArguments, nor one of "
-        + ", ".join((*DATA_KEYS, *ROLLOUT_KEYS, *MAPPINGS))
+        + ", ".join((*DATA_KINDS, *_kinds(RolloutSettings), *MAPPINGS))
     )
 
 
-def _typed(key: str, value: Any, default: Any) -> Any:
-    """YAML reads 1e-4 as a text; a number that is not one is an error that names its key."""
-    if isinstance(default, bool) or not isinstance(default, int | float):
+def typed(key: str, value: Any, kind: Any) -> Any:
+    """The value as the type that its field has: YAML reads 1e-4 as a text, and people quote.
+
+    A number that is not one, half a step, or a switch that is neither true nor false is an error
+    that names its key. Fields that may hold anything but numbers and switches are left alone.
+    """
+    kinds = set(get_args(kind)) or {kind}
+    wanted = kinds - {NoneType}
+    if not wanted or not wanted <= {int, float, bool} or (value is None and NoneType in kinds):
         return value
-    wanted = type(default)
-    number = value
-    if isinstance(value, str):
+    also = " or null" if NoneType in kinds else ""
+    if wanted == {bool}:
+        if not isinstance(value, bool):
+            raise InputError(f"{key} must be true or false{also}, got {value!r}")
+        return value
+    number = _number(value)
+    if number is None:
+        raise InputError(f"{key} must be a number{also}, got {value!r}")
+    if float in wanted:
+        return float(number) if isinstance(value, str) or int not in wanted else number
+    if number != number or abs(number) == math.inf or number != int(number):
+        raise InputError(f"{key} must be a whole number{also}, got {value!r}")
+    return int(number)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if not isinstance(value, str):
+        return None
+    for read in (int, float):
         try:
-            number = float(value)
+            return read(value)
         except ValueError:
-            number = None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise InputError(f"{key} must be a number, got {value!r}")
-    if wanted is int and number == int(number):
-        return int(number)
-    return float(number) if wanted is float else number
+            continue
+    return None
 
 
 def build_objective(kind: Any, values: dict[str, Any]) -> Any:
     """The objective with these hyper-parameters, or an InputError about the wrong one."""
-    try:
+    name = getattr(kind, "__name__", "objective")
+    with refusals(f"settings of {name}"):
         return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{kind.__name__}: {error}") from None
 
 
 def training_arguments(
     output: Path, training: dict[str, Any], adapter: bool, seed: int, evaluates: bool
 ) -> Any:
-    """transformers' TrainingArguments with our defaults under the given fields."""
-    from transformers import TrainingArguments
+    """transformers' TrainingArguments with our defaults under the given fields.
+
+    Raises InputError for what they refuse, and for an optimizer or a reporter that is unknown or
+    not installed: both would show after the data were read and annotated.
+    """
+    from transformers import Trainer, TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
 
     rate = LEARNING_RATES["lora" if adapter else "full"]
     values = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    values.setdefault("logging_nan_inf_filter", False)  # it would log a NaN as the mean so far
     if evaluates:
         values.setdefault("eval_strategy", "epoch")
+    with refusals("training settings"):
+        arguments = TrainingArguments(output_dir=str(output), seed=seed, **values)
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+        if arguments.optim_target_modules is None:
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+    if not evaluates and arguments.eval_strategy != "no":
+        raise InputError(f"eval_strategy is {values['eval_strategy']!r}: there are no eval data")
+    return arguments
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """What a library says against a setting, as one InputError that begins with `what`."""
     try:
-        return TrainingArguments(output_dir=str(output), seed=seed, **values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"training settings: {error}") from None
+        yield
+    except TokenryError:
+        raise
+    except (TypeError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{what}: {text}") from error
 
 
 def lora_config(adapter: dict[str, Any]) -> Any:
@@ -153,4 +254,28 @@ def lora_config(adapter: dict[str, Any]) -> Any:
     for key in adapter:
         if key not in known:
             raise UnknownNameError("LoRA setting", str(key), known)
-    return LoraConfig(task_type="CAUSAL_LM", **LORA_DEFAULTS | adapter)
+    values = LORA_DEFAULTS | adapter
+    numbers = {"r": int, "lora_alpha": int | float, "lora_dropout": float}
+    values |= {key: typed(key, values[key], kind) for key, kind in numbers.items()}
+    _check_ranges({key: values[key] for key in numbers})
+    with refusals("lora settings"):
+        return LoraConfig(**{"task_type": "CAUSAL_LM"} | values)
+
+
+def check_lora_targets(config: Any, model: Any) -> None:
+    """Raise UnknownNameError, before any work, for a target that no layer of the model has."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    targets = config.target_modules
+    if not isinstance(targets, str | list | tuple | set) or targets == "all-linear":
+        return
+    linear = [n for n, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    every = [name for name, _ in model.named_modules()]
+    alone = [targets] if isinstance(targets, str) else targets
+    for target in alone:
+        one = dataclasses.replace(
+            config, target_modules=target if isinstance(targets, str) else [target]
+        )
+        if not any(check_target_module_exists(one, name) for name in every):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise UnknownNameError("LoRA target module", str(target), [*known, "all-linear"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,16 @@ def user_value(place: str) -> Any:
         known = [key for key in vars(module) if not key.startswith("_")]
         raise UnknownNameError(f"name in {path}", name, known)
     return getattr(module, name)
+
+
+def user_objective(place: str) -> Any:
+    """An objective, or the class of one, from a user's file; InputError for anything else."""
+    value = user_value(place)
+    missing = [name for name in ("needs", "unit") if not hasattr(value, name)]
+    if missing or not callable(value):
+        what = "a function" if isfunction(value) else f"a value of {type(value).__name__}"
+        raise InputError(
+            f"{place} is {what}, not an objective: an objective is a class or a value with "
+            "`needs`, `unit` and `__call__(batch, policy, reference)` that returns a Loss"
+        )
+    return value
