@@ -139,6 +139,7 @@ def test_a_killed_run_resumes_with_the_same_losses_and_weights(loaded, tmp_path,
         "save_steps": 2,
         "seed": 7,
         "lora": {"r": 4, "lora_dropout": 0.1},
+        "dropout": True,
     }
     script = SCRIPT.format(
         tests=str(Path(__file__).parents[1]),

@@ -47,7 +47,7 @@ def start(tiny_llama_text, tiny_tokenizer, tmp_path):
             "seed": 1,
             "save_strategy": "no",
         }
-        own = ("lora", "reference", "model", "tokens_per_pass")
+        own = ("lora", "reference", "model", "tokens_per_pass", "dropout")
         rest = {k: options.pop(k) for k in own if k in options}
         data = preference_dataset(PAIRS, tiny_tokenizer)
         return ObjectiveTrainer(
@@ -288,3 +288,56 @@ def test_a_reference_with_another_vocabulary_is_refused(start, tiny_llama):
 
     with pytest.raises(VocabularyError, match="the reference predicts 64 tokens"):
         start(DPO(), reference=FrozenModel(tiny_llama))
+
+
+def with_dropout(model):
+    """A copy of the model whose attention drops half of what it reads."""
+    model = copy.deepcopy(model)
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    return model
+
+
+def dropping_lora():
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=0.5, lora_alpha=64
+    )
+
+
+@pytest.mark.parametrize("adapter", [None, dropping_lora()], ids=["full", "lora"])
+def test_the_first_loss_is_ln_2_whatever_dropout_the_model_has(start, tiny_llama_text, adapter):
+    trainer = start(DPO(), model=with_dropout(tiny_llama_text), lora=adapter, max_steps=1)
+    assert losses(trainer) == [pytest.approx(0.693147, abs=1e-5)]
+    assert trainer.accelerator.unwrap_model(trainer.model).config.attention_dropout == 0.5
+    dropping = start(
+        DPO(), model=with_dropout(tiny_llama_text), lora=adapter, max_steps=1, dropout=True
+    )
+    assert losses(dropping) != [pytest.approx(0.693147, abs=1e-3)]
+
+
+def test_dropout_changes_nothing_unless_asked_for(start, tiny_llama_text):
+    """Not only the first loss: two adapters, with and without dropout, train alike."""
+    plain = lora()
+    plain.lora_alpha = 64
+    one, two = (
+        start(DPO(), lora=adapter, num_train_epochs=2) for adapter in (plain, dropping_lora())
+    )
+    assert losses(one) == losses(two)
+
+
+def test_a_model_that_is_random_in_training_mode_is_refused(start, tiny_llama_text):
+    """Noise that is no dropout: a hook that adds to the hidden states while training."""
+    model = copy.deepcopy(tiny_llama_text)
+
+    def noisy(module, inputs, output):
+        return output + torch.randn_like(output) if module.training else output
+
+    model.model.norm.register_forward_hook(noisy)
+    with pytest.raises(InputError, match="differ from those of evaluation mode"):
+        start(DPO(), model=model, reference="copy").train()
+    start(DPO(), model=model, reference="copy", dropout=True, max_steps=1).train()
+    with pytest.raises(InputError, match="dropout must be true or false, got 'no'"):
+        start(DPO(), model=model, dropout="no")

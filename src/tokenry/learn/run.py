@@ -91,7 +91,8 @@ def train(
     rewards: for on-policy objectives, functions (prompt, completion) -> number or "file.py:name".
     config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),
     fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...), `max_length`,
-    `truncate`, `as_chat`, `bad_rows` ("error" or "skip"), fields of RolloutSettings, and mappings
+    `truncate`, `as_chat`, `bad_rows` ("error" or "skip"), fields of RolloutSettings, `dropout`
+    (False by default: it is off while training, see `ObjectiveTrainer`), and mappings
     `lora` (peft.LoraConfig fields) and `frozen` and the list `rewards`. settings: the same keys,
     stronger than config. lora: True, or such a mapping, trains an adapter.
     resume: go on from the folder's last complete checkpoint, or from the start if it has none.
@@ -145,6 +146,7 @@ def train(
         "frozen": {name: str(value) for name, value in named.items()},
         "rewards": [getattr(function, "__name__", str(function)) for function in functions],
         "rollout": chosen["rollout"],
+        "dropout": chosen["loop"].get("dropout", False),
         "data": _provenance(data, dataset, skipped),
         "lora": LORA_DEFAULTS | adapter if use_adapter else None,
         "training": {**chosen["training"], "learning_rate": arguments.learning_rate, "seed": seed},
@@ -159,6 +161,7 @@ def train(
         frozen=others,
         rewards=functions,
         rollout=RolloutSettings(**chosen["rollout"]),
+        **chosen["loop"],
         args=arguments,
         train_dataset=dataset,
         eval_dataset=heldout,
@@ -315,7 +318,10 @@ def _check_same_run(path: Path, record: dict[str, Any]) -> None:
         return
     former = json.loads(path.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(record, default=str))
-    for name in ("objective", "hyperparameters", "lora", "training", "frozen", "rewards"):
+    for name in (
+        *("objective", "hyperparameters", "lora", "training", "frozen", "rewards"),
+        *("rollout", "dropout"),
+    ):
         if former.get(name) != now[name]:
             raise InputError(
                 f"{path.parent} holds a run with {name} {former.get(name)}, not {now[name]}: "

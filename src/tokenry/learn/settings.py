@@ -1,8 +1,8 @@
 """Settings of a training run: every key to its owner, with the type that the owner's field has.
 
 One flat mapping (YAML or keyword arguments) holds hyper-parameters of the objective, fields of
-transformers' TrainingArguments, how the data are read and how completions are sampled, and the
-mappings `lora` and `frozen` and the list `rewards`.
+transformers' TrainingArguments, how the data are read and how completions are sampled, whether
+dropout is on, and the mappings `lora` and `frozen` and the list `rewards`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tokenry.learn.policy.rollouts import RolloutSettings
 
 DATA_DEFAULTS = {"max_length": None, "truncate": "error", "as_chat": False, "bad_rows": "error"}
 DATA_KINDS = {"max_length": int | None, "truncate": str, "as_chat": bool, "bad_rows": str}
+LOOP_KINDS = {"dropout": bool}
 NOT_SET = ("output_dir", "remove_unused_columns", "seed", "resume_from_checkpoint")
 NO_EFFECT = {
     "label_smoothing_factor": "the objective is the loss, and nothing smooths its labels",
@@ -94,6 +95,7 @@ def sort_settings(settings: dict[str, Any], kind: Any) -> dict[str, dict[str, An
         "objective": _kinds(kind),
         "data": DATA_KINDS,
         "rollout": _kinds(RolloutSettings),
+        "loop": LOOP_KINDS,
         "training": {name: kind for name, kind in training.items() if name not in NOT_SET},
     }
     sorted_: dict[str, Any] = {name: {} for name in (*owners, *MAPPINGS)}
@@ -153,7 +155,7 @@ def _unknown_setting(key: Any, known: list[str]) -> Exception:
     return InputError(
         f"unknown setting {key!r}: neither a hyper-parameter of the objective, nor a field of "
         "transformers.TrainingArguments, nor one of "
-        + ", ".join((*DATA_KINDS, *_kinds(RolloutSettings), *MAPPINGS))
+        + ", ".join((*DATA_KINDS, *_kinds(RolloutSettings), *LOOP_KINDS, *MAPPINGS))
     )
 
 

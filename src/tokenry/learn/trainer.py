@@ -52,7 +52,8 @@ from tokenry.learn.reference import (
     precompute_reference,
     reference_columns,
 )
-from tokenry.model.score import unwrap
+from tokenry.model.modes import Dropout, dropouts, evaluating, switched_off
+from tokenry.model.score import probe_logits, unwrap
 
 PARTS_FILE = "objective.safetensors"
 CPU_TOKENS_PER_PASS = 1024
@@ -71,6 +72,9 @@ class ObjectiveTrainer(Trainer):
     tokens_per_pass: forward and backward go through a micro-batch in pieces of this many tokens
         (padding included; at least one pair), with the same gradients and the memory of one piece.
         "auto" is 1024 on a CPU, where fresh memory is slow, and the whole micro-batch elsewhere.
+    dropout: train with the model's and adapter's own dropout. By default every dropout probability
+        is 0 during training: the policy is compared with itself (sampled from, log-probabilities
+        of the moment of sampling, a reference that it starts from), so it has to be one function.
     data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
 
     An objective's own weights (`parts`) are trained by the same optimizer and saved beside the
@@ -91,8 +95,11 @@ class ObjectiveTrainer(Trainer):
         rewards: Sequence[RewardFunction] = (),
         rollout: RolloutSettings | None = None,
         tokens_per_pass: int | Literal["auto"] | None = "auto",
+        dropout: bool = False,
         **options: Any,
     ):
+        if not isinstance(dropout, bool):
+            raise InputError(f"dropout must be true or false, got {dropout!r}")
         needs = (*check_needs(objective), *getattr(objective, "rollout_needs", ()))
         on_cpu = next(model.parameters()).device.type == "cpu"
         automatic = CPU_TOKENS_PER_PASS if on_cpu else None
@@ -133,6 +140,8 @@ class ObjectiveTrainer(Trainer):
             if other is not None and other is not self.model:
                 other.to(self.args.device)
         self._since_log: dict[str, list[Tensor]] = defaultdict(list)
+        self.dropouts: list[Dropout] = [] if dropout else dropouts(self.model)
+        self._mode_checked = dropout
 
     def compute_loss(
         self,
@@ -160,6 +169,7 @@ class ObjectiveTrainer(Trainer):
             self.parts.zero_grad()  # the Trainer zeroes the model's gradients only
             self.parts.train()
         if is_on_policy(self.objective):
+            self.model.train()  # the old log-probabilities are taken in the mode of the loss
             samples = [self._roll_out(self._prepare_inputs(sample)) for sample in samples]
         units = sum(count_units(self.objective.unit, batch_of(sample)) for sample in samples)
         total = self.accelerator.gather(torch.tensor([units], device=device))
@@ -282,10 +292,8 @@ class ObjectiveTrainer(Trainer):
         )
         batch = reward_rollouts(batch, tokenizer, self.rewards)
         needs = self.objective.rollout_needs  # type: ignore[attr-defined]
-        training = model.training
-        model.eval()
-        scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
-        model.train(training)
+        with switched_off(self.dropouts):  # the mode that the loss will be taken in
+            scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
         batch = self.objective.prepare(  # type: ignore[attr-defined]
             batch, scores.policy, scores.reference, **scores.others
         )
@@ -313,15 +321,40 @@ class ObjectiveTrainer(Trainer):
 
         The parts' gradients are averaged over processes, as the wrapped model's are.
         """
+        model.train()
+        self._check_mode(model)
         total = torch.zeros((), device=self.args.device)
         passes = self._passes(inputs)
         for number, part in enumerate(passes, start=1):
             context = nullcontext() if number == len(passes) else self.accelerator.no_sync(model)
-            with context:
+            with context, switched_off(self.dropouts):
                 total += super().training_step(model, part, num_items_in_batch)
         if self.parts is not None and self.accelerator.sync_gradients:
             self._finish_parts(self.parts)
         return total
+
+    @torch.no_grad()
+    def _check_mode(self, model: Any) -> None:
+        """Refuse, once, a model that is another function in training than in evaluation mode.
+
+        Rollouts and references are of evaluation mode, the loss is of training mode.
+        """
+        if self._mode_checked:
+            return
+        self._mode_checked = True
+        with switched_off(self.dropouts):
+            trained = self._inside(model, probe_logits)
+        with evaluating(model):
+            evaluated = self._inside(model, probe_logits)
+        off = float((trained - evaluated).abs().max() / evaluated.abs().max().clamp_min(1.0))
+        dtype = next(model.parameters()).dtype
+        if off > (1e-3 if dtype == torch.float32 and not self.args.bf16 | self.args.fp16 else 5e-2):
+            raise InputError(
+                f"in training mode the logits of {type(unwrap(model)).__name__} differ from those "
+                f"of evaluation mode by {off:.2g} of their size, although its dropout is off "
+                "(stochastic routing, batch normalisation?): log-probabilities taken in the two "
+                "modes cannot be compared. dropout=True trains it as it is"
+            )
 
     def _finish_parts(self, parts: Any) -> None:
         """What the Trainer does to the model's gradients before a step, for the parts'.

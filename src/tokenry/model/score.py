@@ -105,6 +105,14 @@ def linear_head(model: Any) -> LinearHead | None:
     return head if _is_linear[plain] else None
 
 
+def probe_logits(model: Any) -> Tensor:
+    """The logits of eight arbitrary tokens, float32, in whatever mode the model is."""
+    table = unwrap(model).get_input_embeddings().weight
+    ids = torch.linspace(len(table) // 4, len(table) - 1, 8, device=table.device).long()
+    with torch.no_grad():
+        return model(input_ids=ids[None], use_cache=False).logits.float()
+
+
 def unwrap(model: Any) -> Any:
     """The transformers model inside distributed and PEFT wrappers."""
     from transformers import PreTrainedModel
