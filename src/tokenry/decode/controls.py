@@ -21,6 +21,7 @@ from tokenry.decode.generate import Prompt, ends, generate, prompt_ids
 from tokenry.decode.samplers.base import TokenSampler
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.smc import Samples, smc
+from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
 from tokenry.text.markers import Markers, MarkerSchema, Value
@@ -111,13 +112,15 @@ def generate_with_control(
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
     reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    longest = max(len(control), 0 if against is None else len(against))
+    limit = new_tokens_within(model, longest + len(ids), max_new_tokens)
     if against is not None and weight:
         processors = (*processors, ControlContrast(model, against, weight))
     samples = smc(
         controlled_state(model, torch.tensor([ids]), control),
         reader,
         particles=particles,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=limit,
         sampler=sampler or Masked(),
         temperature=temperature,
         weighted=sampler is not None,
@@ -126,6 +129,8 @@ def generate_with_control(
         prompt_ids=ids,
         generator=seed,
     )
+    if limit < max_new_tokens and not all(samples.finished):
+        warn_of_window(model)
     texts = [tokenizer.decode(text, skip_special_tokens=True) for text in samples.ids]
     return replace(samples, texts=texts)
 

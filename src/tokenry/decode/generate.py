@@ -18,6 +18,7 @@ from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.base import TokenSampler
 from tokenry.decode.samplers.request import Processor, Progress, Request, TextSampler
 from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts, Samples
+from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model.decoding import DecodingState
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -53,20 +54,22 @@ def generate(
     must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
     does, without one it keeps its weight.
 
-    Raises ConstraintError when no token can go on with any of the texts, with the text at which
-    that happened.
+    Texts end where the model's window does, with a warning. Raises InputError for a prompt that
+    fills it, and ConstraintError when no token can go on with any of the texts, with the text at
+    which that happened.
     """
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
     chosen = text_sampler_of(sampler, ess_threshold, resampling, critic)
     device = next(model.parameters()).device
     reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    limit = new_tokens_within(model, len(ids), max_new_tokens)
     reader.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
     request = Request(
         DecodingState.start(model, torch.tensor([ids], device=device)),
         reader,
         prompt_ids=tuple(ids),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=limit,
         temperature=temperature,
         must_end=constraint is not None if must_end is None else must_end,
         processors=processors,
@@ -81,6 +84,8 @@ def generate(
             f"no token satisfies the constraint after {text!r} "
             f"({len(samples.dead_end)} tokens): the constraint leads into a dead end there"
         )
+    if limit < max_new_tokens and not all(samples.finished):
+        warn_of_window(model)
     texts = [tokenizer.decode(text, skip_special_tokens=True) for text in samples.ids]
     return replace(samples, texts=texts)
 

@@ -6,6 +6,7 @@ Written against transformers 5.20-5.23. Each function says which internals it re
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -210,3 +211,55 @@ def own_distribution(model: Any) -> Iterator[None]:
         yield
     finally:
         owner.generation_config = settings
+
+
+def window(model: Any) -> int | None:
+    """Tokens that the model has positions for; None where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def of_row(given: Any, row: int) -> Any:
+    """A logits processor or stopping criterion of `generate` for one row of its batch.
+
+    Most judge every row by itself. These do not: they count the rows, hold an array over rows, or
+    remember what they were called with (attributes of the classes named here).
+    """
+    kind = type(given).__name__
+    if kind == "PrefixConstrainedLogitsProcessor":
+        allowed = given._prefix_allowed_tokens_fn
+        return type(given)(lambda _, ids: allowed(row, ids), 1)
+    if kind == "UnbatchedClassifierFreeGuidanceLogitsProcessor":
+        context = given.unconditional_context
+        ids, attention = context["input_ids"], context["attention_mask"]
+        return type(given)(
+            given.guidance_scale,
+            given.model,
+            None if ids is None else ids[row : row + 1],
+            None if attention is None else attention[row : row + 1],
+            context["use_cache"],
+        )
+    if kind == "SynthIDTextWatermarkLogitsProcessor":
+        return copy.deepcopy(given)
+    arrays = {
+        "RepetitionPenaltyLogitsProcessor": "prompt_ignore_length",
+        "EncoderRepetitionPenaltyLogitsProcessor": "encoder_input_ids",
+        "EncoderNoRepeatNGramLogitsProcessor": "generated_ngrams",
+    }
+    array = getattr(given, arrays.get(kind, ""), None)
+    if array is None or isinstance(array, int):
+        return given
+    own = copy.copy(given)
+    setattr(own, arrays[kind], array[row : row + 1])
+    if hasattr(own, "batch_size"):
+        own.batch_size = 1
+    return own
+
+
+def withheld_arguments() -> dict[str, Any]:
+    """Arguments of the running `generate` that it does not hand to a function given as
+    `custom_generate`, from the locals of its frame; empty outside of `generate`."""
+    frame = sys._getframe(1)
+    while frame is not None and "custom_generate" not in frame.f_locals:
+        frame = frame.f_back
+    found = {} if frame is None else frame.f_locals
+    return {name: found.get(name) for name in ("assistant_model", "streamer", "synced_gpus")}

@@ -79,5 +79,5 @@ def test_what_cannot_be_decoded_is_refused(tiny_llama):
     window = tiny_llama.config.max_position_embeddings
     with pytest.raises(InputError, match=f"{window} tokens fills the model's window"):
         speculate(tiny_llama, [[1] * window], Goose())
-    with pytest.raises(InputError, match="a cache that evicts cannot do"):
+    with pytest.raises(InputError, match="a cache that evicts or has a fixed size"):
         speculate(tiny_llama, [[1, 2]], Goose(), cache=H2O().cache(tiny_llama))

@@ -82,8 +82,7 @@ class ModelSource:
 
     def __init__(self, model: Any):
         self.model = model
-        config = model.config.get_text_config()
-        self.window = getattr(config, "max_position_embeddings", None) or ENDLESS
+        self.window = compat.window(model) or ENDLESS
         self.state: DecodingState | None = None
         self.seen: dict[int, list[int]] = {}  # node -> columns behind the text that it sees
         self.depths: list[int] = []  # of the nodes read

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
 from tokenry.model.packed import can_pack, is_packed, packed
 
@@ -44,7 +45,7 @@ def latency_curve(
 def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> dict[int, float]:
     """Each size's best time."""
     device = next(model.parameters()).device
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = compat.window(model)
     if window is not None:
         context = max(1, min(context, window - 2))  # two more positions, however many tokens
     state = DecodingState.start(model, torch.zeros(1, context, dtype=torch.long, device=device))

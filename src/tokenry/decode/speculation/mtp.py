@@ -31,6 +31,7 @@ from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
+from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
 from tokenry.model.mask_predictor import MaskPredictor
 
@@ -138,7 +139,7 @@ class MaskDraft:
 
     def _positions_left(self, state: DecodingState, tree: TokenTree) -> int:
         """Masks that fit behind the deepest node: learned position tables end."""
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        window = compat.window(self.model)
         if window is None:
             return self.k
         used = int(state.attention.sum()) + max(tree.depths) + 1

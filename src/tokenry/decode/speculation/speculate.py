@@ -32,6 +32,7 @@ from tokenry.core.errors import InputError
 from tokenry.decode.speculation.latency import quick_kernels
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted, draw, walk
+from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
 
@@ -89,7 +90,8 @@ class Speculation:
     bonus token). nodes: tokens of this text read by each step. forward_calls: passes, the prompt's
     included, which gives the first token. seconds: of the whole call, all texts of the batch
     together; the first one with a drafter that fits its trees to the machine includes the
-    measuring, unless `latency_curve` was called before.
+    measuring, unless `latency_curve` was called before. window_full: the text is as long as the
+    model's window, which ended it.
     """
 
     ids: list[int]
@@ -98,6 +100,7 @@ class Speculation:
     nodes: list[int]
     forward_calls: int
     seconds: float
+    window_full: bool = False
 
     @property
     def new_ids(self) -> list[int]:
@@ -139,6 +142,8 @@ def speculate(
     eos_token_id: int | Sequence[int] | None = None,
     processors: Sequence[Processor] = (),
     stopping: Sequence[Stopping] = (),
+    row_steering: Sequence[tuple[Sequence[Processor], Sequence[Stopping]]] | None = None,
+    shown: Sequence[Sequence[int]] | None = None,
     prune: Prune | None = None,
     cache: Any = None,
     generator: torch.Generator | None = None,
@@ -147,27 +152,35 @@ def speculate(
 ) -> list[Speculation]:
     """Continue every prompt with at most `max_new_tokens` tokens, the batch in one pass per step.
 
+    A text that fills the model's window ends there; its `window_full` and a warning say so.
+
     temperature: 0 is greedy. eos_token_id: None takes those of the model's generation settings, an
     empty list none. processors: transformers' LogitsProcessors; each sees, for every token of the
     text in turn, what plain decoding would show it, and never a rejected guess. stopping:
-    transformers' StoppingCriteria, asked after every token. prune: cuts guesses that cannot be
-    accepted, such as those a constraint rejects, before the model reads them; trees that were
-    sampled stay whole. cache: an empty one of a cache policy that keeps every token, for one
-    prompt. kernels: whether to read with kernels for few rows (`packed`), which cost the linear
-    layers' memory again; None uses them where they are faster on this machine. on_step: called with
-    each tree and the walk through it.
+    transformers' StoppingCriteria, asked after every token. Both see one row at a time; those that
+    must not be shared by the rows come in row_steering, (processors, stopping) of every prompt.
+    shown: the prompts as they see them, such as with padding; None: as they are. prune: cuts
+    guesses that cannot be accepted, such as those a constraint rejects, before the model reads
+    them; trees that were sampled stay whole. cache: an empty one of a cache policy that keeps every
+    token, for one prompt. kernels: whether to read with kernels for few rows (`packed`), which cost
+    the linear layers' memory again; None uses them where they are faster on this machine. on_step:
+    called with each tree and the walk through it.
     """
     started = time.perf_counter()
     check(model, prompts, max_new_tokens, cache)
-    choosing = Choosing(
-        temperature, top_p, processors, stopping, end_tokens(model, eos_token_id), generator
-    )
+    ends = end_tokens(model, eos_token_id)
+    device = next(model.parameters()).device
     with quick_kernels(model, kernels):
-        device = next(model.parameters()).device
-        texts = [
-            Text(list(prompt), max_new_tokens, choosing, drafter.begin(model, prompt), device)
-            for prompt in prompts
-        ]
+        texts = []
+        for row, prompt in enumerate(prompts):
+            more = ((), ()) if row_steering is None else row_steering[row]
+            choosing = Choosing(
+                temperature, top_p, (*more[0], *processors), (*more[1], *stopping), ends, generator
+            )
+            limit = new_tokens_within(model, len(prompt), max_new_tokens)
+            seen = prompt if shown is None else shown[row]
+            draft = drafter.begin(model, prompt)
+            texts.append(Text(list(prompt), list(seen), limit, choosing, draft, device))
         if len(texts) > 1 and isinstance(texts[0].draft, ReadingDraft):
             raise InputError(f"{type(drafter).__name__} drafts for one prompt at a time")
         state, passes = read_prompts(model, texts, drafter, cache)
@@ -179,7 +192,10 @@ def speculate(
             step(state, alive, prune, on_step)
             alive = drop_finished(state, alive)
     seconds = time.perf_counter() - started
-    return [text.result(seconds) for text in texts]
+    found = [text.result(seconds, max_new_tokens) for text in texts]
+    if any(text.window_full for text in found):
+        warn_of_window(model)
+    return found
 
 
 def step(
@@ -221,12 +237,6 @@ def check(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, cac
         raise InputError("the prompt is empty: give at least one token to continue")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if window is not None and longest >= window:
-        raise InputError(
-            f"a prompt of {longest} tokens fills the model's window of {window}: shorten it"
-        )
     if cache is None:
         return
     if len(prompts) > 1:
@@ -235,8 +245,9 @@ def check(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, cac
         getattr(layer, "is_croppable", False) for layer in compat.keep_windows(cache).layers
     ):
         raise InputError(
-            "a draft takes rejected tokens back, which a cache that evicts cannot do: use a policy "
-            "that keeps every token, such as tokenselect"
+            "a draft takes rejected tokens back, which a cache that evicts or has a fixed size "
+            f"({type(cache).__name__}) cannot do: use a policy that keeps every token, such as "
+            "tokenselect"
         )
 
 
@@ -256,13 +267,21 @@ class Text:
     """One text of the batch while it grows."""
 
     def __init__(
-        self, prompt: list[int], new: int, choosing: Choosing, draft: Draft, device: torch.device
+        self,
+        prompt: list[int],
+        shown: list[int],
+        new: int,
+        choosing: Choosing,
+        draft: Draft,
+        device: torch.device,
     ):
         self.ids, self.prompt_length = prompt, len(prompt)
         self.choosing, self.draft = choosing, draft
-        self.tensor = torch.zeros(1, len(prompt) + new, dtype=torch.long, device=device)
-        self.tensor[0, : len(prompt)] = torch.tensor(prompt)
-        self.finished, self.passes = False, 0
+        # what processors see: the prompt as it is shown, and the new tokens
+        self.tensor = torch.zeros(1, len(shown) + new, dtype=torch.long, device=device)
+        self.tensor[0, : len(shown)] = torch.tensor(shown)
+        self.hidden = len(shown) - len(prompt)  # tokens that the model does not read
+        self.finished, self.cut_off, self.passes = False, False, 0
         self.accept_lengths: list[int] = []
         self.nodes: list[int] = []
 
@@ -273,27 +292,39 @@ class Text:
     @property
     def room(self) -> int:
         """Tokens that still fit."""
-        return self.tensor.shape[1] - len(self.ids)
+        return self.tensor.shape[1] - self.hidden - len(self.ids)
+
+    @property
+    def written(self) -> Tensor:
+        """[1, T], as processors see it."""
+        return self.tensor[:, : self.hidden + len(self.ids)]
 
     def choose(self, tree: TokenTree, node: int, logits: Tensor) -> int | None:
         """The next token, from the model's logits [V] at a node; None when the text has ended."""
         if self.finished:
             return None
         how = self.choosing
-        scores = logits[None]
+        scores = logits[None].clone() if how.processors else logits[None]
         for process in how.processors:
-            scores = process(self.tensor[:, : len(self.ids)], scores)
+            scores = process(self.written, scores)
         token = draw(scores[0], how.temperature, how.top_p, how.generator, tree.proposed(node))
-        self.tensor[0, len(self.ids)] = token
+        self.tensor[0, self.hidden + len(self.ids)] = token
         self.ids.append(token)
-        written = self.tensor[:, : len(self.ids)]
-        stopped = [bool(stop(written, scores)) for stop in how.stopping]  # all are asked
-        self.finished = not self.room or token in how.ends or any(stopped)
+        stopped = [bool(stop(self.written, scores)) for stop in how.stopping]  # all are asked
+        ended = token in how.ends or any(stopped)
+        self.cut_off = not ended and not self.room
+        self.finished = ended or self.cut_off
         return token
 
-    def result(self, seconds: float) -> Speculation:
+    def result(self, seconds: float, max_new_tokens: int) -> Speculation:
         return Speculation(
-            self.ids, self.prompt_length, self.accept_lengths, self.nodes, self.passes, seconds
+            self.ids,
+            self.prompt_length,
+            self.accept_lengths,
+            self.nodes,
+            self.passes,
+            seconds,
+            self.cut_off and len(self.ids) - self.prompt_length < max_new_tokens,
         )
 
 
@@ -339,7 +370,7 @@ def read_prompts(
         batch = TokenBatch.from_ids([text.ids for text in texts], padding_side="left")
         device = texts[0].tensor.device
         return DecodingState.start(model, batch.ids.to(device), batch.attention.to(device)), 1
-    ids, draft = texts[0].tensor[:, : len(texts[0].ids)], texts[0].draft
+    ids, draft = torch.tensor([texts[0].ids], device=texts[0].tensor.device), texts[0].draft
     if not drafter.reads_prompt or ids.shape[1] == 1:
         return DecodingState.start(model, ids, cache=cache), 1
     state, calls = DecodingState.start(model, ids[:, :1], cache=cache), 1
