@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.extrapolate import extrapolate
+from tokenry.core.extrapolate import extrapolate, extrapolated
 from tokenry.core.fused import LinearHead
 from tokenry.core.scores import Scores
 
@@ -70,6 +70,54 @@ def test_full_logits_give_the_same(batch):
         )
 
 
+INF = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (0.5, [-1.0, -INF, -INF, -2.0]),  # excluded by b alone: nothing to contrast with
+        (0.0, [-1.0, -INF, -INF, -2.0]),
+        (-0.5, [-1.0, -INF, -INF, -INF]),
+        (-1.0, [-1.0, -0.5, -INF, -INF]),  # b itself
+    ],
+)
+def test_impossible_tokens_give_no_nan_and_no_plus_infinity(weight, expected):
+    a = torch.tensor([-1.0, -INF, -INF, -2.0], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([-1.0, -0.5, -INF, -INF], dtype=torch.float64)
+    for form in (weight, torch.full((4,), weight, dtype=torch.float64)):
+        found = extrapolated(a, b, form)
+        assert found.tolist() == expected
+        found[found > -INF].sum().backward()
+        assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [2.0, -0.5])
+def test_scores_whose_logits_exclude_tokens_are_extrapolated_over_the_others(batch, weight):
+    sides = []
+    for seed, excluded in ((0, [3, 4]), (1, [4, 5])):
+        s = made(batch, seed)
+        logits = s.logits().index_fill(1, torch.tensor(excluded), -INF)
+        sides.append(Scores(s.ids, s.mask, full_logits=logits + 7.0 * seed))
+    found = extrapolate(*sides, weight, needs=("logprob", "entropy"))
+    assert not found.need("logprob").isnan().any()
+    assert found.need("entropy").isfinite().all()
+    own, other = (s.full_logits.log_softmax(-1) for s in sides)
+    unnormalised = own + weight * (own - other)
+    unnormalised[:, [3, 4]] = -INF
+    unnormalised[:, 5] = own[:, 5] if weight > 0 else -INF
+    torch.testing.assert_close(found.logits().softmax(-1), unnormalised.softmax(-1))
+
+
+@pytest.mark.parametrize("weight", [float("nan"), INF])
+def test_a_weight_that_is_no_number_is_refused(batch, weight):
+    a, b = made(batch, 0), made(batch, 1)
+    with pytest.raises(InputError, match="weight"):
+        extrapolate(a, b, weight)
+    with pytest.raises(InputError, match="weight"):
+        extrapolate(a, b, torch.full(batch.shape, weight))
+
+
 def test_gradients_reach_both_hidden_states(batch):
     a, b = made(batch, 0), made(batch, 1)
     a.hidden.requires_grad_()
@@ -89,6 +137,9 @@ def test_what_cannot_be_extrapolated_is_an_error(batch):
         extrapolate(a, made(batch, 1, vocabulary=7), 1.0)
     with pytest.raises(InputError, match="soft cap"):
         extrapolate(a, made(batch, 1, softcap=30.0), 1.0)
+    with pytest.raises(InputError, match="excludes"):
+        head = LinearHead(a.head.weight, bias=torch.tensor([0, 0, 0, 0, 0, -INF]))
+        extrapolate(a, Scores(a.ids, a.mask, hidden=a.hidden, head=head), 1.0)
     with pytest.raises(InputError, match="hidden"):
         extrapolate(a, Scores(batch.ids, batch.target), 1.0)
     with pytest.raises(ShapeError):

@@ -10,6 +10,10 @@ hidden states, W the matrices and c the biases,
 
 so that `core.fused` works on it as on any model and no logits are made.
 
+Where a probability is zero, `extrapolated` takes p_a (p_a / p_b)^w with 0^0 = 1: what a excludes
+stays excluded (but for w = -1, which is b). Where b alone excludes a token, the ratio is infinite;
+for w >= 0 there is nothing to contrast with, and the token keeps p_a.
+
 Source: the operation behind contrastive decoding and proxy tuning; papers that use it cite it.
 """
 
@@ -22,9 +26,25 @@ import torch
 from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
 from tokenry.core.fused import LinearHead, fused_scores
 from tokenry.core.scores import Scores
+
+
+def extrapolated(logprob_a: Tensor, logprob_b: Tensor, weight: float | Tensor) -> Tensor:
+    """log p_a + weight (log p_a - log p_b), not normalised, with the zeros as above.
+
+    logprob_a, logprob_b: of one shape, -inf where impossible. weight: a number, or of a shape that
+    broadcasts with them.
+    """
+    zero_a, zero_b = logprob_a == -torch.inf, logprob_b == -torch.inf
+    # zeros are taken out before the arithmetic: inf - inf would be NaN, its gradient too
+    own, other = logprob_a.masked_fill(zero_a, 0.0), logprob_b.masked_fill(zero_b, 0.0)
+    weight = torch.as_tensor(weight, dtype=own.dtype, device=own.device)
+    mixed = own + weight * (own - other)
+    mixed = torch.where(zero_b, own.masked_fill(weight < 0, -torch.inf), mixed)
+    return torch.where(zero_a, logprob_b.masked_fill(weight != -1, -torch.inf), mixed)
 
 
 def extrapolate(
@@ -39,13 +59,23 @@ def extrapolate(
     """
     if a.ids.shape != b.ids.shape or not torch.equal(a.mask, b.mask):
         raise ShapeError("both sides must have scored the same tokens of the same batch")
-    if isinstance(weight, Tensor) and weight.shape != a.ids.shape:
+    if not isinstance(weight, Tensor):
+        in_range("weight", weight, "(-inf, inf)")
+    elif weight.shape != a.ids.shape:
         raise ShapeError(
             f"weight must be a number or {list(a.ids.shape)}, got {list(weight.shape)}"
         )
+    elif not weight.isfinite().all():
+        raise InputError("weight holds values that are not finite numbers")
     if a.full_logits is not None and b.full_logits is not None:
         per_token = weight[a.mask][:, None] if isinstance(weight, Tensor) else weight
-        logits = a.full_logits + per_token * (a.full_logits - b.full_logits)
+        if a.full_logits.shape != b.full_logits.shape:
+            raise VocabularyError(
+                f"logits {list(a.full_logits.shape)} and {list(b.full_logits.shape)} cannot be "
+                "extrapolated: they must be of the same tokens and vocabulary"
+            )
+        own, other = (full_precision(z.full_logits).log_softmax(-1) for z in (a, b))
+        logits = extrapolated(own, other, per_token)
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(1, a.ids[a.mask][:, None])[:, 0]
         entropy = torch.special.entr(logprobs.exp()).sum(-1)
@@ -75,6 +105,11 @@ def _joined(a: LinearHead, b: LinearHead) -> LinearHead:
         )
     if a.softcap is not None or b.softcap is not None:
         raise InputError("a head with a soft cap is not linear and cannot be extrapolated")
+    if any(head.bias is not None and not head.bias.isfinite().all() for head in (a, b)):
+        raise InputError(
+            "a head whose bias excludes tokens (infinite) is not linear and cannot be "
+            "extrapolated: score with full logits"
+        )
     columns = [head.weight.detach() / head.temperature for head in (a, b)]
     if a.bias is not None or b.bias is not None:
         for head in (a, b):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.extrapolate import extrapolated
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.generate import Prompt, ends, generate, prompt_ids
 from tokenry.decode.samplers.base import TokenSampler
@@ -156,9 +157,7 @@ class ControlContrast:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         other = self._read(ids).log_softmax(-1)
         own = logits.float().log_softmax(-1)
-        # where both are impossible the difference is not a number, and impossible is right
-        mixed = own + self.weight * (own - other)
-        return torch.where(own == -torch.inf, own, mixed)
+        return extrapolated(own, other, self.weight)
 
     def _read(self, ids: Tensor) -> Tensor:
         """Logits of the other side: one more token when the text goes on, else from the start."""

@@ -38,6 +38,18 @@ def test_the_contrast_moves_the_best_token():
     assert scores.exp()[0].tolist() == pytest.approx([0.08, 0.23, 0.0])
 
 
+@pytest.mark.parametrize("space", ["prob", "logit"])
+def test_impossible_tokens_stay_so_and_what_only_the_other_prompt_excludes_is_not_contrasted(space):
+    own, other = logits(0.5, 0.3, 0.2, 0.0, 0.0), logits(0.5, 0.4, 0.0, 0.1, 0.0)
+    scores, active = selective_contrast(
+        own, other, -0.7, threshold=ALWAYS, keep_ratio=0.0, space=space
+    )
+    assert active.all()
+    assert scores[0, 2].exp().item() == pytest.approx(0.2)
+    assert (scores[0, 3:] == -math.inf).all()
+    assert scores[0, :2].isfinite().all()
+
+
 def test_a_shut_gate_leaves_the_distribution():
     own, other = torch.randn(2, 5, 30).double()
     for threshold in (0.0, 0.01):

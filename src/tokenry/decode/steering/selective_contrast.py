@@ -10,7 +10,8 @@ which the examples were taken out, and w < 0:
 
 A one-hot distribution has s ≈ V^(-1/2), so s √V lies between 0 and about 1 for every vocabulary.
 Where no token has a positive sum, the scores are log p^d. `space="logit"` takes
-(1 - w) log p^d_v + w log p^n_v instead of the logarithm of the sum.
+(1 - w) log p^d_v + w log p^n_v instead of the logarithm of the sum, and log p^d_v where p^n_v = 0,
+as the sum does.
 
 Source: Improving Code Generation of LLMs by Uncertainty-Aware Selective Contrastive Decoding (arXiv
 2409.05923). The paper's thresholds are of s itself, for 32,016 tokens: 0.005 (s √V = 0.9) and
@@ -30,6 +31,7 @@ from transformers import LogitsProcessor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.extrapolate import extrapolated
 from tokenry.core.registry import controller
 from tokenry.decode.branches import Branch
 
@@ -61,7 +63,7 @@ def selective_contrast(
     if space == "prob":
         score = (own.exp() + weight * other.exp()).clamp_min(0.0).log()
     else:
-        score = own + weight * (other - own)
+        score = extrapolated(own, other, -weight)
     kept = own.exp() >= keep_ratio / own.shape[-1]
     score = torch.where(kept, score, -torch.inf)
     empty = score.isneginf().all(-1, keepdim=True)
