@@ -432,7 +432,7 @@ def test_constraints_that_nothing_satisfies(refused, model):
     assert refused("generate", "x ", "-m", model, *both)
     too_long = ["--regex", "a{40}", "-n", 3]
     for how in ([], ["--sampler", "mask"], ["--draft", "recycling"]):
-        assert "raise --max-new-tokens" in refused("generate", "x", "-m", model, *too_long, *how)
+        assert "raise -n" in refused("generate", "x", "-m", model, *too_long, *how)
     assert "2 to 1 letters" in refused(
         "generate", "x", "-m", model, "--shortest-word", 2, "--longest-word", 1
     )
@@ -570,10 +570,14 @@ def test_combinations_that_cannot_work(refused, model):
     assert "share" in refused(*base, "--cache", "h2o:much")
     assert "share" in refused(*base, "--cache", "h2o:7.5")
     assert "--against" in refused("inspect", "x", "-m", model, "-s", "divergence")
-    assert "temperature" in refused(*base, "-t", "-1")
+    assert "-t is -1.0" in refused(*base, "-t", "-1")
+    assert "--temperature is -1.0" in refused(*base, "--temperature", "-1")
     for wrong in (0, 1_000_000_000):
-        assert "--particles" in refused(*base, "-p", wrong)
-    assert "at least 1" in refused(*base, "-n", 0)
+        assert f"-p is {wrong}" in refused(*base, "-p", wrong)
+    assert "--particles is 0" in refused(*base, "--particles", 0)
+    assert "-n is 0" in refused(*base, "-n", 0)
+    assert "--max-new-tokens is 0" in refused(*base, "--max-new-tokens=0")
+    assert "-n is 0" in refused(*base, "-n0")
     for wrong in ("-1", "inf", "1e9"):
         assert "attempts" in refused("tokenize", "x", "-m", model, "--stochastok", wrong)
 

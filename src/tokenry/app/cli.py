@@ -1,11 +1,12 @@
 """The command line: `tokenry VERB`.
 
 Each verb is a file in `commands`, a thin layer over the function of the library that does the work.
-Results go to standard output, progress and errors to standard error. Whatever the user got wrong
-ends with exit code 2 and one line that says what and what to do; TOKENRY_DEBUG=1 shows the
-traceback instead.
+Results go to standard output, progress and errors to standard error. Whatever goes wrong ends with
+one line that says what and what to do, and with exit code 2 (1 for a fault of Tokenry itself);
+--debug or TOKENRY_DEBUG=1 shows the traceback instead.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -30,9 +31,10 @@ from tokenry.app.commands import (
     tokenize,
     train,
 )
-from tokenry.core.errors import TokenryError
+from tokenry.app.failures import report
+from tokenry.app.verb import Debug, Verb, debugging, forget, with_debug
+from tokenry.core.errors import InputError
 
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -50,14 +52,18 @@ def paragraphs(verb: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(part.split()) for part in parts)
 
 
+def add(verb: Callable[..., None]) -> None:
+    app.command(cls=Verb, help=paragraphs(verb))(with_debug(verb))
+
+
 for verb in (inspect.inspect, generate.generate, train.train, tokenize.tokenize):
-    app.command(help=paragraphs(verb))(verb)
-app.command(help=paragraphs(compress.compress))(compress.compress)
+    add(verb)
+add(compress.compress)
 for verb in (audit.audit, objectives.objectives, papers.papers, reproduce.reproduce):
-    app.command(help=paragraphs(verb))(verb)
+    add(verb)
 app.add_typer(models.app, name="models", help=paragraphs(models.models))
-app.command(help=paragraphs(plan.plan))(plan.plan)
-app.command(help=paragraphs(demo.demo))(demo.demo)
+add(plan.plan)
+add(demo.demo)
 
 
 def show_version(wanted: bool) -> None:
@@ -71,6 +77,7 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show version.")
     ] = False,
+    debug: Debug = False,
 ) -> None:
     """Everything in a language model that is decided token by token.
 
@@ -83,38 +90,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # a dependency's notes to its own developers are no news to who types a command
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    forget()
     try:
-        code = app(args=arguments, prog_name="tokenry", standalone_mode=False)
+        prepare_streams()
+        code = invoke(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (TokenryError, OSError) as error:
-        return fail(described(error), error)
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # the parser's own errors have it
+    except BaseException as error:
+        if output_is_lost() and isinstance(error, BrokenPipeError):
+            return 0  # the reader of our output has seen enough
+        if isinstance(error, SystemExit | GeneratorExit) or debugging():
             raise
-        return fail(error.format_message(), error)  # type: ignore[attr-defined]
+        message, code = report(error)
+        if message.strip():  # `tokenry` without a verb has shown its help
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
 
 
-def fail(message: str, error: Exception) -> int:
-    """Print the one line; with TOKENRY_DEBUG, raise instead."""
-    if os.environ.get("TOKENRY_DEBUG", "0") not in ("", "0"):
-        raise error
-    if message.strip():  # `tokenry` without a verb has shown its help
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return BAD_INPUT
+def invoke(arguments: list[str]) -> int:
+    """Run a verb. Not by typer's own main, which ends the process on some errors by itself."""
+    if "_TOKENRY_COMPLETE" in os.environ:
+        app(prog_name="tokenry")
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("tokenry", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
 
 
-def described(error: Exception) -> str:
-    """An error of the library says it all; the system's says what, and has the file apart."""
-    if isinstance(error, OSError) and not isinstance(error, TokenryError) and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return str(error)
+def prepare_streams() -> None:
+    """Standard streams that can be written to; InputError where results would go nowhere."""
+    if sys.stderr is None:  # 2>&-: remarks go nowhere, and not into the results
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stdout is None:
+        raise InputError("standard output is closed: let it go to a file, or to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the locale's encoding lacks
+
+
+def output_is_lost() -> bool:
+    """Whether standard output can no longer be written; then nothing is tried at exit either."""
+    if sys.stdout is None:
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":

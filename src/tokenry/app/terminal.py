@@ -1,11 +1,12 @@
 """What the verbs share: where output goes, and how files are read and written."""
 
+import codecs
 import json
 import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,10 @@ Model = Annotated[
         help="A name that [cyan]tokenry models[/] lists, a hub id (owner/name), or a folder.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same result."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -43,7 +47,8 @@ def notes() -> Any:
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """A spinner while something takes its time; nothing when nobody watches."""
-    with notes().status(what):
+    console = notes()
+    with console.status(what) if console.is_terminal else nullcontext():
         yield
 
 
@@ -64,7 +69,10 @@ def progress() -> Iterator[Any]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=notes(), transient=True) as bar:
+    console = notes()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         yield bar
 
 
@@ -80,7 +88,10 @@ def load(name: str) -> Any:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output; infinities and NaN become null."""
-    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    text = json.dumps(
+        finite(value), indent=1, ensure_ascii=not encoding.startswith("utf"), allow_nan=False
+    )
     sys.stdout.write(text + "\n")
 
 
@@ -98,18 +109,35 @@ def finite(value: Any) -> Any:
 def read_text(path: str | Path) -> str:
     """A file's text, `-` being standard input. Raises InputError."""
     if str(path) == "-":
-        return sys.stdin.read()
+        return standard_input()
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"no such file: {path}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
+        return decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def standard_input() -> str:
+    if sys.stdin is None:
+        raise InputError("standard input is closed: there is nothing to read at -")
+    binary = getattr(sys.stdin, "buffer", None)  # as bytes: the locale's encoding may not be UTF-8
+    return sys.stdin.read() if binary is None else decoded(binary.read(), "standard input")
+
+
+def decoded(data: bytes, source: str) -> str:
+    """UTF-8, or UTF-16 with its mark, without the mark. Raises InputError."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
 
 
 def write_text(path: str | Path, text: str) -> None:

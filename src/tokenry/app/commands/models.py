@@ -5,12 +5,16 @@ from typing import Annotated
 import typer
 
 from tokenry.app.terminal import AsJson, Seed, print_json, results
+from tokenry.app.verb import Debug, Verb, with_debug
+from tokenry.core.errors import InputError
 
 app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
-def models(context: typer.Context, as_json: AsJson = False, seed: Seed = 0) -> None:
+def models(
+    context: typer.Context, as_json: AsJson = False, seed: Seed = 0, debug: Debug = False
+) -> None:
     """List the models with a short name, or fetch one.
 
     A hub id (owner/name) or a local folder works everywhere in place of a name.
@@ -22,6 +26,8 @@ def models(context: typer.Context, as_json: AsJson = False, seed: Seed = 0) -> N
     [cyan]tokenry models pull gemma3-270m[/]
     """
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise InputError(f"--json has no effect before {context.invoked_subcommand}")
         return
     from tokenry.model.hub import DEFAULT_MODEL, NAMED_MODELS, home, is_cached
 
@@ -53,7 +59,8 @@ def models(context: typer.Context, as_json: AsJson = False, seed: Seed = 0) -> N
     console.print(table)
 
 
-@app.command()
+@app.command(cls=Verb)
+@with_debug
 def pull(
     name: Annotated[str, typer.Argument(help="A name from [cyan]tokenry models[/].")],
     seed: Seed = 0,

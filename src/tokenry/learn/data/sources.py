@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError
+
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # JSON can write it, no text can hold it
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
@@ -31,6 +34,8 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
             ) from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} must be a JSON object, got {line[:40]!r}")
+        if "\\u" in line and HALF_A_PAIR.search(json.dumps(row, ensure_ascii=False)):
+            raise InputError(f"{path}, line {number} holds half a character (a lone surrogate)")
         found.append((number, row))
     return found
 
