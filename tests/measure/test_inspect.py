@@ -98,6 +98,13 @@ def test_first_token_is_scored_after_an_automatic_opening(tiny_llama_text, bos_t
     torch.testing.assert_close(found.signals["surprisal"], expected)
 
 
+def test_a_text_that_carries_the_opening_gets_it_once(tiny_llama_text, bos_tokenizer):
+    bare, carried = (inspect(tiny_llama_text, bos_tokenizer, t) for t in (TEXT, f"<s>{TEXT}"))
+    assert carried.ids.tolist() == [bos_tokenizer.bos_token_id, *bare.ids.tolist()]
+    assert carried.scored.tolist() == [False, *[True] * len(bare.ids)]
+    torch.testing.assert_close(carried.signals["surprisal"][1:], bare.signals["surprisal"])
+
+
 @pytest.mark.parametrize("window", [4, 7, 16])
 @pytest.mark.parametrize("opening", [False, True])
 def test_long_texts_are_scored_in_half_overlapping_windows(

@@ -7,16 +7,20 @@ token t given the tokens before it. Position 0 has nothing before it and is neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from tokenry.core.boundaries import Tokens, pair_tokens, part_tokens
+from tokenry.core.chat import Chat, messages_of
 from tokenry.core.errors import InputError, ShapeError
 
 Side = Literal["left", "right"]
+Truncate = Literal["error", "prompt", "completion"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class TokenBatch:
     ids: [B, T] long. attention: [B, T] bool, True on real tokens. target: [B, T] bool, True on the
     tokens whose prediction counts (the completion). group: [B] long, rows that belong together
     (the pair of a preference, the rollouts of one prompt), or None. columns: further numbers that
-    came with the data, by name: [B, ...] one per row, or [B, T] one per token.
+    came with the data, by name: [B, ...] one per row, or [B, T] one per token. crossing: [B] long,
+    how many of a row's targets reach across the boundary to what does not count, or None.
 
     Raises ShapeError when the shapes differ, when a target lies on padding or on a row's first
     token, or when padding stands between real tokens.
@@ -37,6 +42,7 @@ class TokenBatch:
     target: Tensor
     group: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
+    crossing: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.dtype != torch.long:
@@ -50,10 +56,12 @@ class TokenBatch:
                     f"{name} must be bool of shape {list(self.ids.shape)} like ids, "
                     f"got {list(mask.shape)} {mask.dtype}"
                 )
-        if self.group is not None and self.group.shape != self.ids.shape[:1]:
-            raise ShapeError(
-                f"group must be [{len(self.ids)}], one per row, got {list(self.group.shape)}"
-            )
+        for name in ("group", "crossing"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.ids.shape[:1]:
+                raise ShapeError(
+                    f"{name} must be [{len(self.ids)}], one per row, got {list(value.shape)}"
+                )
         for name, column in self.columns.items():
             if column.shape[:1] != self.ids.shape[:1]:
                 raise ShapeError(
@@ -113,13 +121,20 @@ class TokenBatch:
                 f"{sorted(other.columns)}"
             )
         group = None if one.group is None else torch.cat([one.group, _not_none(two.group)])
+        crossing = None
+        if one.crossing is not None or two.crossing is not None:
+            crossing = torch.cat([one._crossings(), two._crossings()])
         return TokenBatch(
             torch.cat([one.ids, two.ids]),
             torch.cat([one.attention, two.attention]),
             torch.cat([one.target, two.target]),
             group,
             {name: torch.cat([one.columns[name], two.columns[name]]) for name in one.columns},
+            crossing,
         )
+
+    def _crossings(self) -> Tensor:
+        return self.ids.new_zeros(len(self.ids)) if self.crossing is None else self.crossing
 
     def _each(self, change: Any) -> TokenBatch:
         return TokenBatch(
@@ -128,6 +143,7 @@ class TokenBatch:
             change(self.target),
             None if self.group is None else change(self.group),
             {name: change(column) for name, column in self.columns.items()},
+            None if self.crossing is None else change(self.crossing),
         )
 
     def _widen(self, width: int, pad_id: int, side: Side) -> TokenBatch:
@@ -188,120 +204,91 @@ class TokenBatch:
         pairs: Sequence[tuple[str, str]],
         *,
         max_length: int | None = None,
-        truncate: Literal["error", "prompt", "completion"] = "error",
+        truncate: Truncate = "error",
         padding_side: Side = "right",
         end: bool = True,
         group: Sequence[int] | None = None,
     ) -> TokenBatch:
         """From (prompt, completion) texts; the completion's tokens are the targets.
 
-        The two are tokenized apart, so that the boundary between them is a token boundary. An empty
-        prompt becomes the tokenizer's beginning-of-sequence token. `end` appends the
-        end-of-sequence token to each completion. A row longer than `max_length` is an error unless
-        `truncate` says what may go: "prompt" drops the prompt's first tokens (at least its last
-        one stays), "completion" the completion's last ones.
+        The two are tokenized as one text. A token that holds characters of both is a target, and
+        `crossing` counts them. An empty prompt becomes the tokenizer's beginning-of-sequence token.
+        `end` puts the end-of-sequence token behind each completion that does not carry it. A row
+        longer than `max_length` is an error unless `truncate` says what may go: "prompt" drops the
+        prompt's first tokens (at least its last one stays), "completion" the completion's last
+        ones. Raises InputError, also for a completion without tokens.
         """
-        rows, targets = [], []
+        rows = []
         for number, (prompt, completion) in enumerate(pairs):
-            left = tokenizer(prompt)["input_ids"] if prompt else []
-            left = left or [_start_token(tokenizer)]
-            right = tokenizer(completion, add_special_tokens=False)["input_ids"]
-            if end and tokenizer.eos_token_id is not None:
-                right = [*right, tokenizer.eos_token_id]
-            left, right = _truncate(left, right, max_length, truncate, number)
-            rows.append([*left, *right])
-            targets.append([False] * len(left) + [True] * len(right))
-        pad_id = _pad_token(tokenizer)
-        return cls.from_ids(rows, targets, pad_id=pad_id, padding_side=padding_side, group=group)
+            with _row("row", number):
+                tokens = pair_tokens(tokenizer, prompt, completion, end=end)
+                rows.append(truncated(tokens, max_length, truncate))
+        return cls.from_tokens(
+            rows, pad_id=_pad_token(tokenizer), padding_side=padding_side, group=group
+        )
 
     @classmethod
     def from_messages(
         cls,
         tokenizer: Any,
-        conversations: Sequence[Sequence[dict[str, str]]],
+        conversations: Sequence[Sequence[dict[str, Any]]],
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         max_length: int | None = None,
+        truncate: Truncate = "error",
         padding_side: Side = "right",
         group: Sequence[int] | None = None,
     ) -> TokenBatch:
         """From chat messages through the model's chat template; assistant tokens are the targets.
 
-        What the template writes for an assistant turn is found by rendering the conversation up to
-        that turn with and without it, so that any template works that only ever appends. The
-        closing token of the turn counts; white space after it does not.
+        What the assistant says is what the template marks as generated, or else what it writes for
+        an assistant turn (see `core.chat`), its closing token included and white space after it
+        left out. A template that closes the last turn with no special token gets the
+        end-of-sequence token there. tools: JSON schemas of the functions that may be called.
+        max_length, truncate: as in `from_pairs`. Raises InputError naming the conversation.
         """
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise InputError(
-                "this tokenizer has no chat template; use (prompt, completion) pairs instead"
-            )
-        rows, targets = [], []
+        chat, rows = Chat(tokenizer, tools), []
         for number, messages in enumerate(conversations):
-            row, target = _chat_tokens(tokenizer, list(messages), number)
-            if max_length is not None and len(row) > max_length:
-                raise InputError(
-                    f"conversation {number} has {len(row)} tokens, more than max_length="
-                    f"{max_length}: shorten it or raise max_length"
-                )
-            rows.append(row)
-            targets.append(target)
-        pad_id = _pad_token(tokenizer)
-        return cls.from_ids(rows, targets, pad_id=pad_id, padding_side=padding_side, group=group)
+            with _row("conversation", number):
+                text, spans = chat.conversation([], messages_of(messages))
+                tokens = part_tokens(tokenizer, text, spans, templated=True)
+                rows.append(truncated(tokens, max_length, truncate))
+        return cls.from_tokens(
+            rows, pad_id=_pad_token(tokenizer), padding_side=padding_side, group=group
+        )
+
+    @classmethod
+    def from_tokens(cls, rows: Sequence[Tokens], **options: Any) -> TokenBatch:
+        """From rows of tokens with their targets; options: those of `from_ids`."""
+        batch = cls.from_ids([row.ids for row in rows], [row.target for row in rows], **options)
+        return replace(batch, crossing=torch.tensor([row.crossing for row in rows]))
 
 
-def _truncate(
-    left: list[int], right: list[int], max_length: int | None, truncate: str, number: int
-) -> tuple[list[int], list[int]]:
-    excess = 0 if max_length is None else len(left) + len(right) - max_length
+def truncated(tokens: Tokens, max_length: int | None, truncate: Truncate) -> Tokens:
+    """At most max_length tokens, if `truncate` allows it: "prompt" drops the first tokens (one that
+    is no target stays), "completion" the last ones. Raises InputError otherwise."""
+    excess = 0 if max_length is None else len(tokens.ids) - max_length
     if excess <= 0:
-        return left, right
-    if truncate == "prompt" and excess < len(left):
-        return left[excess:], right
-    if truncate == "completion" and excess < len(right):
-        return left, right[:-excess]
+        return tokens
+    prompt = tokens.first
+    if truncate == "prompt" and excess < prompt:
+        return replace(tokens, ids=tokens.ids[excess:], target=tokens.target[excess:])
+    if truncate == "completion" and len(tokens.ids) - excess > prompt:
+        return replace(tokens, ids=tokens.ids[:-excess], target=tokens.target[:-excess])
     raise InputError(
-        f"row {number} has {len(left)} prompt and {len(right)} completion tokens, {excess} more "
-        f'than max_length={max_length}, and truncate="{truncate}" cannot remove them'
+        f"{len(tokens.ids)} tokens, {prompt} of them before the first that counts, are {excess} "
+        f'more than max_length={max_length}, and truncate="{truncate}" cannot remove them: shorten '
+        "the text or raise max_length"
     )
 
 
-def _chat_tokens(
-    tokenizer: Any, messages: list[dict[str, str]], number: int
-) -> tuple[list[int], list[bool]]:
-    if not any(message.get("role") == "assistant" for message in messages):
-        raise InputError(f"conversation {number} has no assistant message, so nothing to score")
-
-    def render(upto: int, prompt: bool) -> str:
-        return tokenizer.apply_chat_template(
-            messages[:upto], tokenize=False, add_generation_prompt=prompt
-        )
-
-    whole = render(len(messages), False)
-    spans: list[tuple[int, int]] = []
-    for turn, message in enumerate(messages):
-        if message.get("role") != "assistant":
-            continue
-        after = render(turn + 1, False)
-        # A conversation cannot be rendered up to its first turn: look for the words themselves.
-        before = render(turn, True) if turn else after[: after.rfind(message["content"])]
-        if not (whole.startswith(before) and whole.startswith(after)):
-            raise InputError(
-                f"conversation {number}: this chat template rewrites earlier turns, so assistant "
-                "tokens cannot be located; pass (prompt, completion) pairs instead"
-            )
-        spans.append((len(before), len(after.rstrip())))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    target = [
-        place > 0 and any(start <= a and b <= end and b > a for start, end in spans)
-        for place, (a, b) in enumerate(encoded["offset_mapping"])
-    ]
-    return encoded["input_ids"], target
-
-
-def _start_token(tokenizer: Any) -> int:
-    for name in ("bos_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return getattr(tokenizer, name)
-    raise InputError("an empty prompt needs a tokenizer with a bos or eos token to start from")
+@contextmanager
+def _row(what: str, number: int) -> Iterator[None]:
+    """Errors inside name the row."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what} {number}: {error}") from None
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import torch
 
-from tokenry.core import registry
+from tokenry.core import boundaries, registry
+from tokenry.core.chat import Chat, messages_of
 from tokenry.core.errors import ConstraintError, InputError, UnknownNameError
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.base import TokenSampler
@@ -112,13 +113,16 @@ def text_sampler_of(
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a text, of chat messages, or of ids themselves. Raises InputError if empty."""
+    """Token ids of a text, of chat messages, or of ids themselves. Raises InputError if empty.
+
+    Messages that end with the assistant's are to be gone on with.
+    """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
+        start = boundaries.start_ids(tokenizer)  # all there is before an empty text
+        ids = boundaries.prompt_ids(tokenizer, prompt) if prompt else start
     elif prompt and isinstance(prompt[0], Mapping):
-        ids = tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, return_dict=True
-        )["input_ids"]
+        text = Chat(tokenizer).prompt(messages_of(list(prompt)))  # type: ignore[arg-type]
+        ids = boundaries.prompt_ids(tokenizer, text, templated=True)
     else:
         ids = [int(token) for token in prompt]  # type: ignore[arg-type]
     if not ids:

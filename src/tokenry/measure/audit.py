@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.boundaries import start_ids
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.measure.length_inflation import LengthInflation, length_inflation
@@ -259,8 +260,7 @@ def forcing_prefix(tokenizer: Any, template: bool = False) -> list[int]:
         if tokenizer.chat_template is None:
             raise InputError("the model has no chat template: leave the template out")
         return prompt_ids(tokenizer, [{"role": "user", "content": ""}])
-    opening = tokenizer("a")["input_ids"][:1]
-    return opening if opening == [tokenizer.bos_token_id] else []
+    return start_ids(tokenizer)
 
 
 def word_tokens(model: Any, tokenizer: Any) -> Tensor:

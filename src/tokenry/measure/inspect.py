@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.boundaries import encoded, start_ids
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
 from tokenry.core.registry import signal
@@ -250,11 +251,11 @@ class _Reading:
 
     @staticmethod
     def of(model: Any, tokenizer: Any, text: str, window: int) -> _Reading:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = encoded(tokenizer, text)
         if not ids:
             raise InputError("there is nothing to inspect in an empty text")
-        opening = tokenizer("a")["input_ids"][:1]
-        prefix = opening if opening == [tokenizer.bos_token_id] else []
+        start = start_ids(tokenizer)
+        prefix = [] if ids[: len(start)] == start else start  # the text may carry it already
         config = model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or window
         every = token_bytes(tokenizer)
