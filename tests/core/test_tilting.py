@@ -201,6 +201,21 @@ def test_three_symbols_that_are_two_in_disguise_are_the_coin():
     assert vars(three) == pytest.approx(vars(coin), abs=1e-12)
 
 
+@pytest.mark.parametrize("length", [2, 7, 20])
+def test_ties_are_those_of_the_rewards_and_not_of_their_rounding(length):
+    """.1 + .3 and .2 + .2 are one reward, in float64 and in float32, as 1 + 3 and 2 + 2 are."""
+    logprob = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64).log()
+    whole = memoryless_alignment(logprob, [1, 2, 3], length, 0.2)
+    for tenths in ([0.1, 0.2, 0.3], torch.tensor([0.1, 0.2, 0.3])):
+        found = memoryless_alignment(logprob, tenths, length, 0.2)
+        assert found.kl == pytest.approx(whole.kl, abs=1e-6)
+        assert found.base_kl == pytest.approx(whole.base_kl, abs=1e-6)
+        assert found.reward == pytest.approx(whole.reward / 10, abs=1e-6)
+        assert found.alpha == pytest.approx(whole.alpha * 10, rel=1e-5)
+    close = memoryless_alignment(logprob, [1, 2, 3 + 1e-9], length, 0.2)
+    assert abs(close.base_kl - whole.base_kl) > 1e-4  # a difference that is no rounding counts
+
+
 def test_half_precision_inputs_and_extreme_rewards_stay_finite():
     logprob = torch.randn(7, generator=torch.Generator().manual_seed(0)).bfloat16().log_softmax(-1)
     reward = torch.linspace(-1e4, 1e4, 7)

@@ -100,6 +100,20 @@ def test_texts_do_not_run_into_each_other():
     )
 
 
+def test_an_empty_text_has_no_tokens_to_score_and_no_perplexity():
+    model = NGramModel.fit([[0, 1, 0], []], V)
+    assert model.logprob([]).shape == model.knows([]).shape == (0,)
+    assert model.logprob(torch.zeros(0)).dtype == torch.float32
+    assert model.perplexity([[], [0, 1]]) == pytest.approx(model.perplexity([[0, 1]]))
+    for nothing in ([], [[]], [[], []]):
+        with pytest.raises(InputError, match="no perplexity"):
+            model.perplexity(nothing)
+    assert model.boost(torch.zeros(2, 0, dtype=torch.long)).shape == (2, V)
+    for order in (0, 4, 1.5):
+        with pytest.raises(InputError, match=r"\[1, 3\]"):
+            model.logprob_vector([0], order)
+
+
 def test_its_own_corpus_is_less_surprising_than_another():
     generator = torch.Generator().manual_seed(0)
     own = torch.randint(0, 50, (20, 30), generator=generator).tolist()

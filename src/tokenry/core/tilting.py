@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 
 
@@ -147,11 +148,20 @@ def memoryless_alignment(
     """The tilt of KL m delta and best-of-exp(m delta) of m = `length` symbols, compared exactly.
 
     logprob, reward: [K], of one symbol; rewards add up. Sequences with the same counts of symbols
-    (types) are one outcome, so that the work is polynomial in m.
+    (types) are one outcome, so that the work is polynomial in m. Totals that differ by no more than
+    the rounding of the rewards' own dtype are one reward. length: >= 1. delta: nats per symbol, in
+    [0, -log p(the best symbols)).
     """
-    reward = torch.as_tensor(reward, dtype=torch.float64)
-    logprob = logprob.double().log_softmax(-1)
+    in_range("length", length, "[1, inf)", integer=True)
+    in_range("delta", delta, "[0, inf)")
+    in_range("length * delta, the logarithm of n,", length * delta, "[0, 690]")
+    if not isinstance(reward, Tensor):
+        reward = torch.tensor(reward, dtype=torch.float64)
+    precise = reward.is_floating_point()
+    rounding = torch.finfo(reward.dtype).eps if precise else 0.0
+    logprob, reward = _checked(logprob, reward)
     mass, total = types(logprob, reward, length)
+    total = _merged(total, 2 * rounding * length * float(reward.abs().max()))
     alpha = alpha_for_kl(logprob, reward, delta)
     tilted = tilt(mass, total, alpha)
     best = best_of_n_distribution(mass, total, math.exp(length * delta))
@@ -211,6 +221,15 @@ def _log_scatter(logprob: Tensor, level: Tensor) -> Tensor:
     finite = top.masked_fill(top == -math.inf, 0.0)
     shifted = (logprob - finite.gather(-1, level)).exp()
     return torch.zeros_like(logprob).scatter_add(-1, level, shifted).log() + finite
+
+
+def _merged(values: Tensor, tolerance: float) -> Tensor:
+    """The values [M], those of a chain of neighbours no further apart than `tolerance` made one."""
+    ranked, order = values.sort()
+    begins = torch.ones_like(ranked, dtype=torch.bool)
+    begins[1:] = ranked.diff() > tolerance
+    first = ranked[begins][begins.cumsum(0) - 1]
+    return torch.empty_like(values).scatter(0, order, first)
 
 
 def _log1mexp(x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
 from tokenry.core.files import replacing
 
@@ -70,11 +71,16 @@ class NGramModel:
         weights: Sequence[float] = (0.2, 0.3, 0.5),
         add_k: float = 1e-3,
     ) -> NGramModel:
-        """Count the token ids of `texts`; no n-gram reaches from one text into the next."""
-        if not weights or not all(0 < weight < math.inf for weight in weights):
-            raise InputError(f"weights must be positive, one for each order, got {tuple(weights)}")
-        if not 0 < add_k < math.inf:
-            raise InputError(f"add_k must be positive, got {add_k}")
+        """Count the token ids of `texts`; no n-gram reaches from one text into the next.
+
+        weights, add_k: in (0, inf). Raises InputError where there is no token at all.
+        """
+        if not weights:
+            raise InputError("weights must be positive, one for each order; there are none")
+        for weight in weights:
+            in_range("each of the weights", weight, "(0, inf)")
+        in_range("add_k", add_k, "(0, inf)")
+        in_range("vocab_size", vocab_size, "[1, inf)", integer=True)
         ids = torch.tensor([token for text in texts for token in text], dtype=torch.long)
         if not len(ids):
             raise InputError("there is no token in the texts: nothing can be counted")
@@ -100,7 +106,8 @@ class NGramModel:
         return len(self.weights)
 
     def logprob_vector(self, context: Sequence[int], order: int) -> Tensor | None:
-        """log p_n(. | context) for n = `order`, float32 `[V]`; None if the order does not match."""
+        """log p_n(. | context), float32 `[V]`, n = `order` in 1..N; None if it does not match."""
+        in_range("order", order, f"[1, {self.order}]", integer=True)
         found = self._followers(self._last([context]), order)
         if not bool(found.total[0] > 0):
             return None
@@ -130,6 +137,8 @@ class NGramModel:
     def logprob(self, ids: Sequence[int] | Tensor) -> Tensor:
         """log p(v_t | v_<t) of every token of a text, interpolated, float32 `[T]`."""
         ids = self._text(ids)
+        if not len(ids):
+            return torch.zeros(0, device=ids.device)
         before = ids.new_full((self.order - 1,), NOTHING)
         windows = torch.cat([before, ids]).unfold(0, self.order, 1)  # [T, N]
         mixed = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
@@ -144,8 +153,8 @@ class NGramModel:
         return (mixed / matching).log().float()
 
     def perplexity(self, texts: Sequence[Sequence[int] | Tensor]) -> float:
-        """exp(-mean log p) over all tokens of the texts."""
-        found = torch.cat([self.logprob(text) for text in texts]) if texts else torch.zeros(0)
+        """exp(-mean log p) over all tokens of the texts. Raises InputError where there are none."""
+        found = torch.cat([torch.zeros(0, device=self.device), *map(self.logprob, texts)])
         if not len(found):
             raise InputError("there is no token in the texts: they have no perplexity")
         return math.exp(-float(found.double().mean()))
