@@ -230,5 +230,5 @@ def test_bad_input_is_named():
         tilt(COIN, torch.ones(3), 1.0)
     with pytest.raises(InputError, match="finite"):
         tilt(COIN, torch.tensor([0.0, math.inf]), 1.0)
-    with pytest.raises(InputError, match=r"n >= 1, got 0.5"):
+    with pytest.raises(InputError, match=r"n is 0.5"):
         best_of_n_distribution(COIN, HEADS, 0.5)

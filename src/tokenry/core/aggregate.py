@@ -21,6 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 
 Mode = Literal["sequence-mean", "token-mean", "constant-length", "sequence-sum"]
@@ -36,15 +37,14 @@ def aggregate(
 ) -> Tensor:
     """Reduce values [B, T] to a scalar, as in the table above.
 
-    `weights` is [B, T] or [B, 1]; `length` (tokens, > 0) is needed by constant-length only.
+    `weights` is [B, T] or [B, 1]; `length` (tokens, in (0, inf)) is needed by constant-length only.
     """
     if values.ndim != 2:
         raise ShapeError(f"values must be [B, T], got {list(values.shape)}")
     if mode not in MODES:
         raise UnknownNameError("aggregation", mode, MODES)
     if mode == "constant-length":
-        if length is None or not length > 0:
-            raise InputError(f"constant-length needs a positive length in tokens, got {length}")
+        in_range("length, in tokens, under constant-length,", length, "(0, inf)")
         return masked_sum(values, mask, weights=weights) / (length * max(len(values), 1))
     if length is not None:
         raise InputError(f"length={length} has a meaning under constant-length only, not {mode}")

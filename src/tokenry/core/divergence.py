@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core import generators
+from tokenry.core.aggregate import full_precision
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError, VocabularyError
 from tokenry.core.generators import NEGATIVE_INFINITY, Kernel
 
@@ -136,8 +138,8 @@ def divergence(
     and equals it when p / q is constant over the bucket. Without `tail` the rest is left out of
     the sum (no renormalisation): no bound holds and the value may be negative.
 
-    `temperature` divides both logits; no factor temperature² is applied. Gradients flow to both
-    sides: pass detached logits for a frozen one.
+    `temperature`, in (0, inf), divides both logits; no factor temperature² is applied. Gradients
+    flow to both sides: pass detached logits for a frozen one.
     """
     kind = divergence_named(kind) if isinstance(kind, str) else kind
     p_logprob, q_logprob = _logprobs(p_logits, q_logits, temperature)
@@ -152,8 +154,7 @@ def renyi(p_logits: Tensor, q_logits: Tensor, order: float, temperature: float =
     Order 1 is KL(p || q), order 0 is -log of q's mass on the support of p, order infinity is
     max_v log(p / q) over that support.
     """
-    if not order >= 0:
-        raise InputError(f"the order of a Rényi divergence must be >= 0, got {order}")
+    in_range("the order of a Rényi divergence", order, "[0, inf]")
     if order == 1:
         return divergence(p_logits, q_logits, FORWARD_KL, temperature)
     p_logprob, q_logprob = _logprobs(p_logits, q_logits, temperature)
@@ -161,7 +162,11 @@ def renyi(p_logits: Tensor, q_logits: Tensor, order: float, temperature: float =
     if math.isinf(order):
         return (p_logprob - q_logprob).masked_fill(outside, NEGATIVE_INFINITY).amax(-1)
     mixture = (1 - order) * q_logprob + (order * p_logprob if order else 0)
-    return mixture.masked_fill(outside, NEGATIVE_INFINITY).logsumexp(-1) / (order - 1)
+    mixture = mixture.masked_fill(outside, NEGATIVE_INFINITY)
+    # infinite where q lacks what p has (order > 1) or shares nothing with it: without gradient
+    infinite = mixture.amax(-1).isinf()
+    total = mixture.masked_fill(infinite[..., None], 0.0).logsumexp(-1) / (order - 1)
+    return total.masked_fill(infinite, math.inf)
 
 
 # Estimators of KL(policy || reference) from tokens sampled from the policy, as functions of
@@ -170,7 +175,7 @@ def renyi(p_logits: Tensor, q_logits: Tensor, order: float, temperature: float =
 
 def k1(log_ratio: Tensor) -> Tensor:
     """log_ratio. Unbiased; its variance is large and single values may be negative."""
-    return log_ratio
+    return full_precision(log_ratio)
 
 
 def k2(log_ratio: Tensor) -> Tensor:
@@ -178,21 +183,25 @@ def k2(log_ratio: Tensor) -> Tensor:
 
     Its gradient through policy_logprob, unlike that of k1 and k3, is the KL's in the mean.
     """
-    return log_ratio.square() / 2
+    return _where_finite(log_ratio, lambda x: x.square() / 2)
 
 
 def k3(log_ratio: Tensor) -> Tensor:
     """exp(-log_ratio) - 1 + log_ratio. Unbiased where the policy covers the reference's support.
 
+    Infinite for a token that either side excludes.
+
     Never negative, and mostly of smaller variance than k1, whose control variate it is. Mass that
     the policy excludes is missing from the mean: it is then too low by the reference's mass there.
     """
-    return torch.expm1(-log_ratio) + log_ratio
+    return _where_finite(log_ratio, lambda x: torch.expm1(-x) + x)
 
 
-def _check(name: str, value: float, valid: bool, rule: str) -> None:
-    if not valid:
-        raise InputError(f"{name} must be {rule}, got {value}")
+def _where_finite(log_ratio: Tensor, estimator: Elementwise) -> Tensor:
+    """The estimator in float32 at least; +inf without gradient where the log-ratio is infinite."""
+    log_ratio = full_precision(log_ratio)
+    infinite = log_ratio.isinf()
+    return estimator(log_ratio.masked_fill(infinite, 0.0)).masked_fill(infinite, math.inf)
 
 
 # ---- the divergences
@@ -245,7 +254,7 @@ def jensen_shannon(beta: float = 0.5) -> FDivergence:
 
     f(u) = β u log(u / m) - (1-β) log m, with m = β u + 1 - β.
     """
-    _check("beta", beta, 0 < beta < 1, "strictly between 0 and 1")
+    in_range("beta", beta, "(0, 1)")
     return FDivergence(
         "jensen_shannon" if beta == 0.5 else f"jensen_shannon:{beta:g}",
         partial(generators.js_term, beta=beta),
@@ -275,7 +284,7 @@ def skew_kl(lam: float = 0.1) -> FDivergence:
 
     λ = 0 is FORWARD_KL.
     """
-    _check("lam", lam, 0 <= lam < 1, "at least 0 and below 1")
+    in_range("lam", lam, "[0, 1)")
     if lam == 0:
         return FORWARD_KL
     return FDivergence(
@@ -332,7 +341,7 @@ def alpha(a: float) -> FDivergence:
     a = 1 is FORWARD_KL and a = 0 REVERSE_KL (their limits), a = 1/2 is 4 squared Hellinger,
     a = 2 half of CHI_SQUARED. The absolute error in float32 is about 1e-7 / |a (a-1)|.
     """
-    _check("alpha", a, math.isfinite(a), "finite")
+    in_range("alpha", a, "(-inf, inf)")
     if a in (0, 1):
         return FORWARD_KL if a == 1 else REVERSE_KL
     return FDivergence(
@@ -398,13 +407,17 @@ class _Terms(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         pair, kind = ctx.saved_tensors, ctx.kind
-        to_p = kind.reference_slope(*pair).mul_(gradients[0]) if ctx.needs_input_grad[0] else None
-        to_q = kind.slope(*pair).mul_(gradients[0]) if ctx.needs_input_grad[1] else None
+        unused = gradients[0] == 0  # 0 times an infinite slope is 0 here: nothing asked for it
+        slopes = (kind.reference_slope, kind.slope)
+        to_p, to_q = (
+            slope(*pair).mul_(gradients[0]).masked_fill_(unused, 0.0) if needed else None
+            for slope, needed in zip(slopes, ctx.needs_input_grad, strict=False)
+        )
         return to_p, to_q, None
 
 
 def _logprobs(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    _check("temperature", temperature, temperature > 0, "positive")
+    in_range("temperature", temperature, "(0, inf)")
     if p_logits.shape[-1:] != q_logits.shape[-1:]:
         raise VocabularyError(
             f"distributions over {p_logits.shape[-1]} and {q_logits.shape[-1]} tokens cannot be "
@@ -424,7 +437,7 @@ def _coarsened(
     p_logprob: Tensor, q_logprob: Tensor, top_k: int, tail: bool
 ) -> tuple[Tensor, Tensor]:
     """Both distributions on p's top_k tokens and, with tail, one bucket for the rest."""
-    _check("top_k", top_k, top_k >= 1, "at least 1")
+    in_range("top_k", top_k, "[1, inf)", integer=True)
     support = p_logprob.topk(min(top_k, p_logprob.shape[-1])).indices  # [..., k]
 
     def kept(logprob: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import ShapeError, VocabularyError
 
@@ -37,8 +38,9 @@ LOWEST = -1e4  # exp of it is 0 in every dtype, and products with it stay finite
 class LinearHead:
     """The output layer: logits = softcap * tanh((h W^T + bias) / softcap) / temperature.
 
-    weight: [V, D]. bias: [V] or None. softcap: Gemma 2's bound on logits, or None for no bound.
-    temperature: divides the logits; 1 is the model's own distribution.
+    weight: [V, D]. bias: [V] or None. softcap: Gemma 2's bound on logits, finite and > 0, or None
+    for no bound. temperature: divides the logits, finite and > 0; 1 is the model's own
+    distribution.
     """
 
     weight: Tensor
@@ -53,10 +55,8 @@ class LinearHead:
             raise ShapeError(
                 f"the head's bias must be [{len(self.weight)}], got {list(self.bias.shape)}"
             )
-        if self.temperature <= 0 or (self.softcap is not None and self.softcap <= 0):
-            raise ShapeError(
-                f"temperature and softcap must be positive, got {self.temperature}, {self.softcap}"
-            )
+        within(self, "(0, inf)", "temperature")
+        within(self, "(0, inf)", "softcap", optional=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """All logits, [..., V] in float32: for small inputs."""
@@ -133,8 +133,9 @@ def fused_divergence(
 
 @torch.no_grad()
 def fused_top_k(hidden: Tensor, head: LinearHead, k: int) -> TopK:
-    """The k likeliest tokens and their log-probabilities, merged over tiles of the vocabulary."""
+    """The k >= 1 likeliest tokens and their log-probabilities, merged over vocabulary tiles."""
     _check(hidden, head)
+    in_range("k", k, "[0, inf)", integer=True)
     k = min(k, len(head.weight))
     found = []
     for _, states in _row_tiles(hidden):
@@ -301,6 +302,7 @@ class _Divergence(torch.autograd.Function):
                 bound = collect.cap_slope(logq + normalisers[0, rows, None])
                 d_logits = divergence.slopes(logp, logq)
                 d_logits.sub_(logq.exp_().mul_(slope[rows, None])).mul_(gradient[rows, None])
+                d_logits.masked_fill_(gradient[rows, None] == 0, 0.0)  # also where it is infinite
                 collect.add(columns, d_logits, bound)
         return (*collect.results(), None, None, None, None)
 

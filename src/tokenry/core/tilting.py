@@ -17,7 +17,8 @@ symbols with additive reward has Lambda_m = m Lambda, and best-of-n with n = exp
 tilt of KL m delta: in reward per symbol, and in KL(pi_n || phi) per symbol. (Not in the other
 direction: best-of-n has hardly any lower tail.)
 
-Everything works on log-probabilities [..., V], in float64, batches at once.
+Everything works on log-probabilities [..., V], in float64, batches at once, and differentiably
+(except `alpha_for_kl`). Outcomes of probability 0 (-inf) stay so and have no gradient.
 
 Source: Asymptotics of Language Model Alignment (arXiv 2404.01730); the tie-aware best-of-n
 probabilities are derived here.
@@ -32,8 +33,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import full_precision
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
+
+LOWEST = -1e30  # stands for -inf where differences are taken
+TINY = -36.0  # x and log(1 - exp(-exp(x))) are one number in float64 from here down
 
 
 def tilt(logprob: Tensor, reward: Tensor, alpha: float | Tensor) -> Tensor:
@@ -48,6 +53,7 @@ def log_partition(logprob: Tensor, reward: Tensor, alpha: float | Tensor) -> Ten
     return (logprob + _per_row(alpha) * reward).logsumexp(-1)
 
 
+@torch.no_grad()
 def alpha_for_kl(logprob: Tensor, reward: Tensor, kl: float | Tensor) -> Tensor:
     """The alpha >= 0 whose tilt lies at KL(phi || p) = kl nats, [...], by bracketed Newton steps.
 
@@ -92,21 +98,30 @@ def best_of_n_distribution(logprob: Tensor, reward: Tensor, n: float) -> Tensor:
     n may be any real number >= 1 (exp(m delta) is), up to 1e300.
     """
     logprob, reward = _checked(logprob, reward)
-    if not 1 <= n < math.inf:
-        raise InputError(f"best-of-n needs n >= 1, got {n}")
+    in_range("n", n, "[1, 1e300]")
     order = reward.argsort(-1)
     ranked = reward.gather(-1, order)
     steps = (ranked[..., 1:] != ranked[..., :-1]).cumsum(-1)
     level = torch.cat([torch.zeros_like(order[..., :1]), steps], -1)  # outcomes of equal reward
     mass = _log_scatter(logprob.gather(-1, order), level)  # [..., V], by level
+    empty = mass == -math.inf
+    mass = mass.masked_fill(empty, LOWEST)
     below_or_at = mass.logcumsumexp(-1)
     above = mass.flip(-1).logcumsumexp(-1).flip(-1)
-    above = torch.cat([above[..., 1:], torch.full_like(above[..., :1], -math.inf)], -1)
+    above = torch.cat([above[..., 1:], torch.full_like(above[..., :1], LOWEST)], -1)
     # log F from the side on which it is exact: where F is near 1, n times its error would not be 0
-    log_f = torch.where(above < -math.log(2), torch.log1p(-above.exp()), below_or_at)
-    shrink = n * torch.log1p(-(mass - below_or_at).exp().clamp_max(1.0))  # n log(F- / F)
-    gain = n * log_f + _log1mexp(shrink) - mass
-    gain = gain.masked_fill(mass == -math.inf, 0.0)
+    near_one = above < -math.log(2)
+    beyond = torch.where(near_one, above, -1.0)
+    log_f = torch.where(near_one, torch.log1p(-beyond.exp()), below_or_at)
+    # log(F^n - F-^n) = n log F + log(1 - (F- / F)^n), with F- / F = 1 - exp(own). The exponent
+    # n log(F- / F) is kept as the logarithm of its size: it is 0 long before that is -inf.
+    own = mass - below_or_at  # log P(this level | this level or below)
+    lowest = own == 0  # F- is 0
+    own = own.masked_fill(lowest | empty, -1.0)
+    size = torch.where(own < TINY, own, (-_log1mexp(own.clamp_min(TINY))).log()) + math.log(n)
+    size = size.masked_fill(lowest, math.inf).clamp_max(10)  # exp(-exp(10)) is 0
+    rest = torch.where(size < TINY, size, _log1mexp(-size.clamp_min(TINY).exp()))
+    gain = (n * log_f + rest - mass).masked_fill(empty, 0.0)
     ranked_gain = gain.gather(-1, level)
     return logprob + torch.empty_like(ranked_gain).scatter(-1, order, ranked_gain)
 
@@ -190,9 +205,16 @@ def types(logprob: Tensor, reward: Tensor, length: int) -> tuple[Tensor, Tensor]
 
 
 def kl_divergence(logprob: Tensor, base: Tensor) -> Tensor:
-    """KL(p || base) over the last dimension, nats; outcomes of probability 0 add nothing."""
-    terms = logprob.exp() * (logprob - base)
-    return torch.where(logprob == -math.inf, 0.0, terms).sum(-1)
+    """KL(p || base) over the last dimension, nats, in float32 at least.
+
+    Outcomes of probability 0 add nothing; one that the base alone excludes makes it infinite, and
+    has no gradient.
+    """
+    logprob, base = full_precision(logprob), full_precision(base)
+    absent = logprob == -math.inf
+    infinite = (base == -math.inf) & ~absent
+    ratio = logprob.masked_fill(absent, 0.0) - base.masked_fill(absent | infinite, 0.0)
+    return (logprob.exp() * ratio).masked_fill(infinite, math.inf).sum(-1)
 
 
 def _checked(logprob: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,11 +226,17 @@ def _checked(logprob: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         )
     if not bool(reward.isfinite().all()):
         raise InputError("rewards must be finite; give impossible outcomes logprob -inf instead")
-    return logprob.double().log_softmax(-1), reward  # to float64 sums of 1, also from float32
+    logprob = logprob.double()
+    if not bool(((logprob < math.inf).all(-1) & (logprob > -math.inf).any(-1)).all()):
+        raise InputError("logprob must be numbers below +inf, and exclude no whole distribution")
+    return logprob.log_softmax(-1), reward  # to float64 sums of 1, also from float32
 
 
-def _per_row(alpha: float | Tensor) -> float | Tensor:
-    return alpha.double()[..., None] if isinstance(alpha, Tensor) else alpha
+def _per_row(alpha: float | Tensor) -> Tensor:
+    alpha = torch.as_tensor(alpha, dtype=torch.float64)
+    if not bool(alpha.isfinite().all()):
+        raise InputError(f"alpha must be finite, got {alpha.tolist()}")
+    return alpha[..., None]
 
 
 def _on_support(logprob: Tensor, reward: Tensor) -> Tensor:
@@ -217,10 +245,12 @@ def _on_support(logprob: Tensor, reward: Tensor) -> Tensor:
 
 def _log_scatter(logprob: Tensor, level: Tensor) -> Tensor:
     """Log of the summed probabilities of each level, [..., V]; -inf for a level without mass."""
-    top = torch.full_like(logprob, -math.inf).scatter_reduce(-1, level, logprob, "amax")
-    finite = top.masked_fill(top == -math.inf, 0.0)
-    shifted = (logprob - finite.gather(-1, level)).exp()
-    return torch.zeros_like(logprob).scatter_add(-1, level, shifted).log() + finite
+    top = torch.full_like(logprob, -math.inf).scatter_reduce(-1, level, logprob, "amax").detach()
+    top = top.masked_fill(top == -math.inf, 0.0)
+    shifted = (logprob - top.gather(-1, level)).exp()
+    total = torch.zeros_like(logprob).scatter_add(-1, level, shifted)
+    empty = total == 0  # whose logarithm would have an infinite gradient
+    return (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -math.inf)
 
 
 def _merged(values: Tensor, tolerance: float) -> Tensor:
