@@ -24,6 +24,7 @@ from tokenry.decode.samplers.request import Processor, TextSampler
 from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
+from tokenry.text.whole import whole_text
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
 
@@ -124,9 +125,10 @@ def sampled(
             f"no text satisfied the constraint within {limits.max_new_tokens} tokens, for example "
             f"{longest[:80]!r}: raise --max-new-tokens, or prompt for something shorter"
         )
+    texts = [whole_text(loaded[1], ids) for ids in found.ids]
     return Continuation(
-        text=found.texts[found.best],
-        texts=found.texts,
+        text=texts[found.best],
+        texts=texts,
         log_weights=log_weights,
         ids=found.ids,
         log_evidence=None if greedy else found.log_evidence,
@@ -271,7 +273,7 @@ def one_text(
 ) -> Continuation:
     """The result of a decoding that has one text and no weights."""
     ended = bool(ids) and ids[-1] in ends(*loaded)
-    text = loaded[1].decode(ids, skip_special_tokens=True)
+    text = whole_text(loaded[1], ids)
     body = ids[:-1] if ended else ids
     if must_end and not ended:
         raise ConstraintError(

@@ -7,25 +7,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tokenry.app.terminal import notes
+from tokenry.text.whole import whole_text
 
 if TYPE_CHECKING:
     from tokenry.app.continuation import Continuation
 
 
 class Stream:
-    """Prints a text as it grows; a character that is not whole yet waits.
+    """Prints a text as it grows: its whole characters, as far as `certain` says that they stay."""
 
-    cut: what is shown of a text. held_back: characters at its end that a later token may cut off.
-    """
-
-    def __init__(self, tokenizer: Any, cut: Callable[[str], str] = str, held_back: int = 0):
-        self.tokenizer, self.cut, self.held_back = tokenizer, cut, held_back
+    def __init__(self, tokenizer: Any, certain: Callable[[str], str] = str):
+        self.tokenizer, self.certain = tokenizer, certain
         self.shown = ""
 
     def __call__(self, ids: list[int]) -> None:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._show(self.cut(text[: len(text) - self.held_back]))
+        self._show(self.certain(whole_text(self.tokenizer, ids)))
 
     def finish(self, text: str) -> None:
         self._show(text)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Control:
-    """The processors, what is shown of a text, and how many characters at its end may still go."""
+    """The processors, what is shown of a text, and what is of one that still goes on."""
 
     processors: list[Any] = field(default_factory=list)
     cut: Callable[[str], str] = str
-    held_back: int = 0
+    certain: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ class Steering:
 
         model, tokenizer = loaded
         processors: list[Any] = []
-        cut: Callable[[str], str] = str
         if self.contrast is not None:
             processors.append(contrast_with(loaded, self.contrast, prompt))
         if self.style is not None:
@@ -100,9 +99,8 @@ class Steering:
 
             stop = Stop(self.stop, tokenizer, overshoot=True, eos=ends(*loaded))
             processors.append(Ending(stop, prompt_ids(tokenizer, prompt)))
-            cut = stop.before
-        held_back = max((len(string) - 1 for string in self.stop), default=0)
-        return Control(processors, cut, held_back)
+            return Control(processors, stop.before, stop.certain)
+        return Control(processors)
 
 
 def contrast_with(loaded: Any, contrast: str, prompt: Any) -> Any:

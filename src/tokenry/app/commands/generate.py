@@ -400,7 +400,7 @@ def generate(
         )
 
     if plain:
-        stream = Stream(loaded.tokenizer, control.cut, control.held_back)
+        stream = Stream(loaded.tokenizer, control.certain)
         found = run(stream).cut(control.cut)
         stream.finish(found.text)
     else:

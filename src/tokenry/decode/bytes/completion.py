@@ -25,10 +25,11 @@ from tokenry.decode.constraints.predicate import extend
 class ByteCompletion:
     """What was written after the prompt.
 
-    data: the bytes; text: as a string, with U+FFFD for what is not UTF-8 (an unfinished character
-    at the end; the first bytes complete one that the prompt has begun). logprob: of `data`, and of
-    the end if it was reached, before temperature and top-p. ended: by the end of the text or a stop
-    text, not by the limit. passes: what was asked of the models, the prompt included.
+    data: the bytes; text: as a string, with U+FFFD for what is not UTF-8 and without a character
+    that has only begun (the first bytes complete one that the prompt has begun). logprob: of
+    `data`, and of the end if it was reached, before temperature and top-p. ended: by the end of the
+    text or a stop text, not by the limit. passes: what was asked of the models, the prompt
+    included.
     """
 
     data: bytes
@@ -98,7 +99,7 @@ def complete(
         text, shown = text + new, safe
         if new and on_text is not None:
             on_text(new)
-    new = decoder.decode(data[shown:], final=True)
+    new = decoder.decode(data[shown:])  # a character that has only begun is in `data` alone
     if new and on_text is not None:
         on_text(new)
     return ByteCompletion(data, text + new, logprob, ended, model.passes - before)

@@ -75,6 +75,14 @@ class Stop(Constraint):
         places = [place for s in self.search.strings if (place := data.find(s)) >= 0]
         return data[: min(places)].decode(errors="ignore") if places else text
 
+    def certain(self, text: str) -> str:
+        """What of a text that goes on is sure to stay: it ends where a stop string may begin."""
+        data = text.encode()
+        state, found = self.search.read(data)
+        if found:
+            return self.before(text)
+        return data[: len(data) - int(self.search.depth[state])].decode(errors="ignore")
+
     def after(self, state: int, token: int) -> int:
         """Where a token leads."""
         if state in self._after:
