@@ -137,8 +137,8 @@ def test_what_cannot_be_extrapolated_is_an_error(batch):
         extrapolate(a, made(batch, 1, vocabulary=7), 1.0)
     with pytest.raises(InputError, match="soft cap"):
         extrapolate(a, made(batch, 1, softcap=30.0), 1.0)
+    head = LinearHead(a.head.weight, bias=torch.tensor([0, 0, 0, 0, 0, -INF]))
     with pytest.raises(InputError, match="excludes"):
-        head = LinearHead(a.head.weight, bias=torch.tensor([0, 0, 0, 0, 0, -INF]))
         extrapolate(a, Scores(a.ids, a.mask, hidden=a.hidden, head=head), 1.0)
     with pytest.raises(InputError, match="hidden"):
         extrapolate(a, Scores(batch.ids, batch.target), 1.0)
