@@ -277,13 +277,18 @@ def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(goal, case):
     if not getattr(goal, "separable", True):
         pytest.skip("couples the rows of a batch, as it says")
     batch, place = case.batch, torch.arange(len(case.batch.ids)) % PAIRS
-    total, units = 0.0, 0
+    total, units, sums = 0.0, 0, {}
     for rows in (place == 0, place > 0):
         part = batch.select(rows)
         logits = {name: value[rows] for name, value in case.logits.items()}
-        count = count_units(goal.unit, part)
-        total, units = total + count * case.loss(batch=part, logits=logits).loss, units + count
-    torch.testing.assert_close(total / units, case.loss().loss)
+        count, result = count_units(goal.unit, part), case.loss(batch=part, logits=logits)
+        total, units = total + count * result.loss, units + count
+        sums |= {name: sums.get(name, 0) + value for name, value in result.totals(count).items()}
+    whole = case.loss()
+    torch.testing.assert_close(total / units, whole.loss)
+    for name, (value, count) in whole.totals(units).items():
+        mean = sums[name][0] / sums[name][1].clamp_min(1)
+        torch.testing.assert_close(mean, value / count.clamp_min(1), msg=f"metric {name}")
 
 
 def test_tokens_outside_the_target_do_not_matter(case):

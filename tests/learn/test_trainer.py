@@ -11,13 +11,24 @@ import torch
 
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
+from tokenry.learn.annotation import Annotation, annotate
 from tokenry.learn.compute import compute_loss
-from tokenry.learn.data import PreferenceCollator, batch_of, preference_dataset
-from tokenry.learn.objective import Loss
+from tokenry.learn.data import (
+    PreferenceCollator,
+    as_dataset,
+    batch_of,
+    preference_dataset,
+    preference_rows,
+)
+from tokenry.learn.objective import Loss, data_columns, sides_of
+from tokenry.learn.preference.act import ACT
 from tokenry.learn.preference.dpo import DPO
+from tokenry.learn.preference.meet import MEET
+from tokenry.learn.preference.sparsepo import SparsePO
 from tokenry.learn.preference.tdpo import TDPO
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.trainer import ObjectiveTrainer
+from tokenry.model.score import score
 
 PAIRS = [
     {
@@ -193,6 +204,67 @@ def test_evaluation_is_exact_over_batches_of_any_size(start, tiny_tokenizer):
     assert found["eval_entropy"] > 0
 
 
+class SidesInTokens:
+    """A token-unit objective with a metric of each kind: by unit, by its own number, by vector."""
+
+    needs = ("policy.logprob",)
+    unit = "token"
+
+    def __call__(self, batch, policy: Scores, reference, **_):
+        surprise, half = -policy.need("logprob"), len(batch.ids) // 2
+        chosen = batch.target.clone()
+        chosen[half:] = False
+        metrics = {
+            "scalar": surprise[batch.target].square().mean(),
+            "chosen": surprise[chosen].mean(),
+            "vector": surprise.sum(-1),
+        }
+        return Loss(surprise[batch.target].mean(), metrics, {"chosen": chosen.sum()})
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [SidesInTokens(), MEET(stage=2), ACT(), SparsePO(), TDPO()],
+    ids=lambda goal: type(goal).__name__,
+)
+def test_evaluation_does_not_depend_on_the_batch_size(objective, start, tiny_tokenizer):
+    """Seven pairs in batches of 1, 2, 3 and 7; the token-unit loss also against its definition."""
+    rows, _ = preference_rows(PAIRS[:7], tiny_tokenizer)
+    trainer = start(objective, model=start(DPO()).model.double())
+    rows = annotate(objective, rows, Annotation(tiny_tokenizer, trainer.model))
+    sides, columns = sides_of(objective), data_columns(objective)
+    data = as_dataset(rows, sides, columns)
+    trainer.data_collator = PreferenceCollator.of(tiny_tokenizer, sides, columns)
+    found = []
+    for size in (7, 1, 2, 3):
+        trainer.args.per_device_eval_batch_size = size
+        metrics = trainer.evaluate(data)
+        found.append({k: v for k, v in metrics.items() if "second" not in k and "runtime" not in k})
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], abs=1e-6, rel=1e-6)
+    if isinstance(objective, SidesInTokens):
+        batch = batch_of(trainer.data_collator(list(data)))
+        surprise = -score(trainer.model, batch).need("logprob").double()
+        half = batch.target.clone()
+        half[7:] = False
+        assert found[1]["eval_loss"] == pytest.approx(
+            float(surprise[batch.target].mean()), abs=1e-6
+        )
+        assert found[1]["eval_chosen"] == pytest.approx(float(surprise[half].mean()), abs=1e-6)
+        assert found[1]["eval_vector"] == pytest.approx(float(surprise.sum(-1).mean()), abs=1e-6)
+
+
+def test_logged_scalars_are_weighted_by_what_they_are_means_over(start):
+    """One step of micro-batches of 3, 3 and 2 pairs against the same pairs at once."""
+    whole, split = (
+        start(SidesInTokens(), per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+        for size, steps in ((8, 1), (3, 3))
+    )
+    one, other = (losses(trainer) and trainer.state.log_history[0] for trainer in (whole, split))
+    for name in ("loss", "scalar", "chosen", "vector"):
+        assert other[name] == pytest.approx(one[name], rel=1e-6), name
+
+
 def test_kl_to_the_reference_is_evaluated_for_objectives_that_do_not_use_it(start):
     trainer = start(DPO(), evaluate=True)
     assert trainer.evaluate()["eval_kl"] == pytest.approx(0.0, abs=1e-6)
@@ -206,27 +278,39 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import conftest
-from tokenry.learn.preference.tdpo import TDPO
 from tokenry.learn.run import train
 
 tokenizer = conftest.tiny_tokenizer._get_wrapped_function()()
-model = conftest.build_llama(vocab_size=len(tokenizer))
 pairs = json.loads({pairs!r})
-run = train(TDPO(), pairs, (model, tokenizer), {output!r}, num_train_epochs=2, learning_rate=1e-3,
-            per_device_train_batch_size={size}, eval_data=pairs[:5], per_device_eval_batch_size=2,
-            disable_tqdm=True, save_strategy="no", use_cpu=True, seed=3)
+for name, objective, count, size, options in json.loads({runs!r}):
+    model = conftest.build_llama(vocab_size=len(tokenizer))
+    train(objective, pairs[:count], (model, tokenizer), {output!r} + "/" + name,
+          num_train_epochs=2, learning_rate=1e-3, per_device_train_batch_size=size,
+          eval_data=pairs[:count], per_device_eval_batch_size=2, disable_tqdm=True,
+          save_strategy="no", use_cpu=True, seed=3, **options)
 torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 """
+# name, objective, pairs, pairs of a step in one process, options. MEET's unit is the token; three
+# pairs in steps of eight leave the second process nothing at all.
+RUNS = [
+    ("even", "tdpo", 8, 4, {}),
+    ("seven", "tdpo", 7, 4, {}),
+    ("three", "dpo", 3, 8, {}),
+    ("tokens", "meet", 7, 4, {"stage": 2}),
+    ("few-tokens", "meet", 3, 8, {"stage": 2}),
+    ("accumulated", "act", 7, 4, {"gradient_accumulation_steps": 2}),
+]
 
 
-def run_script(folder, name, size, launcher):
+def run_script(folder, name, launcher, processes):
     import json
 
     script = folder / f"{name}.py"
     output = folder / name
     tests = str(Path(__file__).parents[1])
+    runs = json.dumps([(*run[:3], run[3] // processes, run[4]) for run in RUNS])
     pairs = json.dumps(PAIRS)
-    script.write_text(SCRIPT.format(tests=tests, pairs=pairs, output=str(output), size=size))
+    script.write_text(SCRIPT.format(tests=tests, pairs=pairs, output=str(output), runs=runs))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [sys.executable, *launcher, str(script)],
@@ -236,25 +320,31 @@ def run_script(folder, name, size, launcher):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((output / "run.json").read_text())["history"]
+    return {
+        run[0]: json.loads((output / run[0] / "run.json").read_text())["history"] for run in RUNS
+    }
 
 
 def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
-    """Two gloo processes with 2 pairs each, against one process with 4 pairs at once.
+    """Two gloo processes with half of each step's pairs, against one process with all of them.
 
     Started by torch's launcher: `accelerate launch --cpu --num_processes 2` (1.15) starts a single
     process unless it is given an MPI host file.
     """
     options = "--nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
-    two = run_script(tmp_path, "two", 2, ["-m", "torch.distributed.run", *options.split()])
-    one = run_script(tmp_path, "one", 4, [])
-    assert len(one) == len(two)
-    for ours, theirs in zip(one, two, strict=True):
-        assert set(ours) == set(theirs)
-        for name in ours:
-            if not any(word in name for word in ("second", "runtime", "flos")):
-                assert theirs[name] == pytest.approx(ours[name], abs=2e-5, rel=1e-4), name
-    assert [entry["loss"] for entry in one if "loss" in entry][-1] < 0.69
+    two = run_script(tmp_path, "two", ["-m", "torch.distributed.run", *options.split()], 2)
+    one = run_script(tmp_path, "one", [], 1)
+    for run in one:
+        assert len(one[run]) == len(two[run])
+        for ours, theirs in zip(one[run], two[run], strict=True):
+            assert set(ours) == set(theirs)
+            for name in ours:
+                if not any(word in name for word in ("second", "runtime", "flos")):
+                    assert theirs[name] == pytest.approx(ours[name], abs=2e-5, rel=1e-4), (
+                        run,
+                        name,
+                    )
+    assert [entry["loss"] for entry in one["even"] if "loss" in entry][-1] < 0.69
 
 
 def test_passes_of_any_size_give_the_same_training(start):

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
@@ -43,13 +44,37 @@ class Loss:
     """A scalar to minimise and what to log about it.
 
     loss: scalar, the mean over the batch's units (see `Objective.unit`).
-    metrics: detached float tensors, scalars or one value per unit. One value per unit is better:
-        evaluation then averages exactly, whatever the batches. A metric named "loss" holds each
-        unit's own loss.
+    metrics: detached float tensors, each a vector of values to average (one per unit, say), or a
+        scalar that is already a mean. A metric named "loss" holds each unit's own loss.
+    counts: what a scalar metric is a mean over, in number, where that is not the batch's units:
+        the pairs that were compared, the tokens of one side. Means of several batches are weighted
+        by it, so that they do not depend on how the data are split.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def totals(self, units: int) -> dict[str, Tensor]:
+        """Sum and number of each metric's values, [2] float64 (the loss's too): these add up.
+
+        units: of the batch; 0 for a batch that does not count.
+        """
+        return {
+            name: _total(value, self.counts.get(name, units), bool(units))
+            for name, value in {"loss": self.loss, **self.metrics}.items()
+        }
+
+
+def _total(value: Tensor, count: Tensor | int, counts: bool) -> Tensor:
+    value = value.detach().double()
+    if not counts:
+        return value.new_zeros(2)
+    if value.ndim:
+        return torch.stack([value.sum(), value.new_tensor(value.numel())])
+    number = torch.as_tensor(count, dtype=value.dtype, device=value.device)
+    # a mean over nothing is no number that could count
+    return torch.stack([torch.where(number > 0, value * number, 0.0), number])
 
 
 @runtime_checkable

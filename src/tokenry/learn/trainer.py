@@ -6,8 +6,8 @@ Trainer does (checkpoints, reporters, LoRA, FSDP, DeepSpeed, `accelerate launch`
 
 Normalisation is exact: with n units (pairs, rows or tokens, as `Objective.unit` says) in this
 micro-batch and N in all micro-batches and processes of the optimizer step, the gradient is that of
-sum(n loss) / N, whatever the split. One limit: when the last batch of an epoch cannot be shared
-evenly, accelerate fills it by repeating examples (`dataloader_drop_last=True` avoids that).
+sum(n loss) / N, whatever the split. Evaluation adds sums and numbers up in the same way. A process
+that has no row left for a batch takes part with one that counts nothing (`learn.loading`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from torch import Tensor
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
@@ -29,6 +32,13 @@ from tokenry.core.files import replacing
 from tokenry.decode.generate import ends
 from tokenry.learn.compute import Computed, compute_scores, missing_source
 from tokenry.learn.data import PreferenceCollator, batch_of
+from tokenry.learn.loading import (
+    STAND_IN,
+    CollateCounted,
+    ProcessBatches,
+    Rows,
+    same_everywhere,
+)
 from tokenry.learn.objective import (
     Loss,
     Objective,
@@ -153,10 +163,10 @@ class ObjectiveTrainer(Trainer):
         """The loss of a micro-batch, scaled to its share of the optimizer step."""
         batch, reference = self._unpack(inputs)
         result: Loss = self._inside(model, lambda policy: self._loss(policy, batch, reference))
-        loss, units = result.loss, count_units(self.objective.unit, batch)
-        for name, value in result.metrics.items():
+        loss, units = result.loss, self._units(inputs)
+        for name, total in result.totals(units).items():
             if name != "loss":  # the Trainer logs the loss itself
-                self._since_log[name].append(_sum_and_count(value, units))
+                self._since_log[name].append(total)
         if num_items_in_batch is not None:
             # Processes average their gradients: hence the factor of their number.
             loss = loss * (units * self.accelerator.num_processes / num_items_in_batch)
@@ -171,20 +181,19 @@ class ObjectiveTrainer(Trainer):
         if is_on_policy(self.objective):
             self.model.train()  # the old log-probabilities are taken in the mode of the loss
             samples = [self._roll_out(self._prepare_inputs(sample)) for sample in samples]
-        units = sum(count_units(self.objective.unit, batch_of(sample)) for sample in samples)
-        total = self.accelerator.gather(torch.tensor([units], device=device))
-        return samples, total.sum()  # type: ignore[union-attr]
+        units = sum(self._units(sample) for sample in samples)
+        total: Any = self.accelerator.gather(torch.tensor([units], device=device))
+        return samples, total.sum().clamp_min(1)
+
+    def _units(self, inputs: dict[str, Any]) -> int:
+        """Pairs, rows or tokens of a micro-batch that count."""
+        return 0 if STAND_IN in inputs else count_units(self.objective.unit, batch_of(inputs))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the objective's metrics since the last log, over all processes."""
         if self._since_log and "loss" in logs:
-            names = sorted(self._since_log)
-            sums = torch.stack([torch.stack(self._since_log[name]).sum(0) for name in names])
-            sums = self.accelerator.reduce(sums, reduction="sum")
-            logs |= {
-                name: (total / max(count, 1)).item()
-                for name, (total, count) in zip(names, sums, strict=True)  # type: ignore[arg-type]
-            }
+            sums = {name: torch.stack(values).sum(0) for name, values in self._since_log.items()}
+            logs |= self._means(sums)
             self._since_log.clear()
         super().log(logs, start_time)
 
@@ -199,63 +208,52 @@ class ObjectiveTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Every metric over the whole set, exactly, and the KL and entropy per token."""
         model: Any = self.model_wrapped
-        training, found = model.training, defaultdict(list)
-        model.eval()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
         if self.parts is not None:
             self.parts.eval()
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            if is_on_policy(self.objective):
-                inputs = self._roll_out(inputs)
-            batch, reference = self._unpack(inputs)
-            values = self._inside(
-                model, lambda policy, b=batch, r=reference: self._evaluate_batch(policy, b, r)
-            )
-            gathered: Any = self.accelerator.gather_for_metrics(values)
-            for name, value in gathered.items():
-                found[name].append(value)
-            self.control = self.callback_handler.on_prediction_step(
-                self.args, self.state, self.control
-            )
-        model.train(training)
-        columns = {name: torch.cat(values) for name, values in found.items()}
-        tokens = columns.pop("tokens")
-        metrics = {
-            f"{metric_key_prefix}_{name}": (
-                (values.sum() / tokens.sum().clamp_min(1)) if name in PER_TOKEN else values.mean()
-            ).item()
-            for name, values in columns.items()
-        }
-        return EvalLoopOutput(None, None, metrics, len(tokens))  # type: ignore[arg-type]
+        with evaluating(model):
+            for inputs in dataloader:
+                inputs = self._prepare_inputs(inputs)
+                if is_on_policy(self.objective):
+                    inputs = self._roll_out(inputs)
+                evaluate = partial(self._evaluate_batch, inputs=inputs)
+                for name, total in self._inside(model, evaluate).items():
+                    sums[name] += total.cpu()
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
+        means = self._means(sums)
+        rows = round(means.pop("rows"))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        return EvalLoopOutput(None, None, metrics, rows)  # type: ignore[arg-type]
 
-    def _evaluate_batch(
-        self, model: Any, batch: TokenBatch, reference: Reference | None
-    ) -> dict[str, Tensor]:
-        """One value per row group (pair or row) for each metric; sums for those per token."""
+    def _means(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means from sums and numbers, [2] each, over all processes."""
+        from accelerate.utils import gather_object
+
+        names = sorted({name for names in gather_object([sorted(sums)]) for name in names})
+        nothing = torch.zeros(2, dtype=torch.float64)
+        own = torch.stack([sums.get(name, nothing).to(self.args.device) for name in names])
+        total: Any = self.accelerator.reduce(own, reduction="sum")
+        return {
+            name: float(value / number.clamp_min(1))
+            for name, (value, number) in zip(names, total, strict=True)
+        }
+
+    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Sum and number of each metric; of the KL and the entropy per token, and of the rows."""
+        batch, reference = self._unpack(inputs)
         whole = reference is not None and not isinstance(reference, Precomputed)
         also = ("policy.entropy", "policy.divergence") if whole else ("policy.entropy",)
         scores = self._scores(model, batch, reference, grad=False, also=also)
-        result = self._apply(batch, scores)
-        policy = scores.policy
-        pairs = self.objective.unit == "pair"
-        groups = count_units("pair" if pairs else "row", batch)
-
-        def per_group(values: Tensor) -> Tensor:
-            sums = values.float().sum(-1)
-            return sums.view(-1, groups).sum(0) if pairs else sums  # blocks of rows, one per side
-
-        found = {
-            "tokens": per_group(batch.target),
-            "entropy": per_group(policy.need("entropy")),
-            "loss": result.loss,
-            **result.metrics,
-        }
+        result, units = self._apply(batch, scores), self._units(inputs)
+        entropy = scores.policy.need("entropy")[batch.target]
+        metrics = {"entropy": entropy}
         if whole:
-            found["kl"] = per_group(policy.need("divergence"))
-        return {
-            name: value.float() if value.shape == (groups,) else value.float().mean().repeat(groups)
-            for name, value in found.items()
-        }
+            metrics["kl"] = scores.policy.need("divergence")[batch.target]
+        groups = count_units("pair" if self.objective.unit == "pair" else "row", batch)
+        rows = torch.tensor([groups if units else 0, 1], dtype=torch.float64)
+        return result.totals(units) | Loss(result.loss, metrics).totals(units) | {"rows": rows}
 
     def _loss(self, model: Any, batch: TokenBatch, reference: Reference | None) -> Loss:
         return self._apply(batch, self._scores(model, batch, reference))
@@ -299,7 +297,56 @@ class ObjectiveTrainer(Trainer):
         )
         fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
         columns = {f"column.{name}": column for name, column in batch.columns.items()}
+        if STAND_IN in inputs:
+            columns[STAND_IN] = torch.ones(len(batch.ids), dtype=torch.bool)
         return {**fields, "group": batch.group, **columns}
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        """A loader of this process's rows, each row once (see `learn.loading`)."""
+        accelerator, arguments = self.accelerator, self.args
+        measured = hasattr(dataset, "__len__")
+        sampler = (sampler_fn(dataset) or SequentialSampler(dataset)) if measured else None
+        config: Any = arguments.accelerator_config
+        others = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+        for wrong, what in (
+            (sampler is None, "data without a length"),
+            (isinstance(sampler, BatchSampler), "train_sampling_strategy='batch_rebalance'"),
+            (config.split_batches or config.dispatch_batches, "split_batches, dispatch_batches"),
+            (others > 1, "tensor, context and sequence parallelism"),
+        ):
+            if wrong:
+                raise InputError(f"{what}: not supported, rows could not be counted exactly")
+        batches = ProcessBatches(
+            same_everywhere(sampler, arguments.data_seed),
+            batch_size,
+            accumulate=arguments.gradient_accumulation_steps if is_training else 1,
+            processes=accelerator.num_processes,
+            process=accelerator.process_index,
+            drop_last=is_training and arguments.dataloader_drop_last,
+        )
+        return DataLoaderShard(
+            Rows(dataset),
+            device=accelerator.device,
+            batch_sampler=batches,
+            collate_fn=CollateCounted(self.data_collator),
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=arguments.dataloader_pin_memory,
+            persistent_workers=is_training and arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            worker_init_fn=partial(
+                seed_worker,
+                num_workers=arguments.dataloader_num_workers,
+                rank=arguments.process_index,
+            ),
+        )
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's optimizer, with the objective's own weights as one more group."""
@@ -453,13 +500,3 @@ class ObjectiveTrainer(Trainer):
                 size = self.args.per_device_eval_batch_size
                 data = precompute_reference(data, self.data_collator, teacher, batch_size=size)
                 setattr(self, name, data)
-
-
-PER_TOKEN = ("kl", "entropy")
-
-
-def _sum_and_count(value: Tensor, units: int) -> Tensor:
-    """A metric's sum and weight, [2]: a vector has one value per unit, a scalar stands for all."""
-    value = value.detach().float()
-    count = value.numel() if value.ndim else units
-    return torch.stack([value.sum() if value.ndim else value * units, value.new_tensor(count)])

@@ -161,7 +161,7 @@ class ACT:
             "rank/pairs": pairs.sum() / len(losses),
             "rewards/accuracy": right.sum() / pairs.sum().clamp_min(1),
         }
-        return Loss(losses.mean(), metrics)
+        return Loss(losses.mean(), metrics, {"rewards/accuracy": pairs.sum()})
 
     def _checks(self) -> ConstraintSet:
         if isinstance(self.constraints, ConstraintSet):

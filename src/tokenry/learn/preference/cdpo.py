@@ -107,7 +107,7 @@ class CDPO:
             return result
         ratio = torch.where(batch.target, weight, 0.0) * token_log_ratios(batch, policy, reference)
         losses = positionwise_loss(batch, self.beta * ratio)
-        return Loss(losses.mean(), result.metrics | {"loss": losses.detach()})
+        return Loss(losses.mean(), result.metrics | {"loss": losses.detach()}, result.counts)
 
 
 def positionwise_loss(batch: TokenBatch, rewards: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class MEET:
         self, batch: TokenBatch, policy: Scores, reference: Scores | None = None, **_: object
     ) -> Loss:
         surprise = -full_precision(policy.need("logprob"))
-        metrics = {"loss": surprise[batch.target].detach()}
+        metrics, counts = {"loss": surprise[batch.target].detach()}, {}
         for side, values, target in zip(
             self.sides,
             blocks(surprise, len(self.sides)),
@@ -133,7 +133,8 @@ class MEET:
             strict=True,
         ):
             metrics[f"nll/{side}"] = masked_mean(values.detach(), target)
-        return Loss(masked_mean(surprise, batch.target), metrics)
+            counts[f"nll/{side}"] = target.sum()
+        return Loss(masked_mean(surprise, batch.target), metrics, counts)
 
 
 def load_controls(controls: ControlPrompts, source: str | Path) -> ControlPrompts:

@@ -132,4 +132,6 @@ class SparsePO:
                 result = add_terms(result, **{f"mask/{name}_l1": penalty})
             result.metrics[f"mask/{name}"] = mask.detach()[batch.target].mean()
             result.metrics[f"mask/{name}_sparsity"] = mask_sparsity(mask, batch.target)
+            tokens = batch.target.sum()
+            result.counts.update({f"mask/{name}": tokens, f"mask/{name}_sparsity": tokens})
         return result

@@ -94,7 +94,7 @@ def add_terms(loss: Loss, **terms: Tensor) -> Loss:
         total = total + term.mean()
         metrics[name] = term.detach()
         metrics["loss"] = metrics["loss"] + term.detach()
-    return Loss(total, metrics)
+    return Loss(total, metrics, loss.counts)
 
 
 @dataclass(frozen=True)
