@@ -91,6 +91,9 @@ def test_inspect_writes_a_page_and_prints_json(run, model, tmp_path):
     assert code == 0
     assert "".join(row["token"] for row in found["tokens"]) == "the cat"
     assert {"surprisal", "rank"} <= set(found["tokens"][0])
+    first, *others = found["tokens"]  # nothing stands before it: no number is made up
+    assert first["surprisal"] is first["rank"] is None
+    assert all(row["surprisal"] > 0 for row in others)
     assert page.read_text().startswith("<!doctype html>")
     assert [file.name for file in page.parent.iterdir()] == ["page.html"]
 
@@ -99,7 +102,7 @@ def test_inspect_against_a_model_with_the_same_weights_differs_nowhere(run, mode
     _, out, _ = run(
         "inspect", "the cat sat", "-m", model, "--against", model, "-s", "divergence", "--json"
     )
-    for row in json.loads(out)["tokens"]:
+    for row in json.loads(out)["tokens"][1:]:
         assert row["divergence"] == pytest.approx(0, abs=1e-5)
         assert row["difference"] == pytest.approx(0, abs=1e-5)
 

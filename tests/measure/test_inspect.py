@@ -86,6 +86,53 @@ def test_first_token_is_unscored_without_an_automatic_opening(tiny_llama_text, t
     assert found.scored.tolist() == [False] + [True] * (len(found.ids) - 1)
     assert all(values[0] == 0 for values in found.signals.values())
     assert 0 not in {row["position"] for row in found.table()}
+    row = json.loads(json.dumps(found.row(0)))
+    assert row["surprisal"] is None
+    assert row["entropy"] is None
+    assert row["alternatives"] == []
+    for name, values in found.signals.items():
+        assert found.mean(name) == pytest.approx(float(values[1:].mean()))
+
+
+def test_a_difference_is_there_only_where_both_models_scored_the_text(
+    tiny_llama_text, other_model, tiny_tokenizer, bos_tokenizer
+):
+    """The first model scores the first token behind its opening; the second has nothing before
+    it."""
+    words = PreTrainedVocabulary(bos_tokenizer)
+    against = Loaded(other_model, tiny_tokenizer)
+    found = inspect(tiny_llama_text, words, TEXT, against=against)
+    assert found.scored.all()
+    assert found.against is not None
+    assert not found.against.same_vocabulary
+    assert found.scored_by("difference").tolist() == [False] + [True] * (len(found.ids) - 1)
+    assert found.row(0)["surprisal"] > 0
+    assert found.row(0)["difference"] is None
+    assert found.heat("difference")[0] is None
+    assert 0 not in {row["position"] for row in found.table("difference")}
+    assert 0 in {row["position"] for row in found.table("surprisal")}
+    assert "difference not scored" in found.to_html("difference")
+    later = found.signals["difference"][1:]
+    assert found.mean("difference") == pytest.approx(float(later.mean()), abs=1e-6)
+
+
+class PreTrainedVocabulary:
+    """A tokenizer that says its vocabulary is another, so that models are compared on bytes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def get_vocab(self):
+        return {}
+
+    def __call__(self, *arguments, **options):
+        return self.tokenizer(*arguments, **options)
+
+    def __len__(self):
+        return len(self.tokenizer)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
 
 
 def test_first_token_is_scored_after_an_automatic_opening(tiny_llama_text, bos_tokenizer):

@@ -45,6 +45,7 @@ def aggregate(
         raise UnknownNameError("aggregation", mode, MODES)
     if mode == "constant-length":
         in_range("length, in tokens, under constant-length,", length, "(0, inf)")
+        assert length is not None
         return masked_sum(values, mask, weights=weights) / (length * max(len(values), 1))
     if length is not None:
         raise InputError(f"length={length} has a meaning under constant-length only, not {mode}")

@@ -24,14 +24,17 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import encoded, start_ids
+from tokenry.core.checks import in_range
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
 from tokenry.core.registry import signal
@@ -81,9 +84,10 @@ class Comparison:
 class Inspection:
     """What a model says about each of the T tokens of a text.
 
-    pieces: the tokens' bytes. scored: [T] bool. signals: name -> [T], 0 where not scored;
-    "surprisal" is always there, "difference" and (one vocabulary) "divergence" with a second model.
-    top_logprobs: [T, k], and top_pieces the same tokens as text, likeliest first.
+    pieces: the tokens' bytes. scored: [T] bool. signals: name -> [T], which say something only
+    where `scored_by(name)` and are 0 elsewhere; "surprisal" is always there, "difference" and (one
+    vocabulary) "divergence" with a second model. top_logprobs: [T, k], and top_pieces the same
+    tokens as text, likeliest first.
     """
 
     text: str
@@ -98,25 +102,41 @@ class Inspection:
     against: Comparison | None = None
     units: dict[str, str] = field(default_factory=dict)
 
+    def scored_by(self, name: str) -> Tensor:
+        """[T] bool: the tokens that a signal speaks about. A difference needs both models' score
+        of the whole stretch of text that the token belongs to."""
+        self._signal(name)
+        return self.scored if self.against is None or name != "difference" else self._compared
+
+    def mean(self, name: str = "surprisal") -> float:
+        """Mean of a signal over the tokens that it speaks about; 0 where there are none."""
+        return masked_mean(self._signal(name), self.scored_by(name)).item()
+
     def table(self, by: str = "surprisal") -> list[dict[str, Any]]:
         """One row per scored token, the one with the largest absolute value of a signal first."""
+        scored = self.scored_by(by)
         order = self._signal(by).float().abs().argsort(descending=True, stable=True)
-        return [self.row(int(t)) for t in order if self.scored[t]]
+        return [self.row(int(t)) for t in order if scored[t]]
 
     def row(self, position: int) -> dict[str, Any]:
-        """A token's position, text, id, signals, and its alternatives as (text, probability)."""
+        """A token's position, text, id, signals (None where one says nothing about it), and its
+        alternatives as (text, probability)."""
         shares = self.top_logprobs[position].exp().tolist() if self.scored[position] else []
+        values = {
+            name: values[position].item() if self.scored_by(name)[position] else None
+            for name, values in self.signals.items()
+        }
         return {
             "position": position,
             "token": readable(self.pieces[position]),
             "id": int(self.ids[position]),
-            **{name: values[position].item() for name, values in self.signals.items()},
+            **values,
             "alternatives": list(zip(self.top_pieces[position], shares, strict=False)),
         }
 
     def scale(self, name: str) -> float:
         """The size at which a signal takes its full colour: all but its largest 2% are below."""
-        values = self._signal(name)[self.scored].float().abs()
+        values = self._signal(name)[self.scored_by(name)].float().abs()
         values = values[values.isfinite()]
         return max(values.quantile(0.98).item(), 1e-6) if len(values) else 1.0
 
@@ -129,7 +149,8 @@ class Inspection:
         if name == "rank":
             values, full = values.log1p(), full.log1p()
         heats = (values / full).clamp(-1, 1).tolist()
-        return [h if s else None for h, s in zip(heats, self.scored.tolist(), strict=True)]
+        scored = self.scored_by(name).tolist()
+        return [heat if seen else None for heat, seen in zip(heats, scored, strict=True)]
 
     def to_html(self, shown: str = "surprisal") -> str:
         """A self-contained page: coloured tokens, details on hover, a choice of signals."""
@@ -146,6 +167,12 @@ class Inspection:
         for piece, heat in zip(_whole_characters(self.pieces), self.heat(shown), strict=True):
             result.append(piece, style=_terminal_style(heat))
         return result
+
+    @cached_property
+    def _compared(self) -> Tensor:
+        assert self.against is not None
+        counts = [span.a_end - span.a_start for span in self.against.spans]
+        return self.against.scored.repeat_interleave(torch.tensor(counts))
 
     def _signal(self, name: str) -> Tensor:
         if name not in self.signals:
@@ -165,7 +192,8 @@ def inspect(
 ) -> Inspection:
     """Score every token of a text, optionally against a second model (see the module's notes).
 
-    `divergence` is D(against || model), used when both have one vocabulary. Raises InputError for
+    top_k: alternatives of each token, >= 0. window: tokens, >= 4. `divergence` is
+    D(against || model), used when both have one vocabulary. Raises InputError for
     an empty text, UnknownNameError for a signal or divergence that does not exist, and
     VocabularyError when "divergence" is asked for and the vocabularies differ.
     """
@@ -174,8 +202,8 @@ def inspect(
     measures = {name: signal[name] for name in names if name not in ("divergence", "difference")}
     if against is None and len(measures) < len(names):
         raise InputError("the signals divergence and difference need a second model (against)")
-    if top_k < 0 or window < 4:
-        raise InputError(f"top_k must be >= 0 and window >= 4, got {top_k} and {window}")
+    in_range("top_k", top_k, "[0, inf)", integer=True)
+    in_range("window", window, "[4, inf)", integer=True)
     reading = _Reading.of(model, tokenizer, text, window)
     other = None if against is None else _Reading.of(against.model, against.tokenizer, text, window)
     shared = other is not None and _same_vocabulary(tokenizer, other.tokenizer)

@@ -142,7 +142,8 @@ def _detail(inspection: Inspection, position: int) -> str:
     if not inspection.scored[position]:
         return "\n".join([*lines, "not scored: nothing stands before it"])
     for name in inspection.signals:
-        lines.append(f"{name} {_number(row[name])} {inspection.units.get(name, '')}".rstrip())
+        unit = "" if row[name] is None else inspection.units.get(name, "")
+        lines.append(f"{name} {_number(row[name])} {unit}".rstrip())
     if row["alternatives"]:
         lines.append("likeliest:")
     lines += [f"  {share:6.1%} {piece!r}" for piece, share in row["alternatives"]]
@@ -192,7 +193,9 @@ def _cell(value: Any) -> str:
     return f'<td class="n">{_number(value)}</td>'
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not scored"
     if isinstance(value, int):
         return str(value)
     return f"{value:.3f}" if math.isfinite(value) else "∞" if value > 0 else str(value)

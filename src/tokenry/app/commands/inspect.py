@@ -149,8 +149,14 @@ def show(found: Any, shown: str, rows: int) -> None:
     table.add_column("expected instead", style="dim")
     for row in found.table(shown)[:rows]:
         others = [f"{t!r} {share:.0%}" for t, share in row["alternatives"] if t != row["token"]]
-        values = [row[name] for name in found.signals]
-        numbers = [str(v) if isinstance(v, int) else f"{v:.2f}" for v in values]
+        numbers = [number(row[name]) for name in found.signals]
         table.add_row(Text(repr(row["token"])), *numbers, Text(", ".join(others[:3])))
     console.print()
     console.print(table)
+
+
+def number(value: float | None) -> str:
+    """A signal in a cell; a dash where it says nothing about the token."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

@@ -85,10 +85,11 @@ def draw(found: Inspection, error: str) -> Any:
     figure = new_figure(height=1.9)
     axis = new_axes(figure)[0, 0]
     values = found.signals["surprisal"].tolist()
+    scored = found.scored.nonzero()[:, 0].tolist()
     names = [piece.decode(errors="replace") for piece in found.pieces]
-    colours = [SECOND if name == error else FAINT for name in names]
-    axis.bar(range(len(values)), values, color=colours, width=0.75)
-    for position in sorted(range(len(values)), key=lambda t: -values[t])[:4]:
+    colours = [SECOND if names[t] == error else FAINT for t in scored]
+    axis.bar(scored, [values[t] for t in scored], color=colours, width=0.75)
+    for position in sorted(scored, key=lambda t: -values[t])[:4]:
         weight = "bold" if names[position] == error else "normal"
         axis.annotate(
             names[position].strip(),
