@@ -29,6 +29,31 @@ class ModelError(TokenryError, RuntimeError):
     """A model that cannot be found, fetched, verified or used in the way that was asked."""
 
 
+class NonFiniteError(TokenryError, ArithmeticError):
+    """A loss, a gradient, a metric or a weight that is NaN or infinite: training stops there.
+
+    metric: which one. value: what it was. step: the optimizer step, from 1. evaluating: whether it
+    was met while evaluating after that step, not in it. checkpoint: the newest checkpoint whose
+    weights gave finite numbers, or None.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        value: float,
+        step: int,
+        *,
+        evaluating: bool = False,
+        checkpoint: str | None = None,
+    ):
+        self.metric, self.value, self.step, self.checkpoint = metric, value, step, checkpoint
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no good checkpoint"
+        super().__init__(
+            f"training stopped {'after' if evaluating else 'in'} step {step}: {metric} is {value}; "
+            f"{kept}. Lower learning_rate, or look at the data of this step"
+        )
+
+
 class UnknownNameError(TokenryError, LookupError):
     """A name that is not in a catalogue; the message lists the nearest ones."""
 

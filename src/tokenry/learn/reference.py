@@ -2,12 +2,15 @@
 
 FrozenModel       another model, or a copy of the policy before training
 WithoutAdapter    the policy itself with its PEFT adapter switched off: no second set of weights
+BeforeTraining    the policy itself with the adapter that it began with: a second set of that alone
 Precomputed       log-probabilities computed once and stored as dataset columns
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -64,6 +67,45 @@ class WithoutAdapter:
 
 
 @dataclass(frozen=True)
+class BeforeTraining:
+    """The policy with its trained weights as they were before training: its adapter's, usually.
+
+    The copies (those weights alone, on the policy's device) take their places while it is scored.
+    """
+
+    model: Any
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: Any) -> BeforeTraining:
+        """The model as it is now."""
+        trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
+        return cls(model, {name: weight.detach().clone() for name, weight in trained.items()})
+
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...]) -> Scores:
+        with evaluating(self.model), self._in_place():
+            return score(self.model, batch, needs=needs, grad=False)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        parameters = dict(self.model.named_parameters())
+        trained = {name: parameters[name].data for name in self.weights}
+        for name, weight in self.weights.items():
+            if weight.shape != trained[name].shape:
+                raise InputError(
+                    f"the weight {name} is sharded over processes: an adapter cannot be its own "
+                    'reference there; use reference="precomputed" or a frozen model'
+                )
+            weight.data = weight.data.to(trained[name].device)
+            parameters[name].data = weight.data
+        try:
+            yield
+        finally:
+            for name, weight in trained.items():
+                parameters[name].data = weight
+
+
+@dataclass(frozen=True)
 class Precomputed:
     """Log-probabilities that came with the batch, [B, T]. They hold nothing else."""
 
@@ -78,11 +120,14 @@ class Precomputed:
         return Scores(batch.ids, batch.target, logprob=self.logprob)
 
 
-def choose_reference(kind: str, model: Any, needs: tuple[str, ...]) -> Any:
+def choose_reference(
+    kind: str, model: Any, needs: tuple[str, ...], *, new_adapter: bool = False
+) -> Any:
     """The reference for a policy that is about to be trained, or None.
 
-    "auto" takes the adapter's base for a PEFT model, a frozen copy otherwise, and nothing when the
-    objective asks for nothing about the reference.
+    "auto" is the policy as it begins, and nothing when the objective asks for nothing about the
+    reference: with the adapter off when that is new (it changes nothing yet), with a copy of the
+    adapter that a PEFT model brings, else a frozen copy. "adapter" is the base without an adapter.
     """
     distributions = [
         need
@@ -102,8 +147,10 @@ def choose_reference(kind: str, model: Any, needs: tuple[str, ...]) -> Any:
                 'which precomputed log-probabilities lack; use reference="copy" or "adapter"'
             )
         return None
-    if kind == "adapter" or (kind == "auto" and hasattr(model, "disable_adapter")):
+    if kind == "adapter" or (kind == "auto" and new_adapter):
         return WithoutAdapter(model)
+    if kind == "auto" and hasattr(model, "disable_adapter"):
+        return BeforeTraining.of(model)
     if kind in ("auto", "copy"):
         return FrozenModel.copy_of(model)
     raise InputError(f'reference must be "auto", "copy", "adapter" or "precomputed", got {kind!r}')

@@ -11,18 +11,21 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.core.files import write_whole
 from tokenry.core.registry import objective as objectives
 from tokenry.core.versions import installed
 from tokenry.learn.annotation import Annotation, annotate
+from tokenry.learn.checkpoints import last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import (
     PreferenceCollator,
@@ -38,8 +41,9 @@ from tokenry.learn.objective import (
     sides_of,
 )
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
-from tokenry.learn.reference import FrozenModel, Reference, ReferenceKind
+from tokenry.learn.reference import FrozenModel, Reference, ReferenceKind, WithoutAdapter
 from tokenry.learn.settings import (
+    LEARNING_RATES,
     LORA_DEFAULTS,
     build_objective,
     check_lora_targets,
@@ -48,10 +52,12 @@ from tokenry.learn.settings import (
     sort_settings,
     training_arguments,
 )
+from tokenry.learn.start import AdapterMode, has_adapter, precision, save_base, start_from
 from tokenry.learn.user_code import user_objective, user_value
 from tokenry.model.hub import load
 
 RECORD = "run.json"
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def train(
     *,
     config: str | Path | dict[str, Any] | None = None,
     lora: bool | dict[str, Any] = False,
+    adapter: AdapterMode | None = None,
     eval_data: Any = None,
     reference: Any = "auto",
     frozen: Mapping[str, Any] | None = None,
@@ -95,6 +102,10 @@ def train(
     (False by default: it is off while training, see `ObjectiveTrainer`), and mappings
     `lora` (peft.LoraConfig fields) and `frozen` and the list `rewards`. settings: the same keys,
     stronger than config. lora: True, or such a mapping, trains an adapter.
+    adapter: for a model that comes with one. "continue" (the default) trains it further, held to
+    what it was; "merge" makes it part of the weights, which are trained, or with `lora` saved as
+    `output`/base under a new adapter; "stack" trains a new adapter above it and saves the two as
+    one. The result's adapter is for the base that its configuration names.
     resume: go on from the folder's last complete checkpoint, or from the start if it has none.
 
     Raises InputError for data or settings that cannot be used and for an output folder that is not
@@ -110,17 +121,24 @@ def train(
         goal = build_objective(kind, chosen["objective"])
     else:
         goal = build_objective(partial(_changed, objective), chosen["objective"])
-    adapter = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
-    use_adapter = bool(lora) or bool(adapter)
+    given = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
+    wants_lora = bool(lora) or bool(given) or adapter == "stack"
     _check_output(output, resume)
     functions = _rewards([*chosen["rewards"], *rewards], goal)
     arguments = training_arguments(
-        output, chosen["training"], use_adapter, seed, eval_data is not None
+        output, chosen["training"], wants_lora, seed, eval_data is not None
     )
-    lora_settings = lora_config(adapter) if use_adapter else None
+    lora_settings = lora_config(given) if wants_lora else None
     policy, tokenizer = load(model) if isinstance(model, str | Path) else model
-    if lora_settings is not None:
-        check_lora_targets(lora_settings, policy)
+    loaded = policy.dtype
+    start = start_from(policy, adapter, lora_settings, given)
+    policy = start.model
+    if start.lora is not None:
+        check_lora_targets(start.lora, policy)
+    if start.adapter == "continue" and "learning_rate" not in chosen["training"]:
+        arguments.learning_rate = LEARNING_RATES["lora"]
+    if start.adapter == "merge" and start.lora is not None:
+        policy.name_or_path = policy.config._name_or_path = str((output / BASE).absolute())
     named = {**chosen["frozen"], **(frozen or {})}
     others = _frozen_models(named, goal)
     held: Any = _reference(reference)
@@ -130,7 +148,7 @@ def train(
     context = Annotation(
         tokenizer,
         policy,
-        held if not isinstance(held, str) else FrozenModel(policy),  # they are still the same
+        _before_training(held, policy),
         others,
         seed,
         arguments.per_device_eval_batch_size,
@@ -148,73 +166,98 @@ def train(
         "rollout": chosen["rollout"],
         "dropout": chosen["loop"].get("dropout", False),
         "data": _provenance(data, dataset, skipped),
-        "lora": LORA_DEFAULTS | adapter if use_adapter else None,
+        "adapter": start.adapter,
+        "dtype": precision(loaded, arguments),
+        "lora": LORA_DEFAULTS | given if start.lora is not None else None,
         "training": {**chosen["training"], "learning_rate": arguments.learning_rate, "seed": seed},
     }
     if resume:
         _check_same_run(output / RECORD, record)
-    trainer = ObjectiveTrainer(
-        policy,
-        goal,
-        lora=lora_settings,
-        reference=held,
-        frozen=others,
-        rewards=functions,
-        rollout=RolloutSettings(**chosen["rollout"]),
-        **chosen["loop"],
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=heldout,
-        data_collator=PreferenceCollator.of(tokenizer, _sides(goal), _columns(goal)),
-        processing_class=tokenizer,
-        callbacks=list(callbacks or ()),
-    )
-    main = trainer.is_world_process_zero()
-    output.mkdir(parents=True, exist_ok=True)
-    if main:
-        write_json(output / RECORD, record)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    final = _final_evaluation(trainer) if heldout is not None else {}
-    trainer.save_model(str(output))
-    history = [dict(entry) for entry in trainer.state.log_history]
+    existed, trainer = output.exists(), None
+    try:
+        if start.adapter == "merge" and start.lora is not None and first_process():
+            save_base(output / BASE, policy, tokenizer)
+        trainer = ObjectiveTrainer(
+            policy,
+            goal,
+            lora=start.lora,
+            start=start,
+            reference=held,
+            frozen=others,
+            rewards=functions,
+            rollout=RolloutSettings(**chosen["rollout"]),
+            **chosen["loop"],
+            args=arguments,
+            train_dataset=dataset,
+            eval_dataset=heldout,
+            data_collator=PreferenceCollator.of(tokenizer, _sides(goal), _columns(goal)),
+            processing_class=tokenizer,
+            callbacks=list(callbacks or ()),
+        )
+        output.mkdir(parents=True, exist_ok=True)
+        write_record(output, record)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        final = _final_evaluation(trainer) if heldout is not None else {}
+        trainer.check_result()
+        trainer.save_model(str(output))
+    except BaseException as error:
+        steps = 0 if trainer is None else trainer.state.global_step
+        if isinstance(error, NonFiniteError) or steps or resume:
+            _record_the_end(output, record, trainer, error)
+        elif first_process():  # a start that failed
+            (output / RECORD).unlink(missing_ok=True)
+            if not existed:
+                shutil.rmtree(output, ignore_errors=True)
+        raise
     record |= {
         "state": "finished",
         "seconds": round(time.perf_counter() - started, 2),
         "steps": trainer.state.global_step,
-        "history": history,
+        "history": [dict(entry) for entry in trainer.state.log_history],
         "evaluation": {k: v for k, v in final.items() if isinstance(v, float)},
         "versions": installed("torch", "transformers", "accelerate", "peft"),
     }
-    if main:
-        write_json(output / RECORD, record)
+    write_record(output, record)
     return TrainedRun(output, record, trainer.model, tokenizer)
 
 
-def last_checkpoint(output: Path) -> str | None:
-    """The newest complete checkpoint; the trainer's state is the last file that a save writes."""
-    found = []
-    for state in output.glob("checkpoint-*/trainer_state.json"):
-        step = state.parent.name.removeprefix("checkpoint-")
-        try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            continue  # killed while writing
-        if step.isdigit():
-            found.append((int(step), str(state.parent)))
-    return max(found)[1] if found else None
+def first_process() -> bool:
+    """Whether this process writes; of several, launchers number them in RANK."""
+    return os.environ.get("RANK", "0") == "0"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON that is there whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1, default=str) + "\n")
+def write_record(output: Path, record: dict[str, Any]) -> None:
+    """Write run.json, whole or not at all; the first process alone does."""
+    if first_process():
+        write_whole(output / RECORD, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def _record_the_end(output: Path, record: dict[str, Any], trainer: Any, error: Any) -> None:
+    """What stopped a run, in its record: it is neither running nor finished."""
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    record["state"] = (
+        "diverged"
+        if isinstance(error, NonFiniteError)
+        else "interrupted"
+        if interrupted
+        else "failed"
+    )
+    record["stopped"] = {"error": str(error) or type(error).__name__}
+    if isinstance(error, NonFiniteError):
+        values = {"step": error.step, "metric": error.metric, "value": str(error.value)}
+        record["stopped"] |= values | {"last_good_checkpoint": error.checkpoint}
+    if trainer is not None:
+        record["steps"] = trainer.state.global_step
+        record["history"] = [dict(entry) for entry in trainer.state.log_history]
+    with suppress(OSError):  # the disk may be what failed
+        write_record(output, record)
 
 
 def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; choose a folder for the output")
-    first_process = os.environ.get("RANK", "0") == "0"
-    if first_process and not resume and output.is_dir() and any(output.iterdir()):
+    if first_process() and not resume and output.is_dir() and any(output.iterdir()):
         raise InputError(
             f"the output folder {output} exists and is not empty: choose another one, or resume "
             "the run that it holds"
@@ -265,6 +308,15 @@ def _frozen_models(given: Mapping[str, Any], goal: Any) -> dict[str, Reference]:
         else value
         for name, value in given.items()
     }
+
+
+def _before_training(held: Any, policy: Any) -> Reference:
+    """The reference while nothing is trained yet: but for the bare base it is the policy."""
+    if not isinstance(held, str):
+        return held
+    return (
+        WithoutAdapter(policy) if held == "adapter" and has_adapter(policy) else FrozenModel(policy)
+    )
 
 
 def _reference(given: Any) -> Any:

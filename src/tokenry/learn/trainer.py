@@ -23,15 +23,14 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.files import replacing
 from tokenry.decode.generate import ends
 from tokenry.learn.compute import Computed, compute_scores, missing_source
 from tokenry.learn.data import PreferenceCollator, batch_of
+from tokenry.learn.finite import FiniteTrainer
 from tokenry.learn.loading import (
     STAND_IN,
     CollateCounted,
@@ -62,6 +61,14 @@ from tokenry.learn.reference import (
     precompute_reference,
     reference_columns,
 )
+from tokenry.learn.settings import refusals
+from tokenry.learn.start import (
+    TRAINED_FOLDER,
+    Start,
+    save_stacked,
+    starts_as_its_base,
+    trained_in_float32,
+)
 from tokenry.model.modes import Dropout, dropouts, evaluating, switched_off
 from tokenry.model.score import probe_logits, unwrap
 
@@ -69,7 +76,7 @@ PARTS_FILE = "objective.safetensors"
 CPU_TOKENS_PER_PASS = 1024
 
 
-class ObjectiveTrainer(Trainer):
+class ObjectiveTrainer(FiniteTrainer):
     """Trains any causal language model on any objective.
 
     objective: what to minimise. lora: a `peft.PeftConfig`; the model is wrapped before training.
@@ -85,6 +92,7 @@ class ObjectiveTrainer(Trainer):
     dropout: train with the model's and adapter's own dropout. By default every dropout probability
         is 0 during training: the policy is compared with itself (sampled from, log-probabilities
         of the moment of sampling, a reference that it starts from), so it has to be one function.
+    start: where the model comes from, when its new adapter is stacked on one that it had.
     data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
 
     An objective's own weights (`parts`) are trained by the same optimizer and saved beside the
@@ -106,6 +114,7 @@ class ObjectiveTrainer(Trainer):
         rollout: RolloutSettings | None = None,
         tokens_per_pass: int | Literal["auto"] | None = "auto",
         dropout: bool = False,
+        start: Start | None = None,
         **options: Any,
     ):
         if not isinstance(dropout, bool):
@@ -114,18 +123,23 @@ class ObjectiveTrainer(Trainer):
         on_cpu = next(model.parameters()).device.type == "cpu"
         automatic = CPU_TOKENS_PER_PASS if on_cpu else None
         self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
+        self.start = start
         self.frozen = dict(frozen or {})
         self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
+        if getattr(objective, "trains_policy", True) and lora is None:
+            model = trained_in_float32(model)
         if lora is not None:
             from peft import get_peft_model
 
-            with torch.random.fork_rng():
+            with refusals("lora settings"), torch.random.fork_rng():
                 torch.manual_seed(options["args"].seed)  # the same adapter in every process and run
                 model = get_peft_model(model, lora)
         self.objective = objective
         self.precomputed = reference == "precomputed"
         self.reference: Reference | None = (
-            choose_reference(reference, model, needs) if isinstance(reference, str) else reference
+            choose_reference(reference, model, needs, new_adapter=starts_as_its_base(lora))
+            if isinstance(reference, str)
+            else reference
         )
         sources = {"reference": self.reference, **self.frozen}
         missing = [name for name in frozen_sources(objective) if name not in self.frozen]
@@ -164,6 +178,7 @@ class ObjectiveTrainer(Trainer):
         batch, reference = self._unpack(inputs)
         result: Loss = self._inside(model, lambda policy: self._loss(policy, batch, reference))
         loss, units = result.loss, self._units(inputs)
+        self._check_finite({**result.metrics, "loss": loss})
         for name, total in result.totals(units).items():
             if name != "loss":  # the Trainer logs the loss itself
                 self._since_log[name].append(total)
@@ -225,6 +240,7 @@ class ObjectiveTrainer(Trainer):
         means = self._means(sums)
         rows = round(means.pop("rows"))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self._check_finite(metrics, evaluating=True)
         return EvalLoopOutput(None, None, metrics, rows)  # type: ignore[arg-type]
 
     def _means(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -414,8 +430,10 @@ class ObjectiveTrainer(Trainer):
         if self.accelerator.num_processes > 1:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, reduction="mean"))  # type: ignore[arg-type]
-        if gradients and self.args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(parts.parameters(), self.args.max_grad_norm)
+        if gradients:
+            limit = self.args.max_grad_norm or torch.inf
+            norm = torch.nn.utils.clip_grad_norm_(parts.parameters(), limit)
+            self._check_finite({"the norm of the gradient of the objective's own weights": norm})
 
     def _passes(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """A micro-batch in pieces of at most `tokens_per_pass` tokens, at least one group each.
@@ -432,17 +450,39 @@ class ObjectiveTrainer(Trainer):
         wanted = [(place >= n) & (place < n + size) for n in range(0, len(groups), size)]
         return [{name: value[rows] for name, value in inputs.items()} for rows in wanted]
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+    def check_result(self) -> None:
+        """Raise NonFiniteError when the trained weights are not finite, or their first loss is not.
+
+        The last step is the one that no later loss has judged.
+        """
+        self._check_weights(self.parts)
+        if is_on_policy(self.objective):
+            return
+        rows = range(min(len(self.train_dataset), self.args.per_device_eval_batch_size))  # type: ignore[arg-type]
+        inputs = self._prepare_inputs(self.data_collator([self.train_dataset[n] for n in rows]))  # type: ignore[index]
+        batch, reference = self._unpack(inputs)
+        model: Any = self.model_wrapped
+        if self.parts is not None:
+            self.parts.eval()
+        with evaluating(model):
+            result = self._inside(model, lambda policy: self._loss(policy, batch, reference))
+        self._check_finite({**result.metrics, "loss": result.loss}, evaluating=True)
+
+    def _write(self, output_dir: str, state_dict: Any) -> None:
+        self._check_weights(self.parts)
+        super()._write(output_dir, state_dict)
+        if self.start is not None and self.start.below:
+            save_stacked(Path(output_dir), self.start, self.model)
         if self.parts is not None:
             from safetensors.torch import save_file
 
             tensors = {k: v.detach().cpu().contiguous() for k, v in self.parts.state_dict().items()}
-            with replacing(Path(output_dir or str(self.args.output_dir)) / PARTS_FILE) as path:
-                save_file(tensors, path)
+            save_file(tensors, Path(output_dir) / PARTS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        alone = Path(resume_from_checkpoint) / TRAINED_FOLDER  # of a stack: what is trained of it
+        weights = str(alone) if alone.is_dir() else resume_from_checkpoint
+        super()._load_from_checkpoint(weights, model)
         if self.parts is not None:
             from safetensors.torch import load_file
 
@@ -488,11 +528,7 @@ class ObjectiveTrainer(Trainer):
 
     def _precompute(self) -> None:
         """Compute the reference's log-probabilities once, where the data do not have them."""
-        teacher = choose_reference(
-            "adapter" if hasattr(self.model, "disable_adapter") else "none", self.model, ()
-        )
-        if teacher is None:
-            teacher = FrozenModel(self.model)  # before training the policy is the reference
+        teacher = FrozenModel(self.model)  # before training the policy is the reference
         columns = reference_columns(self.data_collator)
         for name in ("train_dataset", "eval_dataset"):
             data = getattr(self, name)

@@ -86,3 +86,31 @@ def test_rewards_are_given_once_a_row_from_the_texts(tiny_tokenizer):
 def test_settings_that_sample_nothing_are_errors(field):
     with pytest.raises(InputError, match="samples >= 1"):
         RolloutSettings(**{field: 0})
+
+
+def test_rewards_may_be_numbers_of_numpy_and_torch(tiny_tokenizer):
+    import numpy as np
+
+    batch = TokenBatch.from_ids([[5, 6, 7]], [[False, True, True]])
+    for number in (np.float32(2.5), np.float64(2.5), torch.tensor(2.5), torch.tensor([[2.5]])):
+        given = reward_rollouts(batch, tiny_tokenizer, [lambda p, c, n=number: n])
+        assert given.column("reward").tolist() == [2.5]
+    whole = reward_rollouts(batch, tiny_tokenizer, [lambda p, c: np.int64(2)])
+    assert whole.column("reward").tolist() == [2.0]
+    for bad in (np.float32("nan"), torch.tensor([1.0, 2.0]), torch.tensor(torch.inf), None, "3"):
+        with pytest.raises(InputError, match="the reward function"):
+            reward_rollouts(batch, tiny_tokenizer, [lambda p, c, b=bad: b])
+
+
+def test_a_reward_that_raises_is_named_with_its_row(tiny_tokenizer):
+    def weather(prompt, completion):
+        return {"sun": 1.0}[completion]
+
+    batch = TokenBatch.from_ids([[5, 6, 7]], [[False, True, True]])
+    with pytest.raises(InputError) as error:
+        reward_rollouts(batch, tiny_tokenizer, [weather])
+    text = str(error.value)
+    completion = tiny_tokenizer.decode([6, 7])
+    assert "weather failed for sample 0" in text
+    assert repr(completion) in text
+    assert "KeyError" in text

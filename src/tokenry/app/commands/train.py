@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenry.app.terminal import AsJson, Model, Seed, load, print_json, progress, results
+from tokenry.app.terminal import AsJson, Model, Seed, print_json, progress, results
 from tokenry.core.errors import InputError
 
 
@@ -38,6 +38,15 @@ def train(
     lora: Annotated[
         bool, typer.Option("--lora", help="Train an adapter instead of all weights.")
     ] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            help="What becomes of the adapter that the model comes with: continue (train it "
+            "further, the default), merge (into the weights), or stack (a new one above it; saved "
+            "as one).",
+        ),
+    ] = None,
     eval_data: Annotated[
         Path | None, typer.Option("--eval-data", help="Held-out pairs, measured at the end.")
     ] = None,
@@ -99,16 +108,19 @@ def train(
     check_pairs(data)
 
     from tokenry.learn.run import train as run
+    from tokenry.model import hub
 
-    loaded = load(model)
+    for name in {model, *(reference or ()), *others.values()} & hub.NAMED_MODELS.keys():
+        hub.folder(name)  # fetches with a progress bar of its own
     with progress() as bar, redirect_stdout(io.StringIO()):  # the Trainer prints its logs there
         finished = run(
             objective,
             data,
-            loaded,
+            model,
             output,
             config=config,
             lora=lora,
+            adapter=adapter,
             eval_data=eval_data,
             reference=one_or_all(reference or ["auto"]),
             frozen=others,

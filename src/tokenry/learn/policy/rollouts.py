@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, TokenryError
 from tokenry.decode.sample import sample
 from tokenry.model.score import unwrap
 
@@ -97,21 +98,30 @@ def reward_rollouts(
             tokenizer.decode(batch.ids[row][mask[row]].tolist(), skip_special_tokens=True)
             for mask in (prompt_mask, batch.target)
         )
-        rewards.append([_checked(function, prompt, completion) for function in functions])
+        rewards.append([_checked(function, prompt, completion, row) for function in functions])
     values = torch.tensor(rewards, device=batch.ids.device).float()
     if not functions:
         values = values.new_zeros(len(batch.ids), 1)
     return batch.with_columns(reward=values[:, 0] if values.shape[1] == 1 else values)
 
 
-def _checked(function: RewardFunction, prompt: str, completion: str) -> float:
-    value = function(prompt, completion)
-    if isinstance(value, bool | int | float) and math.isfinite(value):
+def _checked(function: RewardFunction, prompt: str, completion: str, row: int) -> float:
+    name = getattr(function, "__name__", type(function).__name__)
+    where = f"for sample {row}, prompt {prompt[-60:]!r}, completion {completion[:60]!r}"
+    try:
+        value: Any = function(prompt, completion)
+        if not isinstance(value, Real) and hasattr(value, "item"):
+            value = value.item()  # of torch or NumPy, if it is one number
+    except TokenryError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the reward function {name} failed {where}: {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(value, Real) and math.isfinite(value):
         return float(value)
-    name = getattr(function, "__name__", str(function))
     raise InputError(
-        f"the reward function {name} gave {value!r} for the completion {completion[:60]!r}; "
-        "it must give a finite number"
+        f"the reward function {name} gave {value!r} {where}; it must give a finite number"
     )
 
 
