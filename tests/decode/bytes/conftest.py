@@ -95,6 +95,17 @@ def characters():
 
 
 @pytest.fixture(scope="session")
+def fallback_alone():
+    """Byte tokens, and no added text that a context would have to remember."""
+    return sentence_piece(["a", "b", "▁", "é"], ["a b", "▁ a"])
+
+
+@pytest.fixture(scope="session")
+def long_added():
+    return sentence_piece(["a", "b", "▁"], ["a b"], added=["<bbbbb>"])
+
+
+@pytest.fixture(scope="session")
 def fallback():
     return sentence_piece(
         ["a", "b", "▁", "é"],

@@ -117,6 +117,60 @@ def test_added_texts_are_cut_out_first(fallback):
     assert not is_canonical(fallback, ids("<0xC3>", "<0xA9>"))
 
 
+def test_a_character_of_four_byte_tokens_is_known_by_its_first_byte(fallback_alone):
+    """The fourth byte is judged by the three before it, in a context of no more tokens."""
+    ids = fallback_alone.convert_tokens_to_ids(["<0xF0>", "<0x9F>", "<0x99>", "<0x82>"])
+    assert encode(fallback_alone, "🙂") == ids
+    for text in ("🙂", "ab🙂", "🙂🙂a"):
+        assert is_canonical(fallback_alone, encode(fallback_alone, text))
+    assert not is_canonical(fallback_alone, ids[:3])
+    assert not is_canonical(fallback_alone, [*ids[:3], ids[0]])
+    assert not is_canonical(fallback_alone, ids[1:])
+
+
+def test_an_added_text_is_known_by_its_beginning_however_long(long_added):
+    """Seven tokens spell it: the last is judged by all six before it."""
+    pieces = ["<0x3C>", "b", "b", "b", "b", "b", "<0x3E>"]
+    ids = long_added.convert_tokens_to_ids(pieces)
+    assert encode(long_added, "<bbbbb>") == long_added.convert_tokens_to_ids(["<bbbbb>"])
+    assert not is_canonical(long_added, ids)
+    assert not is_canonical(long_added, [*long_added.convert_tokens_to_ids(["a"]), *ids])
+    assert is_canonical(long_added, ids[:6])
+    assert is_canonical(long_added, [*ids[:5], ids[6]])  # one b too few: no added text
+
+
+ALPHABETS = {
+    "words": "asl'  \n1",
+    "characters": "a éÀ\u2000\u2029\u3000\u3029",
+    "fallback": "ab é<>\n\n",
+    "fallback_alone": "ab é🙂",
+    "long_added": "ab<bbbb>",
+}
+
+
+@pytest.mark.parametrize("name", ALPHABETS)
+def test_of_all_spellings_of_a_text_its_own_encoding_alone_is_canonical(name, request):
+    tokenizer = request.getfixturevalue(name)
+    rules, choice = canonical(tokenizer), random.Random(0)
+    others = 0
+    for _ in range(250):
+        text = "".join(choice.choices(ALPHABETS[name], k=choice.randint(1, 9)))
+        own, data = encode(tokenizer, text), text.encode()
+        assert is_canonical(tokenizer, own), (text, own)
+        # another way to spell the same bytes, from left to right
+        ids, done = [], 0
+        while done < len(data):
+            pieces = [*rules.spelling_starts(data[done:] + b"\xff")]
+            if not pieces:
+                break
+            ids.append(choice.choice(pieces))
+            done += len(rules.vocabulary.pieces[ids[-1]])
+        if done == len(data):
+            others += ids != own
+            assert is_canonical(tokenizer, ids) == (ids == own), (text, ids, own)
+    assert others > 50
+
+
 def test_other_tokenizers_are_refused(words):
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast

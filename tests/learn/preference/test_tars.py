@@ -96,6 +96,22 @@ def test_loss_by_hand():
     torch.testing.assert_close(found, torch.tensor([1.5, 5.0]).log())
 
 
+def test_the_two_parts_have_a_beta_each():
+    """beta scales log-ratios alone, beta_f log-energies alone."""
+    batch, policy, reference = case(5)
+    batch = with_energy(batch, reference)
+    growth = log_energy(policy.hidden, batch.target) - log_energy(reference.hidden, batch.target)
+    ratio = (policy.logprob - reference.logprob).sum(-1)
+    goal = TARS(beta=0.3, frequency_beta=2.0, frequency_weight=0.7)
+    losses = goal(batch, policy, reference).metrics
+
+    def expected(beta, rows):
+        return torch.log1p(torch.exp(-beta * (rows[:2] - rows[2:])))
+
+    torch.testing.assert_close(losses["frequency"], 0.7 * expected(2.0, growth))
+    torch.testing.assert_close(losses["loss"] - losses["frequency"], expected(0.3, ratio))
+
+
 def test_without_the_spectral_term_it_is_dpo():
     batch, policy, reference = case()
     batch = with_energy(batch, reference)

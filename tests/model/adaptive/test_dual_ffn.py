@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,21 @@ def test_chance_alone_gives_the_expected_minimum():
     # and so says the control, from the spread of the losses themselves
     assert float(losses.mean(losses.expected_minimum(2))) == pytest.approx(oracle, abs=0.08)
     assert abs(float(losses.mean(losses.by_entropy(2)))) < 0.1
+
+
+def test_the_control_corrects_the_deviation_of_few_samples():
+    """Worked: of two losses m +- d the deviation is d sqrt 2, which two normal samples show
+    sqrt(2 / pi) of; their expected minimum is 1 / sqrt(pi) deviations below the mean. Together
+    m - d, the smaller loss itself. Of 1, 2, 3: 2 - (2 / sqrt(pi)) (3 / 2) / sqrt(pi)."""
+    three = RouteLosses(
+        enumerate_routes(3, 1),
+        torch.tensor([[[1.0, 2.0, 3.0]]]),
+        torch.zeros(1, 1, 3),
+        torch.ones(1, 1).bool(),
+    )
+    assert float(three.expected_minimum(1)) == pytest.approx(2 - 3 / math.pi, abs=1e-5)
+    two = replace(three, routes=enumerate_routes(2, 1), loss=torch.tensor([[[1.0, 4.0]]]))
+    assert float(two.expected_minimum(1)) == pytest.approx(1.0, abs=1e-5)
 
 
 @given(st.integers(2, 30))

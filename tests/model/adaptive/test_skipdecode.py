@@ -63,6 +63,10 @@ def step_by_step(model, ids, cache, prompt, attention=None):
 
 def test_the_worked_example():
     assert linear_layer_schedule(5, 6, 2) == [6, 5, 4, 3, 2]
+    # halves are rounded up, odd and even alike: 5.5 and 4.5, then 3.5
+    assert linear_layer_schedule(3, 6, 5) == [6, 6, 5]
+    assert linear_layer_schedule(3, 5, 4) == [5, 5, 4]
+    assert linear_layer_schedule(5, 4, 2) == [4, 4, 3, 3, 2]
     assert executed_layers(2, 6) == [0, 5]
     assert executed_layers(4, 6) == [0, 3, 4, 5]
     assert executed_layers(6, 6) == [0, 1, 2, 3, 4, 5]

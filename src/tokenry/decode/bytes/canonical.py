@@ -311,10 +311,11 @@ class Canonical:
         else:  # one pre-token, whatever follows: where its tokens part does not matter
             key = _shape(data, True)
         if key not in self._codes:
+            fresh = None
             if text and not text[-1].isspace() and self._begins_anew:
-                fresh = self._codes_after(())
-            else:
-                fresh = None
+                # a space begins anew, if the context may end there: "'l" only if an "l" follows
+                ends = self._verdict(context, None, (" ",)) != NEVER
+                fresh = self._codes_after(()) if ends else np.zeros(len(shapes.numbers), np.int8)
             codes = np.zeros(len(shapes.examples), dtype=np.int8)
             for number, token in enumerate(shapes.examples):
                 if fresh is not None and self.vocabulary.pieces[token][:1] == b" ":
