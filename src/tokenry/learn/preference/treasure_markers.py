@@ -80,6 +80,9 @@ class TreasureMarkers:
             )
             example = build_example([], shown, block, row["chosen_ids"])
             row["marked_ids"] = example.ids
+            if "chosen_target" in row:
+                before = len(example.ids) - len(row["chosen_ids"])
+                row["marked_target"] = [True] * before + row["chosen_target"]
             row["marked_learned"] = [float(learned) for learned in example.target]
         return rows
 
