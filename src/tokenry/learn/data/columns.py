@@ -26,7 +26,8 @@ def as_dataset(
     """
     from datasets import Dataset
 
-    texts = [name for name in ("prompt", "chosen", "rejected") if name in rows[0]]
+    names = ("prompt", "chosen", "rejected")
+    texts = [name for name in names if all(isinstance(row.get(name), str) for row in rows)]
     wanted = [*(texts if sides else texts[:1]), "prompt_ids", *(f"{side}_ids" for side in sides)]
     wanted += _reference_columns(rows, sides)
     for row in rows:

@@ -49,6 +49,7 @@ class TreasureMarkers:
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "token.learned")
     unit: ClassVar[Unit] = "row"
     sides: ClassVar[tuple[str, ...]] = ("marked",)
+    reads: ClassVar[tuple[str, ...]] = ("chosen",)
 
     def __post_init__(self) -> None:
         if unknown := set(self.computed) - set(COMPUTED):
