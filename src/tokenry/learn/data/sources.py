@@ -210,7 +210,7 @@ def _from_memory(source: Any) -> Source:
     plain = getattr(source, "with_format", None)
     if plain is not None:  # a Dataset, whatever its format
         return _of_rows(plain(None), "", None, "dataset", _without_filling)
-    return _of_rows(source, "", None, "rows", dict)
+    return _of_rows(source, "", None, "in memory", dict)
 
 
 def _of_rows(
