@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenry.core.boundaries import common_prefix
-from tokenry.core.chat import REASONING, Chat, Message, messages_of
+from tokenry.core.chat import Chat, Message, messages_of, says_something
 from tokenry.core.errors import InputError
 
 Value = str | list[Message]
@@ -70,7 +70,7 @@ def prompt_and_answers(
             f"{' and '.join(quoted(names))} are equal, so the pair says nothing; remove it"
         )
     for name, answer in zip(names, answers, strict=True):
-        if not says_something(answer):
+        if not has_words(answer):
             raise InputError(f'"{name}" is an empty completion')
     if prompt is None:
         prompt, answers = _split(answers, names)
@@ -87,15 +87,11 @@ def as_messages(value: Value, role: str) -> list[Message]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def says_something(value: Value) -> bool:
+def has_words(value: Value) -> bool:
     """Whether there are words, or tool calls, in a completion."""
     if isinstance(value, str):
         return bool(value.strip())
-    return any(
-        message.get("tool_calls") or message.get(name, "").strip()
-        for message in value
-        for name in ("content", *REASONING)
-    )
+    return any(map(says_something, value))
 
 
 def quoted(names: Sequence[str]) -> list[str]:

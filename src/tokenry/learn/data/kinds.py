@@ -45,11 +45,13 @@ def kind_of(row: Mapping[str, Any], place: str, accepts: Collection[str] = KINDS
             f"{place} can be read as {' or as '.join(fitting)} (its fields: {names}): say which, "
             "by the setting kind"
         )
-    wanted = " or ".join(f"{kind} ({', '.join(_fields(kind))})" for kind in accepts)
+    wanted = " or ".join(" + ".join(_fields(kind)) for kind in accepts)
     hint = next((hint for name, hint in OTHERS.items() if row.get(name) is not None), None)
     raise InputError(
-        f"{place} has the fields {names}, which are {kinds[0] if kinds else 'no'} data; wanted: "
-        f"{wanted}" + (f"; {hint}" if hint else "")
+        f"{place} has the fields {names}"
+        + (f", which are {kinds[0]} data" if kinds else "")
+        + f"; wanted: {wanted}"
+        + (f"; {hint}" if hint else "")
     )
 
 
