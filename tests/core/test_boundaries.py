@@ -313,3 +313,21 @@ def test_generation_continues_the_same_tokens_that_are_trained_on():
         assert (
             asked == TokenBatch.from_messages(tokenizer, [messages]).ids[0, : len(asked)].tolist()
         )
+
+
+def test_an_assistant_that_says_nothing_is_no_target():
+    tokenizer = tokenizer_of("bytes", KINDS[0].template)
+    for content in ("", " \n", []):
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+        with pytest.raises(InputError, match="the assistant says nothing"):
+            TokenBatch.from_messages(tokenizer, [messages])
+
+
+def test_generation_marks_around_nothing_are_an_error():
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'bot' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}</s>{% endfor %}"
+    )
+    chat = Chat(tokenizer_of("bytes", template))
+    with pytest.raises(InputError, match="marks nothing"):
+        chat.conversation([], talk("user:hi|assistant:hello"))

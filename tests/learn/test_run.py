@@ -253,3 +253,17 @@ def test_objective_parts_resume_with_the_policy(loaded, tmp_path):
         (tmp_path / name / "objective.safetensors").read_bytes() for name in ("whole", "part")
     )
     assert one == two
+
+
+@pytest.mark.parametrize(
+    ("objective", "side"), [("d2o", "rejected"), ("treasure-markers", "chosen")]
+)
+def test_data_need_no_completion_that_the_objective_does_not_read(
+    loaded, tmp_path, objective, side
+):
+    rows = [{"prompt": row["prompt"], side: row[side]} for row in PAIRS[:4]]
+    settings = {"anchors": 1, "max_new_tokens": 3} if objective == "d2o" else {}
+    run = train(objective, rows, loaded(), tmp_path / "out", **QUIET, **settings)
+    assert run.record["state"] == "finished"
+    with pytest.raises(InputError, match=f'row 0: the field "{side}" is missing'):
+        train(objective, [{"prompt": "a"}], loaded(), tmp_path / "other", **QUIET, **settings)

@@ -30,7 +30,8 @@ class Tokens:
     """The tokens of a text. ids, target: one for each token, target True where it is to be scored.
 
     crossing: how many targets reach across a border of their part.
-    ended: an end-of-sequence token was put behind the last target because the text had none.
+    ended: an end-of-sequence token stands behind the last target that the chat template did not
+    write.
     """
 
     ids: list[int]
@@ -138,11 +139,11 @@ def pair_tokens(tokenizer: Any, prompt: str, completion: str, *, end: bool = Tru
     if first == 0:
         started, first = [first_id(tokenizer), *started], 1
     eos = tokenizer.eos_token_id
-    ended = end and eos is not None and (started[-1] != eos or first == len(started))
-    ids = [*started, eos] if ended else started
+    open_ended = started[-1] != eos or first == len(started)
+    ids = [*started, eos] if end and eos is not None and open_ended else started
     if first == len(ids):
         raise InputError("the completion has no tokens, so there is nothing to score")
-    return Tokens(ids, [False] * first + [True] * (len(ids) - first), int(crossing), ended)
+    return Tokens(ids, [False] * first + [True] * (len(ids) - first), int(crossing))
 
 
 def text_tokens(tokenizer: Any, text: str, *, end: bool = True) -> Tokens:
@@ -152,11 +153,10 @@ def text_tokens(tokenizer: Any, text: str, *, end: bool = True) -> Tokens:
     """
     ids = _started(tokenizer, encoded(tokenizer, text))
     eos = tokenizer.eos_token_id
-    ended = end and eos is not None and ids[-1:] != [eos]
-    ids = [*ids, eos] if ended else ids
+    ids = [*ids, eos] if end and eos is not None and ids[-1:] != [eos] else ids
     if len(ids) < 2:
         raise InputError("no token is left to score: the text has a single token, or none")
-    return Tokens(ids, [False] + [True] * (len(ids) - 1), ended=ended)
+    return Tokens(ids, [False] + [True] * (len(ids) - 1))
 
 
 def joined_pair(sides: Sequence[Tokens]) -> Pair:

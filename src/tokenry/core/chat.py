@@ -75,6 +75,8 @@ class Chat:
         if prompt and completion and _says(prompt[-1]) and _says(completion[0]):
             opening, first = self.prompt(prompt), first - 1
             messages = [*prompt[:-1], _continued(prompt[-1], completion[0]), *completion[1:]]
+        if not any(_says(message) and says_something(message) for message in messages[first:]):
+            raise InputError("no assistant message to score: the assistant says nothing in it")
         self._check_fields(messages)
         text = self.render(messages)
         if opening is not None and not text.startswith(opening):
@@ -83,13 +85,13 @@ class Chat:
             border = len(common_prefix([text, opening or self.render(prompt)]))
             marked = [(max(start, border), end) for start, end in self._marked(messages)]
             spans = [span for span in marked if span[0] < span[1]]
+            if not spans:
+                raise InputError("the chat template marks nothing of what it writes as generated")
         else:
             turns = [n for n in range(first, len(messages)) if _says(messages[n])]
             spans = [self._turn(messages, turn, text) for turn in turns]
             if opening is not None:
                 spans[0] = len(opening), spans[0][1]
-        if not spans:
-            raise InputError("no assistant message to score: the assistant says nothing in it")
         return text, spans
 
     def _turn(self, messages: list[Message], turn: int, text: str) -> CharSpan:
@@ -280,6 +282,12 @@ def _call(call: Any) -> Any:
             ) from None
         holder = {**holder, "arguments": arguments}
     return {**call, "function": holder} if isinstance(function, Mapping) else holder
+
+
+def says_something(message: Message) -> bool:
+    """Whether a message has words, reasoning or tool calls."""
+    words = (message.get(name, "").strip() for name in ("content", *REASONING))
+    return bool(message.get("tool_calls")) or any(words)
 
 
 def _says(message: Message) -> bool:

@@ -56,26 +56,48 @@ class Annotation:
     def offsets(self, row: Mapping[str, Any], side: str) -> list[tuple[int, int]]:
         """(first, last + 1) characters of `row[side]` that each id of `{side}_ids` covers.
 
-        An end token, and whatever else is not in the text, is an empty span at its end.
+        A completion's tokens are found in the text of its prompt and itself, as they were made; a
+        token that begins in the prompt covers the completion's part of it. An end token, and
+        whatever else is not in the text, is an empty span at its end.
         """
-        text, ids = row[side], row[f"{side}_ids"]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
-        known = encoded["input_ids"]
-        shared = min(len(known), len(ids))
-        if list(known[:shared]) != list(ids[:shared]):
-            raise InputError(f'the text of "{side}" is not what its token ids were made from')
-        return spans[: len(ids)] + [(len(text), len(text))] * (len(ids) - len(spans))
+        text, ids = row[side], list(row[f"{side}_ids"])
+        prompt = row.get("prompt", "") if side != "prompt" else ""
+        for before in dict.fromkeys((prompt, "")):  # sampled completions stand for themselves
+            spans = _found(self.tokenizer, before, text, ids)
+            if spans is not None:
+                return spans + [(len(text), len(text))] * (len(ids) - len(spans))
+        raise InputError(f'the text of "{side}" is not what its token ids were made from')
+
+
+def _found(tokenizer: Any, before: str, text: str, ids: list[int]) -> list[tuple[int, int]] | None:
+    """The spans in `text` of those first `ids` that are tokens of `before + text`, or None."""
+    encoded = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
+    known, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    size = len(before)
+    first = next((place for place, (_, end) in enumerate(offsets) if end > size), len(known))
+    for start in range(first, -1, -1):  # both completions of a pair begin with the same token
+        shared = min(len(known) - start, len(ids))
+        if shared and known[start : start + shared] == ids[:shared]:
+            spans = offsets[start : start + shared]
+            return [(max(0, int(a) - size), max(0, int(b) - size)) for a, b in spans]
+    return None if known[first:] else []
 
 
 def joined_batch(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    counts: Sequence[Sequence[bool] | None] | None = None,
 ) -> TokenBatch:
-    """Rows of prompt and completion ids; the completions are the targets."""
+    """Rows of prompt and completion ids. The completions are the targets, or what counts of them.
+
+    counts: for each completion which of its tokens count, or None for all of them.
+    """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, completions, strict=True)]
     target = [
-        [False] * len(prompt) + [True] * len(answer)
-        for prompt, answer in zip(prompts, completions, strict=True)
+        [False] * len(prompt) + list(wanted or [True] * len(answer))
+        for prompt, answer, wanted in zip(
+            prompts, completions, counts or [None] * len(prompts), strict=True
+        )
     ]
     return TokenBatch.from_ids(rows, target)
 

@@ -92,6 +92,7 @@ class Objective(Protocol):
     num_rewards: how many reward functions an on-policy objective mixes (default: 1);
     sides: which completions of a dataset row become rows of the batch, block after block: all
         first sides, then all second ones; by default ("chosen", "rejected");
+    reads: the completions that a row of the data must have, by default ("chosen", "rejected");
     annotate(rows, context): dataset rows with more columns `{side}_{NAME}` for "token.NAME" and
         "row.NAME", or with more sides, computed once before training (`learn.annotation`);
     parts(model): a module of further weights or running state (mask networks, heads, soft
@@ -118,6 +119,11 @@ class Objective(Protocol):
 def sides_of(objective: Any) -> tuple[str, ...]:
     """Which completions of a dataset row the objective's batches hold."""
     return tuple(getattr(objective, "sides", PAIR_SIDES))
+
+
+def completions_read(objective: Any) -> tuple[str, ...]:
+    """Which completions the objective takes from the data; others need not be there."""
+    return tuple(getattr(objective, "reads", PAIR_SIDES))
 
 
 def is_on_policy(objective: Any) -> bool:

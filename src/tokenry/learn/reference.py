@@ -182,7 +182,8 @@ def precompute_reference(
     *,
     batch_size: int = 8,
 ) -> Any:
-    """The dataset with more columns: the reference's logprob of every completion token.
+    """The dataset with more columns: the reference's logprob of every completion token, 0 where one
+    does not count.
 
     collate: the `PreferenceCollator` of the training run, whose sides are annotated.
     """
@@ -193,10 +194,10 @@ def precompute_reference(
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         batch = batch_of(collate(rows))
         scores = reference(batch.to(device), ("logprob",))
-        for number, (logprob, target) in enumerate(
-            zip(scores.need("logprob").cpu(), batch.target, strict=True)
-        ):
-            columns[names[number // len(rows)]].append(logprob[target].tolist())
+        real = zip(scores.need("logprob").cpu(), batch.attention, strict=True)
+        for number, (logprob, attention) in enumerate(real):
+            side, row = names[number // len(rows)], rows[number % len(rows)]
+            columns[side].append(logprob[attention][len(row["prompt_ids"]) :].tolist())
     for name, values in columns.items():
         dataset = dataset.add_column(name, values)
     return dataset

@@ -35,6 +35,7 @@ from tokenry.learn.data import (
 )
 from tokenry.learn.objective import (
     Objective,
+    completions_read,
     data_columns,
     frozen_sources,
     is_on_policy,
@@ -338,7 +339,11 @@ def _dataset(
 ) -> tuple[Any, Skipped]:
     """What the objective trains on, annotated, and what was left out on the way."""
     rows, skipped = preference_rows(
-        source, context.tokenizer, **options, prompts_only=is_on_policy(goal)
+        source,
+        context.tokenizer,
+        **options,
+        prompts_only=is_on_policy(goal),
+        sides=completions_read(goal),
     )
     return as_dataset(annotate(goal, rows, context), _sides(goal), _columns(goal)), skipped
 

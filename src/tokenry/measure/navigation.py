@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.boundaries import prompt_ids
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.generate import ends as end_tokens
 from tokenry.model.decoding import DecodingState
@@ -97,7 +98,7 @@ class InContextNavigator:
 
     def state(self, answers: Sequence[str]) -> DecodingState:
         """The model where the next answer begins."""
-        ids = self.tokenizer(self.prompt(answers), return_tensors="pt").input_ids
+        ids = torch.tensor([prompt_ids(self.tokenizer, self.prompt(answers))])
         return DecodingState.start(self.model, ids.to(next(self.model.parameters()).device))
 
     def complete(self, state: DecodingState, first_tokens: Tensor) -> list[str]:

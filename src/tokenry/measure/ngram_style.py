@@ -26,7 +26,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import JENSEN_SHANNON, divergence
 from tokenry.core.errors import InputError
-from tokenry.decode.generate import ends
+from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.sample import sample as sample_rows
 from tokenry.decode.steering.ngram_style import NGramStyle
 from tokenry.text.ngrams import NOTHING, NGramModel
@@ -83,7 +83,7 @@ def sample(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of the prompts, one for each text, and of the sampled texts without their ends."""
     model, tokenizer = loaded
-    prompted = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(samples)]
+    prompted = [prompt_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
     if not prompted or not all(prompted):
         raise InputError("give at least one prompt, each with at least one token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends(*loaded)[0]

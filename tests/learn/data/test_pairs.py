@@ -89,7 +89,10 @@ def test_as_chat_wraps_texts_as_one_user_and_one_assistant_message(tiny_tokenize
         ('{"prompt": "a", ', r"line 2 is not JSON: .* column"),
         ('["a"]', r"line 2 must be a JSON object"),
         ({"prompt": "a", "chosen": "b"}, r'line 2: the field "rejected" is missing'),
-        ({"chosen": "a", "rejected": "b"}, r'line 2: the field "prompt" is missing'),
+        (
+            {"chosen": "a", "rejected": "b"},
+            r'line 2: without a "prompt" .*start with the same words',
+        ),
         (GOOD | {"chosen": "  "}, r'line 2: "chosen" is an empty completion'),
         (GOOD | {"rejected": GOOD["chosen"]}, r"line 2: .*equal"),
         (GOOD | {"rejected": 3}, r'line 2: "rejected" must be a text or a list of messages'),

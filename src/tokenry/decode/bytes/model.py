@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenry.core.boundaries import start_ids
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.canonical import Canonical, Context, canonical
 from tokenry.decode.bytes.reader import Passes, Path, Reader, TreeReader
@@ -291,7 +292,7 @@ class ByteModel:
     def before(self, context: Sequence[int] = (), needed: bool = True) -> list[int]:
         """The ids that stand before a text: the context, else what the tokenizer puts there; where
         that is nothing and something is needed, the token that begins or ends texts."""
-        prefix = list(context) or list(self.tokenizer("")["input_ids"])
+        prefix = list(context) or start_ids(self.tokenizer)
         if not prefix and needed:
             known = (self.tokenizer.bos_token_id, *self.eos)
             prefix = [token for token in known if token is not None][:1]

@@ -20,6 +20,7 @@ class PreferenceCollator:
 
     sides: which completions, in this order; none makes a batch of prompts, left-padded, for
     rollouts. columns: "token.NAME" and "row.NAME", which become "column.NAME" [rows, T], [rows].
+    The row's `{side}_target` says which of the completion's tokens count; without it, all do.
     `reference_logprob` is there when the rows carry precomputed log-probabilities.
     """
 
@@ -42,12 +43,14 @@ class PreferenceCollator:
                 [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
             )
             return {"prompts": prompts.ids, "prompts_attention": prompts.attention}
-        ids, targets = [], []
+        ids, targets, completions = [], [], []
         for side in self.sides:
             for row in rows:
                 prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
                 ids.append([*prompt, *completion])
-                targets.append([False] * len(prompt) + [True] * len(completion))
+                counts = row.get(f"{side}_target") or [True] * len(completion)
+                targets.append([False] * len(prompt) + list(counts))
+                completions.append([False] * len(prompt) + [True] * len(completion))
         batch = TokenBatch.from_ids(
             ids,
             targets,
@@ -56,6 +59,8 @@ class PreferenceCollator:
             group=[*range(len(rows))] * len(self.sides),
         )
         assert batch.group is not None
+        layout = {"pad_id": self.pad_id, "padding_side": self.padding_side}
+        behind = TokenBatch.from_ids(ids, completions, **layout).target  # [rows, T]
         fields = {
             "ids": batch.ids,
             "attention": batch.attention,
@@ -66,12 +71,16 @@ class PreferenceCollator:
             kind, name = column.split(".", 1)
             values = [row[f"{side}_{name}"] for side in self.sides for row in rows]
             fields[f"column.{name}"] = (
-                _per_token(values, batch, name) if kind == "token" else torch.tensor(values).float()
+                _per_token(values, behind, batch.target, name)
+                if kind == "token"
+                else torch.tensor(values).float()
             )
         references = [f"reference_{side}_logprob" for side in self.sides]
         if all(row.get(name) is not None for row in rows for name in references):
             logprobs = [row[name] for name in references for row in rows]
-            fields["reference_logprob"] = _per_token(logprobs, batch, "reference_logprob")
+            fields["reference_logprob"] = _per_token(
+                logprobs, behind, batch.target, "reference_logprob"
+            )
         return fields
 
 
@@ -87,14 +96,38 @@ def batch_of(fields: dict[str, Any]) -> TokenBatch:
     )
 
 
-def _per_token(values: Sequence[Sequence[float]], batch: TokenBatch, name: str) -> Tensor:
-    """Numbers of completion tokens at their places, [rows, T]; 0 elsewhere."""
-    for row, count in zip(values, batch.target.sum(-1).tolist(), strict=True):
+@dataclass(frozen=True)
+class SupervisedCollator:
+    """Rows with `ids` and `target` -> the fields of a TokenBatch."""
+
+    pad_id: int
+    padding_side: Literal["left", "right"] = "right"
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> SupervisedCollator:
+        return cls(PreferenceCollator.of(tokenizer).pad_id)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = TokenBatch.from_ids(
+            [row["ids"] for row in rows],
+            [row["target"] for row in rows],
+            pad_id=self.pad_id,
+            padding_side=self.padding_side,
+        )
+        return {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
+
+
+def _per_token(
+    values: Sequence[Sequence[float]], completion: Tensor, target: Tensor, name: str
+) -> Tensor:
+    """Numbers of completion tokens at their places, [rows, T]; 0 elsewhere and on what does not
+    count."""
+    for row, count in zip(values, completion.sum(-1).tolist(), strict=True):
         if len(row) != count:
             raise InputError(
                 f"{len(row)} values of {name} for {count} completion tokens: they were made with "
                 "another tokenizer or maximum length"
             )
-    placed = torch.zeros(batch.shape)
-    placed[batch.target] = torch.tensor([value for row in values for value in row])
-    return placed
+    placed = torch.zeros(completion.shape)
+    placed[completion] = torch.tensor([float(value) for row in values for value in row])
+    return placed.masked_fill(~target, 0.0)

@@ -9,6 +9,8 @@ from typing import Any
 from tokenry.core.errors import InputError
 from tokenry.learn.objective import PAIR_SIDES
 
+ROUNDING = 1e-3  # a log-probability of 0 in half precision
+
 
 def as_dataset(
     rows: Sequence[dict[str, Any]],
@@ -17,15 +19,17 @@ def as_dataset(
 ) -> Any:
     """A `datasets.Dataset` of the texts, the ids of `sides`, and the columns that are needed.
 
-    columns: "token.NAME" and "row.NAME". Raises InputError naming the row and the field of a column
-    that is missing, of the wrong length, not finite, or (when its name ends in "weight") negative.
+    columns: "token.NAME" and "row.NAME". `{side}_target` goes along where a part of a completion
+    does not count, and the reference's log-probabilities where all rows have them.
+    Raises InputError naming the row and the field of a column that is missing, of the wrong length,
+    not finite, or (when its name ends in "weight") negative.
     """
     from datasets import Dataset
 
-    texts = [name for name in ("prompt", "chosen", "rejected") if name in rows[0]]
+    names = ("prompt", "chosen", "rejected")
+    texts = [name for name in names if all(isinstance(row.get(name), str) for row in rows)]
     wanted = [*(texts if sides else texts[:1]), "prompt_ids", *(f"{side}_ids" for side in sides)]
-    references = [f"reference_{side}_logprob" for side in sides]
-    wanted += [name for name in references if all(row.get(name) is not None for row in rows)]
+    wanted += _reference_columns(rows, sides)
     for row in rows:
         for side in sides:
             if not row.get(f"{side}_ids"):
@@ -33,7 +37,61 @@ def as_dataset(
             for column in columns:
                 check_column(row, side, *column.split(".", 1))
     wanted += [f"{side}_{column.split('.', 1)[1]}" for column in columns for side in sides]
-    return Dataset.from_list([{name: row[name] for name in wanted} for row in rows])
+    kept = [{name: row[name] for name in wanted} for row in rows]
+    for side in sides:
+        if any(f"{side}_target" in row for row in rows):
+            for row, fields in zip(rows, kept, strict=True):
+                every = [True] * len(row[f"{side}_ids"])
+                fields[f"{side}_target"] = row.get(f"{side}_target", every)
+    return Dataset.from_list(kept)
+
+
+def supervised_dataset(rows: Sequence[dict[str, Any]]) -> Any:
+    """A `datasets.Dataset` of the rows' `ids` and `target`."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{name: row[name] for name in ("ids", "target")} for row in rows])
+
+
+def check_reference(row: dict[str, Any], side: str, tokens: int) -> None:
+    """Raise InputError unless a column of reference log-probabilities, if there is one, has a
+    finite number, not above 0, for each completion token."""
+    field = f"reference_{side}_logprob"
+    values = row.get(field)
+    if values is None:
+        return
+    if not isinstance(values, list | tuple) or len(values) != tokens:
+        size = len(values) if isinstance(values, list | tuple) else type(values).__name__
+        raise InputError(
+            f'"{field}" must be a list with one log-probability for each of the {tokens} '
+            f"completion tokens (end token included), got {size}: it was made with another "
+            "tokenizer, template or maximum length; make it anew, or remove the column"
+        )
+    for place, value in enumerate(values):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value > ROUNDING:
+            raise InputError(
+                f'"{field}" must be finite log-probabilities, 0 or below, got {value!r} at {place}'
+            )
+
+
+def _reference_columns(rows: Sequence[dict[str, Any]], sides: Sequence[str]) -> list[str]:
+    """The columns of reference log-probabilities, if every row has them all.
+
+    Raises InputError when some rows have them and others not, or one side and not another.
+    """
+    names = [f"reference_{side}_logprob" for side in sides]
+    lacking = [(row, name) for row in rows for name in names if row.get(name) is None]
+    if not lacking:
+        return names
+    computed = set(sides) - {*PAIR_SIDES, "completion"}  # which come with no columns of the data
+    if not computed and len(lacking) < len(names) * len(rows):
+        row, name = lacking[0]
+        raise InputError(
+            f'{row["place"]}: "{name}" is missing, while other rows or sides have their reference '
+            "log-probabilities: give all of them or none"
+        )
+    return []
 
 
 def check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:

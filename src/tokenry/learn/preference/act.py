@@ -124,6 +124,7 @@ class ACT:
             for row, completions in zip(rows, drawn, strict=True):
                 for side, ids in zip(self.sides, completions, strict=True):
                     row[f"{side}_ids"] = ids
+                    row.pop(f"{side}_target", None)
                     row[side] = tokenizer.decode(ids, skip_special_tokens=True)
         for side, default in zip(self.sides, (1.0, 0.0, *[0.0] * self.samples), strict=False):
             rates = [default] * len(rows)

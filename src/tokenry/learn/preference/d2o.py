@@ -71,6 +71,7 @@ class D2O:
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "reference.logprob")
     unit: ClassVar[Unit] = "pair"
+    reads: ClassVar[tuple[str, ...]] = ("rejected",)
     at_reference: ClassVar[float] = math.log(2)
 
     def __post_init__(self) -> None:

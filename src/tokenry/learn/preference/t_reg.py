@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.boundaries import prompt_ids
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -186,7 +187,7 @@ def request_ids(tokenizer: Any, template: str, row: dict[str, Any]) -> list[int]
     prompt = tokenizer.decode(row["prompt_ids"], skip_special_tokens=True).strip()
     request = template.replace("{prompt}", prompt)
     if getattr(tokenizer, "chat_template", None) is None:
-        return tokenizer(f"{request}\n\nAnswer:")["input_ids"]
+        return prompt_ids(tokenizer, f"{request}\n\nAnswer:")
     messages = [{"role": "user", "content": request}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]

@@ -275,7 +275,8 @@ def _add_log_energies(rows: list[dict[str, Any]], side: str, context: Annotation
     for start in range(0, len(rows), context.batch_size):
         part = rows[start : start + context.batch_size]
         prompts, completions = [r["prompt_ids"] for r in part], [r[f"{side}_ids"] for r in part]
-        batch = joined_batch(prompts, completions).to(device)
+        counts = [row.get(f"{side}_target") for row in part]
+        batch = joined_batch(prompts, completions, counts).to(device)
         energies = log_energy(context.reference(batch, ("hidden",)).need("hidden"), batch.target)
         for row, energy in zip(part, energies.tolist(), strict=True):
             row[name] = energy
@@ -287,7 +288,9 @@ def _covered(row: dict[str, Any], text: str, context: Annotation) -> list[int]:
     if start < 0:
         return []
     known = context.tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-    leading = max(0, len(row["prompt_ids"]) - len(known))  # special tokens put in front
+    # Special tokens were put in front; the last token may be the completion's, if it reaches there.
+    places = range(len(row["prompt_ids"]))
+    leading = next((at for at in places if row["prompt_ids"][at] == known[0]), 0)
     inner = {"prompt": row["prompt"], "prompt_ids": row["prompt_ids"][leading:]}
     spans = context.offsets(inner, "prompt")
     return [

@@ -49,6 +49,7 @@ class TreasureMarkers:
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "token.learned")
     unit: ClassVar[Unit] = "row"
     sides: ClassVar[tuple[str, ...]] = ("marked",)
+    reads: ClassVar[tuple[str, ...]] = ("chosen",)
 
     def __post_init__(self) -> None:
         if unknown := set(self.computed) - set(COMPUTED):
@@ -80,6 +81,9 @@ class TreasureMarkers:
             )
             example = build_example([], shown, block, row["chosen_ids"])
             row["marked_ids"] = example.ids
+            if "chosen_target" in row:
+                before = len(example.ids) - len(row["chosen_ids"])
+                row["marked_target"] = [True] * before + row["chosen_target"]
             row["marked_learned"] = [float(learned) for learned in example.target]
         return rows
 
