@@ -525,6 +525,8 @@ class ObjectiveTrainer(FiniteTrainer):
     def _write(self, output_dir: str, state_dict: Any) -> None:
         self._check_weights(self.parts)
         super()._write(output_dir, state_dict)
+        if not self.args.should_save:
+            return  # one process writes what all of them hold
         if self.start is not None and self.start.below:
             save_stacked(Path(output_dir), self.start, self.model)
         if self.parts is not None:
