@@ -170,7 +170,7 @@ def test_an_instruction_goes_behind_the_start_token(tiny_tokenizer):
 
 def test_what_is_no_d2o_batch_is_an_error():
     assert objective["d2o"] is D2O
-    with pytest.raises(InputError, match="D2O.anchors is 0"):
+    with pytest.raises(InputError, match=r"D2O\.anchors is 0"):
         D2O(anchors=0)
     batch, own, other = case(2)
     with pytest.raises(ShapeError, match="12 blocks"):
