@@ -99,6 +99,38 @@ def test_fixed_markers_stand_in_the_prompt_and_when_forced_in_the_completion(mon
     assert forced == ({"task": "sort"}, "abc")
 
 
+def test_the_other_categories_are_inferred_behind_forced_ones(monkeypatch):
+    """The forced block stays open while there is something to infer, and the model ends it."""
+    import tokenry.decode.controls as module
+
+    schema = MarkerSchema({"task": ("copy", "sort"), "words": int, "tone": str})
+    seen, written = [], []
+
+    class Text:
+        @staticmethod
+        def __call__(text, **_):
+            return {"input_ids": [ord(character) for character in text]}
+
+    def fake(loaded, ids, **options):
+        seen.append("".join(map(chr, ids)))
+        return type("S", (), {"texts": list(written)})
+
+    monkeypatch.setattr(module, "generate", fake)
+    written[:] = [" | words: 12 | tone: dry]\nabc", "]\nabc", " and no end of it"]
+    found = generate_with_markers((None, Text()), "do: ", schema, {"task": "sort"}, force=True)
+    assert seen == ["do: [task: sort]\n[task: sort"]
+    assert found == [
+        ({"task": "sort", "words": 12, "tone": "dry"}, "abc"),
+        ({"task": "sort"}, "abc"),
+        ({"task": "sort"}, " and no end of it"),
+    ]
+    written[:] = ["abc"]
+    everything = {"task": "sort", "words": 3, "tone": "dry"}
+    found = generate_with_markers((None, Text()), "do: ", schema, everything, force=True)
+    assert seen[-1].endswith("[task: sort | words: 3 | tone: dry]\n")
+    assert found == [(everything, "abc")]
+
+
 def test_markers_run_through_generate(tiny_tokenizer, tiny_llama_text):
     found = generate_with_markers(
         (tiny_llama_text, tiny_tokenizer),

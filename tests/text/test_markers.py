@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.text.markers import MarkerDropout, MarkerSchema, build_example, length_markers
 
-SCHEMA = MarkerSchema({"task": ("copy", "sort"), "quality": (1, 2, 3), "words": int, "tone": str})
+SCHEMA = MarkerSchema(
+    {
+        "task": ("copy", "sort"),
+        "quality": (1, 2, 3),
+        "words": int,
+        "tone": str,
+        "score": float,
+        "level": (0.5, "high", 10),
+    }
+)
 TEXTS = st.text(min_size=1).filter(lambda t: t == t.strip() and not set(t) & set("[]|\n"))
 MARKERS = st.fixed_dictionaries(
     {},
@@ -16,6 +25,8 @@ MARKERS = st.fixed_dictionaries(
         "quality": st.sampled_from([1, 2, 3]),
         "words": st.integers(-5, 10**6),
         "tone": TEXTS,
+        "score": st.floats(allow_nan=False, allow_infinity=False),
+        "level": st.sampled_from([0.5, "high", 10]),
     },
 )
 
@@ -88,6 +99,42 @@ def test_length_markers():
 def test_a_schema_of_data():
     schema = MarkerSchema.of_data([{"task": "sort", "words": 3}, {"task": "copy"}, {"ok": True}])
     assert schema.categories == {"ok": (True,), "task": ("copy", "sort"), "words": int}
+
+
+def test_numbers_come_back_as_numbers_however_a_model_writes_them():
+    for text, score in ((".5", 0.5), ("0.50", 0.5), ("-3", -3.0), ("1e-3", 0.001), ("5.", 5.0)):
+        found, _ = SCHEMA.parse(f"[score: {text}]\nx")
+        assert found == {"score": score}
+        assert type(found["score"]) is float
+    assert SCHEMA.parse("[level: .5 | words: 1]\nx")[0] == {"level": 0.5, "words": 1}
+    for text in ("1e999", "nan", "half", "."):
+        assert SCHEMA.parse(f"[score: {text} | words: 1]\nx")[0] == {"words": 1}
+    assert SCHEMA.parse(f"[words: {'9' * 5000} | score: 1]\nx")[0] == {"score": 1.0}
+    schema = MarkerSchema.of_data([{"x": 1, "y": 0.25}, {"x": 0.5, "y": 0.75}])
+    assert schema.categories == {"x": float, "y": float}
+    assert schema.parse(schema.render({"x": 2, "y": 0.1}))[0] == {"x": 2.0, "y": 0.1}
+
+
+def test_values_that_are_written_alike_are_refused():
+    """A block that was read could not tell them apart."""
+    with pytest.raises(InputError, match="1 and '1' of marker quality are written alike"):
+        MarkerSchema({"quality": (1, "1")})
+    with pytest.raises(InputError, match="written alike"):
+        MarkerSchema.of_data([{"quality": 1}, {"quality": "1"}])
+    mixed = MarkerSchema.of_data([{"flag": 1}, {"flag": True}, {"flag": "x"}])
+    assert set(map(repr, mixed.categories["flag"])) == {"1", "True", "'x'"}
+    for value in (1, True, "x"):
+        found = mixed.parse(mixed.render({"flag": value}))[0]["flag"]
+        assert (type(found), found) == (type(value), value)
+    with pytest.raises(InputError, match="one of copy, sort"):
+        SCHEMA.render({"task": 1})
+    with pytest.raises(InputError, match="one of 1, 2, 3"):
+        SCHEMA.render({"quality": True})
+    with pytest.raises(InputError, match="it must be str, int or float"):
+        MarkerSchema({"flag": bool})
+    for value in (float("nan"), float("inf"), True, "1"):
+        with pytest.raises(InputError, match="type float"):
+            SCHEMA.render({"score": value})
 
 
 def test_what_is_no_marker_is_an_error():

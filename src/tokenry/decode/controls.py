@@ -47,18 +47,24 @@ def generate_with_markers(
     """Continue a prompt with a model trained on markers.
 
     fixed: markers that the prompt is to show; the model infers the others. force: the completion
-    also starts with them (and with no others). options: those of `generate`.
+    also starts with them, in a block that stays open while the schema has further categories: the
+    model goes on with those that it infers and ends the block. options: those of `generate`.
     """
     model, tokenizer = loaded
-    block = schema.render(fixed or {})
-    marks = tokenizer(block, add_special_tokens=False)["input_ids"] if block else []
-    ids = [*prompt_ids(tokenizer, prompt), *marks, *(marks if force else ())]
+    fixed = fixed or {}
+    inferable = set(schema.categories) - set(fixed)
+    forced = schema.render(fixed, opened=bool(inferable)) if force else ""
+    ids = prompt_ids(tokenizer, prompt)
+    for written in (schema.render(fixed), forced):
+        ids += tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
     samples = generate((model, tokenizer), ids, **options)
-    found = []
+    results = []
     for text in samples.texts:
-        markers, rest = schema.parse((block if force else "") + text)
-        found.append(MarkedText(markers, rest))
-    return found
+        markers, rest = schema.parse(forced + text)
+        if not markers:
+            rest = text  # without a block, or with one that was never ended
+        results.append(MarkedText({**markers, **(fixed if force else {})}, rest))
+    return results
 
 
 @torch.inference_mode()

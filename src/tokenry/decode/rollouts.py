@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.decode.sample import Processor, sample
 
@@ -38,8 +39,8 @@ def rollouts(
     that its completions must not begin with, or None; the remaining distribution is renormalised.
     rows_per_batch: completions that grow together.
     """
-    if temperature <= 0:
-        raise InputError(f"temperature must be positive, got {temperature}")
+    in_range("temperature", temperature, "(0, inf)")
+    in_range("copies", copies, "[1, inf)", integer=True)
     if banned is not None and len(banned) != len(prompts):
         raise InputError(f"{len(banned)} banned tokens for {len(prompts)} prompts: give one each")
     if any(not len(prompt) for prompt in prompts):

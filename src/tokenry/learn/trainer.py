@@ -46,6 +46,7 @@ from tokenry.learn.objective import (
     frozen_sources,
     is_on_policy,
 )
+from tokenry.learn.policy.buffer import RolloutBuffer, load_micro_batches
 from tokenry.learn.policy.rollouts import (
     RewardFunction,
     RolloutSettings,
@@ -85,7 +86,8 @@ class ObjectiveTrainer(FiniteTrainer):
         or taken from the columns `reference_{chosen,rejected}_logprob`), or a `Reference` value.
     frozen: further frozen models, by the names that the objective's needs use.
     rewards, rollout: for on-policy objectives, functions (prompt, completion) -> number, and how
-        completions are sampled; the collator then gives prompts (`PreferenceCollator(sides=())`).
+        completions are sampled and how often they are used; the collator then gives prompts
+        (`PreferenceCollator(sides=())`). Checkpoints hold the rollouts that are still to be used.
     tokens_per_pass: forward and backward go through a micro-batch in pieces of this many tokens
         (padding included; at least one pair), with the same gradients and the memory of one piece.
         "auto" is 1024 on a CPU, where fresh memory is slow, and the whole micro-batch elsewhere.
@@ -126,6 +128,11 @@ class ObjectiveTrainer(FiniteTrainer):
         self.start = start
         self.frozen = dict(frozen or {})
         self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
+        if self.rollout != RolloutSettings() and not is_on_policy(objective):
+            raise InputError(
+                f"{type(objective).__name__} learns from the data's completions and draws none: "
+                f"{self.rollout} has no effect"
+            )
         if getattr(objective, "trains_policy", True) and lora is None:
             model = trained_in_float32(model)
         if lora is not None:
@@ -164,6 +171,9 @@ class ObjectiveTrainer(FiniteTrainer):
             if other is not None and other is not self.model:
                 other.to(self.args.device)
         self._since_log: dict[str, list[Tensor]] = defaultdict(list)
+        self._checkpoint: str | None = None
+        self._buffer: RolloutBuffer | None = None
+        self._random_state_restored = False
         self.dropouts: list[Dropout] = [] if dropout else dropouts(self.model)
         self._mode_checked = dropout
 
@@ -193,12 +203,49 @@ class ObjectiveTrainer(FiniteTrainer):
         if self.parts is not None:
             self.parts.zero_grad()  # the Trainer zeroes the model's gradients only
             self.parts.train()
-        if is_on_policy(self.objective):
-            self.model.train()  # the old log-probabilities are taken in the mode of the loss
-            samples = [self._roll_out(self._prepare_inputs(sample)) for sample in samples]
+        if is_on_policy(self.objective) and samples:
+            samples = self._from_buffer(samples)
         units = sum(self._units(sample) for sample in samples)
         total: Any = self.accelerator.gather(torch.tensor([units], device=device))
         return samples, total.sum().clamp_min(1)
+
+    def _from_buffer(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """This optimizer step's share of the rollouts, which are drawn when those at hand are used.
+
+        The loader gives the prompts of a draw once for each step on it (`ProcessBatches.repeats`).
+        """
+        self._load_rng_state(self._checkpoint)  # a resumed run draws what it would have drawn
+        draw, step = divmod(self.state.global_step, self.rollout.steps)
+        if step == 0:
+            self.model.train()  # the old log-probabilities are taken in the mode of the loss
+            drawn = [self._roll_out(self._prepare_inputs(sample)) for sample in prompts]
+        elif self._buffer is None:  # resumed in the middle of it
+            drawn = load_micro_batches(self._buffer_file(self._checkpoint), self.args.device)
+        else:
+            drawn = self._buffer.micro_batches
+        seed = f"{self.args.seed}:{self.args.process_index}:{draw}"
+        whole = self.objective.unit == "pair"
+        self._buffer = RolloutBuffer(drawn, self.rollout.minibatches, whole, seed)
+        return self._buffer.step(step)
+
+    def _buffer_file(self, checkpoint: str | None) -> Path:
+        return Path(checkpoint or "") / f"rollouts-{self.args.process_index}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The state of randomness, and with it the rollouts that are still to be used."""
+        super()._save_rng_state(output_dir)
+        if self._buffer is not None and self.state.global_step % self.rollout.steps:
+            self._buffer.save(self._buffer_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Once: the Trainer's own call, after the first batches, would undo what they drew."""
+        if not self._random_state_restored:
+            self._random_state_restored = True
+            super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._checkpoint, self._buffer, self._random_state_restored = checkpoint, None, False
 
     def _units(self, inputs: dict[str, Any]) -> int:
         """Pairs, rows or tokens of a micro-batch that count."""
@@ -314,7 +361,7 @@ class ObjectiveTrainer(FiniteTrainer):
         fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
         columns = {f"column.{name}": column for name, column in batch.columns.items()}
         if STAND_IN in inputs:
-            columns[STAND_IN] = torch.ones(len(batch.ids), dtype=torch.bool)
+            columns[STAND_IN] = torch.ones_like(batch.target[:, 0])
         return {**fields, "group": batch.group, **columns}
 
     def _get_dataloader(
@@ -346,8 +393,15 @@ class ObjectiveTrainer(FiniteTrainer):
             accumulate=arguments.gradient_accumulation_steps if is_training else 1,
             processes=accelerator.num_processes,
             process=accelerator.process_index,
+            repeats=self.rollout.steps if is_training and is_on_policy(self.objective) else 1,
             drop_last=is_training and arguments.dataloader_drop_last,
         )
+        fewest = batches.smallest_step() * self.rollout.samples
+        if is_training and self.rollout.minibatches > fewest:
+            raise InputError(
+                f"minibatches={self.rollout.minibatches}, but the smallest micro-batch of an epoch "
+                f"has {fewest} completions: lower it, raise samples, or set dataloader_drop_last"
+            )
         return DataLoaderShard(
             Rows(dataset),
             device=accelerator.device,
@@ -471,6 +525,8 @@ class ObjectiveTrainer(FiniteTrainer):
     def _write(self, output_dir: str, state_dict: Any) -> None:
         self._check_weights(self.parts)
         super()._write(output_dir, state_dict)
+        if not self.args.should_save:
+            return  # one process writes what all of them hold
         if self.start is not None and self.start.below:
             save_stacked(Path(output_dir), self.start, self.model)
         if self.parts is not None:

@@ -18,6 +18,7 @@ Source: Treasure Hunt: Real-time Targeting of the Long Tail using Training-Time 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -26,11 +27,13 @@ from typing import NamedTuple
 
 from tokenry.core.errors import InputError, UnknownNameError
 
-Value = str | int
+Value = str | int | float
 Markers = Mapping[str, Value]
 
 OPENING, CLOSING, BETWEEN = "[", "]\n", " | "
 RESERVED = re.compile(r"[\[\]|\n]")
+WHOLE = re.compile(r"-?\d{1,1000}")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?")
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 LENGTH_BUCKETS = (("concise", 50), ("medium", 200), ("long", None))  # tokens, upper ends
 
@@ -39,38 +42,51 @@ LENGTH_BUCKETS = (("concise", 50), ("medium", 200), ("long", None))  # tokens, u
 class MarkerSchema:
     """Which categories there are and what values each may have.
 
-    categories: name -> the allowed values, or `str` or `int` for any text or whole number. Names
-    and values are single lines without "[", "]" and "|".
+    categories: name -> the allowed values, or `str`, `int` or `float` for any text, whole number or
+    number. Names and values are single lines without "[", "]" and "|"; no two values of a category
+    may be written alike (1 and "1"), since a block that was read could not tell them apart.
     """
 
     categories: Mapping[str, tuple[Value, ...] | type]
 
     def __post_init__(self) -> None:
         for name, allowed in self.categories.items():
+            if isinstance(allowed, type) and allowed not in (str, int, float):
+                raise InputError(
+                    f"marker {name} is of type {allowed.__name__}; it must be str, int or float, "
+                    "or a tuple of the allowed values"
+                )
             values = () if isinstance(allowed, type) else allowed
             for text in (name, *values):
                 _check_text(str(text))
+            written: dict[str, Value] = {}
+            for value in values:
+                other = written.setdefault(str(value), value)
+                if (type(other), other) != (type(value), value):
+                    raise InputError(
+                        f"the values {other!r} and {value!r} of marker {name} are written alike: "
+                        "keep one of them"
+                    )
             if ":" in name:
                 raise InputError(f"a marker's name must not contain a colon, got {name!r}")
 
     @classmethod
     def of_data(cls, markers: Iterable[Markers]) -> MarkerSchema:
-        """The categories and values that occur, sorted; a category of whole numbers allows all."""
-        found: dict[str, set[Value]] = {}
+        """The categories and values that occur, sorted; a category of numbers allows all.
+
+        Raises InputError for values that are written alike.
+        """
+        found: dict[str, dict[tuple[type, Value], Value]] = {}
         for one in markers:
-            for name, value in one.items():
-                found.setdefault(name, set()).add(value)
+            for name, value in one.items():  # 1, 1.0 and True are equal, but not the same
+                found.setdefault(name, {})[type(value), value] = value
         return cls(
-            {
-                name: int
-                if all(type(value) is int for value in values)  # a bool is not a number here
-                else tuple(sorted(values, key=str))
-                for name, values in sorted(found.items())
-            }
+            {name: _category(list(values.values())) for name, values in sorted(found.items())}
         )
 
-    def render(self, markers: Markers) -> str:
-        """The block of these markers; "" when there are none.
+    def render(self, markers: Markers, *, opened: bool = False) -> str:
+        """The block of these markers; "" when there are none. opened: without its end, so that
+        further markers can follow.
 
         Raises UnknownNameError for a category that the schema lacks, InputError for such a value.
         """
@@ -82,7 +98,8 @@ class MarkerSchema:
             for name in self.categories
             if name in markers
         ]
-        return OPENING + BETWEEN.join(entries) + CLOSING if entries else ""
+        end = "" if opened else CLOSING
+        return OPENING + BETWEEN.join(entries) + end if entries else ""
 
     def parse(self, text: str) -> tuple[dict[str, Value], str]:
         """The markers of the block at the start of a text, and what follows it.
@@ -105,10 +122,13 @@ class MarkerSchema:
     def _checked(self, name: str, value: Value) -> Value:
         allowed = self.categories[name]
         if isinstance(allowed, type):
-            fits = isinstance(value, allowed) and not isinstance(value, bool)
+            kinds = (int, float) if allowed is float else (allowed,)
+            fits = isinstance(value, kinds) and not isinstance(value, bool)
+            fits = fits and not (isinstance(value, float) and not math.isfinite(value))
             wanted = f"a value of type {allowed.__name__}"
         else:
-            fits, wanted = value in allowed, f"one of {', '.join(map(str, allowed))}"
+            fits = any(type(known) is type(value) and known == value for known in allowed)
+            wanted = f"one of {', '.join(map(str, allowed))}"
         if not fits:
             raise InputError(f"marker {name} must be {wanted}, got {value!r}")
         _check_text(str(value))
@@ -117,10 +137,15 @@ class MarkerSchema:
     def _read(self, name: str, value: str) -> Value | None:
         allowed = self.categories[name]
         if allowed is int:
-            return int(value) if re.fullmatch(r"-?\d+", value) else None
+            return int(value) if WHOLE.fullmatch(value) else None
+        number = float(value) if NUMBER.fullmatch(value) else None
+        if allowed is float:
+            return number if number is not None and math.isfinite(number) else None
         if isinstance(allowed, type):
             return value or None
-        return next((known for known in allowed if str(known) == value), None)
+        same = (known for known in allowed if str(known) == value)
+        equal = (known for known in allowed if isinstance(known, float) and known == number)
+        return next(same, next(equal, None))
 
 
 @dataclass(frozen=True)
@@ -177,6 +202,13 @@ def length_markers(completion: str, tokens: int) -> dict[str, Value]:
         "length_tokens": tokens,
         "length_sentences": ends + bool(tail),
     }
+
+
+def _category(values: list[Value]) -> tuple[Value, ...] | type:
+    kinds = {type(value) for value in values}  # a bool is not a number here
+    if kinds <= {int, float}:
+        return float if float in kinds else int
+    return tuple(sorted(values, key=str))
 
 
 def _check_text(text: str) -> None:

@@ -180,7 +180,13 @@ def test_the_baseline_is_the_mean_of_earlier_rewards_only():
     goal = FDPG(weights=(2.0,), window=20)
     parts = goal.parts(None)
     scores = [scored(every, table) for table in (policy, reference)]
-    first = goal.prepare(every, *scores, parts=parts).column("advantage")  # no baseline yet
+    first = goal.prepare(every, *scores, parts=parts).column("advantage")
+    log_q, log_a = (torch.where(every.target, one.logprob, 0.0).sum(-1) for one in scores)
+    log_p = log_a + 2.0 * every.column("reward").double()
+    log_z = (log_p - log_q).logsumexp(0) - math.log(27)
+    plain = pseudo_reward(log_q, log_p - log_z, JENSEN_SHANNON_SUM)
+    torch.testing.assert_close(first.double(), plain, rtol=1e-5, atol=1e-6)  # no baseline yet
+    assert abs(float(plain[-20:].mean())) > 0.01
     second = goal.prepare(every, *scores, parts=parts).column("advantage")
     # the same samples leave Z as it was; the last 20 of the first round are the baseline
     torch.testing.assert_close(second, first - first[-20:].mean(), rtol=1e-5, atol=1e-6)

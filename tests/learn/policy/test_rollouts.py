@@ -82,10 +82,14 @@ def test_rewards_are_given_once_a_row_from_the_texts(tiny_tokenizer):
             reward_rollouts(batch, tiny_tokenizer, [lambda p, c, b=bad: b])
 
 
-@pytest.mark.parametrize("field", ["samples", "max_new_tokens", "temperature"])
-def test_settings_that_sample_nothing_are_errors(field):
-    with pytest.raises(InputError, match="samples >= 1"):
+@pytest.mark.parametrize(
+    "field", ["samples", "max_new_tokens", "temperature", "updates", "minibatches"]
+)
+def test_settings_that_sample_or_use_nothing_are_errors(field):
+    with pytest.raises(InputError, match=rf"RolloutSettings\.{field} is 0"):
         RolloutSettings(**{field: 0})
+    with pytest.raises(InputError, match=f"{field} is nan"):
+        RolloutSettings(**{field: math.nan})
 
 
 def test_rewards_may_be_numbers_of_numpy_and_torch(tiny_tokenizer):

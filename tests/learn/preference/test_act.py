@@ -185,3 +185,31 @@ def test_what_cannot_be_ranked_is_an_error():
     batch = TokenBatch.from_ids([[0, 1]]).with_columns(csr=torch.ones(1))
     with pytest.raises(ShapeError, match="group"):
         ACT()(batch, Scores(batch.ids, batch.target, logprob=torch.zeros(1, 2)))
+
+
+def test_rates_are_of_the_texts_that_are_trained_on(tiny_tokenizer, tiny_llama_text):
+    """Rates that came along with the rows are of other samples, or of other constraints."""
+    goal = ACT(samples=2, constraints=("length_between(0, 1000)",), max_new_tokens=3)
+    row = {
+        "prompt": "the cat",
+        "prompt_ids": tiny_tokenizer("the cat")["input_ids"],
+        "sample_0_ids": [5],
+        "sample_0_csr": 0.0,
+        "sample_1_csr": 0.25,
+    }
+    found = goal.annotate([row], context(tiny_tokenizer, tiny_llama_text))
+    assert [found[0][f"sample_{n}_csr"] for n in range(2)] == [1.0, 1.0]
+    assert row["sample_0_csr"] == 0.0  # the rows given stay as they are
+    pair = {"prompt": "p", "chosen": "one two three", "rejected": "one", "chosen_csr": 1.0}
+    found = ACT(constraints=("length_between(1, 2)",)).annotate([pair], context())
+    assert (found[0]["chosen_csr"], found[0]["rejected_csr"]) == (0.0, 1.0)
+
+
+def test_nothing_to_rank_and_settings_out_of_range_are_errors():
+    with pytest.raises(InputError, match="no responses to rank"):
+        rank_loss(torch.zeros(0), torch.zeros(0))
+    for wrong in ({"margin": -1.0}, {"ft_weight": float("nan")}, {"length_power": float("inf")}):
+        with pytest.raises(InputError, match=f"ACT.{next(iter(wrong))} is"):
+            ACT(**wrong)
+    with pytest.raises(InputError, match=r"ACT\.samples is -2"):
+        ACT(samples=-2, constraints=("length_between(1, 2)",))

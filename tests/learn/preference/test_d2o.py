@@ -170,7 +170,7 @@ def test_an_instruction_goes_behind_the_start_token(tiny_tokenizer):
 
 def test_what_is_no_d2o_batch_is_an_error():
     assert objective["d2o"] is D2O
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match=r"D2O\.anchors is 0"):
         D2O(anchors=0)
     batch, own, other = case(2)
     with pytest.raises(ShapeError, match="12 blocks"):
@@ -180,3 +180,11 @@ def test_what_is_no_d2o_batch_is_an_error():
         loss_of(D2O(anchors=1), wrong, own, other)
     with pytest.raises(ShapeError, match="anchors"):
         d2o_loss(torch.zeros(2, 3), torch.zeros(2))
+
+
+def test_no_anchors_and_settings_out_of_range_are_errors():
+    with pytest.raises(InputError, match="at least one anchor"):
+        d2o_loss(torch.zeros(0, 2), torch.zeros(2))
+    for wrong in ({"anchors": 0}, {"anchors": 1.5}, {"alpha": -1.0}, {"temperature": 0.0}):
+        with pytest.raises(InputError, match=f"D2O.{next(iter(wrong))} is"):
+            D2O(**wrong)

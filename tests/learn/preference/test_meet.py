@@ -58,7 +58,7 @@ def test_stage_one_leaves_every_weight_of_the_model_as_it_was():
 
 def test_without_soft_tokens_it_is_plain_likelihood_training(tiny_model):
     batch = batch_of(GOOD, BAD)
-    goal = MEET(length=0)
+    goal = MEET(stage=2, length=0)
     loss = compute_loss(goal, batch, tiny_model, parts=goal.parts(tiny_model)).loss
     plain = score(tiny_model, batch).need("logprob")
     torch.testing.assert_close(loss, -plain.sum() / 5)
@@ -160,3 +160,25 @@ def test_impossible_settings_are_errors(tiny_llama):
         MEET().parts(tiny_llama).mixture([1.0])
     with pytest.raises(ShapeError, match="classes"):
         ControlPrompts(torch.zeros(2, 3))
+
+
+def test_rows_in_another_order_get_no_control(tiny_llama):
+    """Interleaved pairs: each row would be trained under the other class's control."""
+    goal, batch = MEET(length=2), batch_of(GOOD, GOOD, BAD, BAD)
+    parts = goal.parts(tiny_llama)
+    assert goal.prefix(batch, parts).shape == (4, 2, 32)
+    with pytest.raises(ShapeError, match="row 0 of block 1 is of prompt 1, that of block 0 of"):
+        goal.prefix(batch.select([0, 1, 3, 2]), parts)
+    with pytest.raises(ShapeError, match="same order"):
+        goal.prefix(batch.select([0, 2, 1, 3]), parts)
+    ungrouped = TokenBatch(batch.ids, batch.attention, batch.target)
+    with pytest.raises(ShapeError, match="needs `group`"):
+        goal.prefix(ungrouped, parts)
+
+
+def test_a_first_stage_without_soft_prompts_is_refused():
+    with pytest.raises(InputError, match="stage 1 trains the soft prompts alone"):
+        MEET(length=0)
+    with pytest.raises(InputError, match=r"MEET\.length is 2\.5"):
+        MEET(length=2.5)
+    assert MEET(stage=2, length=0).length == 0

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, TokenryError
 from tokenry.decode.sample import sample
 from tokenry.model.score import unwrap
@@ -28,22 +29,30 @@ RewardFunction = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How completions are sampled.
+    """How completions are sampled, and how often they are used.
 
-    samples: completions of each prompt. max_new_tokens: their longest. temperature: of the
-    policy's distribution; other than 1 the samples are not from the policy that is trained.
+    samples: completions of each prompt, >= 1. max_new_tokens: their longest, >= 1. temperature: of
+    the policy's distribution, > 0; other than 1 the samples are not from the policy that is
+    trained. updates: how often each completion is trained on, >= 1. minibatches: optimizer steps
+    of an update, >= 1, each on an equal part of the completions. The trainer takes
+    updates * minibatches optimizer steps on the completions of one step's prompts.
     """
 
     samples: int = 4
     max_new_tokens: int = 64
     temperature: float = 1.0
+    updates: int = 1
+    minibatches: int = 1
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.max_new_tokens < 1 or not self.temperature > 0:
-            raise InputError(
-                "rollouts need samples >= 1, max_new_tokens >= 1 and temperature > 0, got "
-                f"{self.samples}, {self.max_new_tokens}, {self.temperature}"
-            )
+        counts = ("samples", "max_new_tokens", "updates", "minibatches")
+        within(self, "[1, inf)", *counts, integer=True)
+        within(self, "(0, inf)", "temperature")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps on one draw."""
+        return self.updates * self.minibatches
 
 
 def sample_rollouts(

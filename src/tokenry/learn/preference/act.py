@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -52,6 +53,8 @@ def rank_loss(
             f"scores and csr must be [N] alike, got {list(scores.shape)} and {list(csr.shape)}"
         )
     scores = full_precision(scores)
+    if not len(scores):
+        raise InputError("there are no responses to rank: give at least one")
     csr = csr.to(scores)
     group = torch.zeros_like(csr, dtype=torch.long) if group is None else group
     numbers, place = group.unique(return_inverse=True)
@@ -96,6 +99,10 @@ class ACT:
     unit: ClassVar[Unit] = "pair"
 
     def __post_init__(self) -> None:
+        within(self, "[0, inf)", "margin", "ft_weight", "length_power")
+        within(self, "[0, inf)", "samples", integer=True)
+        within(self, "[1, inf)", "max_new_tokens", integer=True)
+        within(self, "(0, inf)", "temperature")
         if self.samples and (self.samples < 2 or not self.constraints):
             raise InputError(
                 f"samples={self.samples}: ranking needs at least 2 sampled responses, and "
@@ -108,7 +115,7 @@ class ACT:
         return sampled or PAIR_SIDES
 
     def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """Adds the samples and `{side}_csr`."""
+        """Adds the samples and `{side}_csr`: those of the constraints, where there are any."""
         rows = [dict(row) for row in rows]
         tokenizer = context.tokenizer
         if self.samples:
@@ -134,7 +141,10 @@ class ACT:
                     [row["prompt"] for row in rows], [row[side] for row in rows], groups
                 )
             for row, rate in zip(rows, rates, strict=True):
-                row.setdefault(f"{side}_csr", rate)
+                if self.constraints:
+                    row[f"{side}_csr"] = rate  # of this text: a rate that came along is of another
+                else:
+                    row.setdefault(f"{side}_csr", rate)
         return rows
 
     def __call__(

@@ -25,12 +25,18 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
 from tokenry.learn.preference.completions import sample_completions
-from tokenry.learn.preference.pairs import blocks, sequence_sum, token_log_ratios
+from tokenry.learn.preference.pairs import (
+    blocks,
+    check_blocks,
+    sequence_sum,
+    token_log_ratios,
+)
 from tokenry.learn.preference.weighted import pair_loss
 
 
@@ -43,6 +49,8 @@ def d2o_loss(
             f"anchors must be [K, B] and negatives [B], got {list(anchor_log_ratios.shape)} and "
             f"{list(negative_log_ratio.shape)}"
         )
+    if not len(anchor_log_ratios):
+        raise InputError("D2O needs at least one anchor per prompt, got none")
     anchors, negative = full_precision(anchor_log_ratios), full_precision(negative_log_ratio)
     return pair_loss(beta * anchors.mean(0) - alpha * negative)
 
@@ -75,8 +83,9 @@ class D2O:
     at_reference: ClassVar[float] = math.log(2)
 
     def __post_init__(self) -> None:
-        if self.anchors < 1:
-            raise InputError(f"D2O needs at least one anchor per prompt, got {self.anchors}")
+        within(self, "[1, inf)", "anchors", "max_new_tokens", integer=True)
+        within(self, "[0, inf)", "alpha", "beta")
+        within(self, "(0, inf)", "temperature")
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -107,7 +116,7 @@ class D2O:
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
     ) -> Loss:
         count = len(self.sides)
-        _check_blocks(batch, count)
+        check_blocks(batch, count)
         ratio = sequence_sum(token_log_ratios(batch, policy, reference), batch)
         if self.length_normalise:
             ratio = ratio / batch.target.sum(-1).clamp_min(1)
@@ -129,14 +138,3 @@ def instructed(prompt: list[int], instruction: str, tokenizer: Any) -> list[int]
     words = tokenizer(instruction, add_special_tokens=False)["input_ids"]
     begins = tokenizer.bos_token_id is not None and prompt[:1] == [tokenizer.bos_token_id]
     return [*prompt[:begins], *words, *prompt[begins:]]
-
-
-def _check_blocks(batch: TokenBatch, count: int) -> None:
-    if batch.group is None:
-        raise ShapeError("D2O needs `group`, the number of each row's prompt")
-    group = blocks(batch.group, count)
-    if (group != group[0]).any():
-        raise ShapeError(
-            f"D2O needs {count} blocks of rows, the negatives and then {count - 1} of anchors, all "
-            "in the same order of prompts"
-        )

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import full_precision, masked_mean
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
-from tokenry.learn.preference.pairs import blocks
+from tokenry.learn.preference.pairs import blocks, check_blocks
 
 
 class ControlPrompts(nn.Module):
@@ -82,7 +83,7 @@ class MEET:
     """Conditional likelihood with control prompts; run stage 1, then stage 2 from its controls.
 
     stage: 1 trains the controls alone, 2 trains model and controls.
-    length: n, soft-prompt tokens of each class; 10 to 100 in the paper.
+    length: n, soft-prompt tokens of each class; 10 to 100 in the paper, at least 1 in stage 1.
     start_ids: token ids of one text for each class ("A good answer is:", ...) whose embeddings the
         controls start from; by default those of random tokens.
     controls: a folder (or file) of a former run, whose controls are taken over: stage 2 needs it.
@@ -100,10 +101,15 @@ class MEET:
     unit: ClassVar[Unit] = "token"
 
     def __post_init__(self) -> None:
-        if self.stage not in (1, 2):
-            raise InputError(f"stage is 1 (controls alone) or 2 (everything), got {self.stage}")
-        if self.length < 0:
-            raise InputError(f"length is a number of soft-prompt tokens, got {self.length}")
+        one_of("MEET.stage", self.stage, (1, 2))
+        within(self, "[0, inf)", "length", integer=True)
+        if self.stage == 1 and not self.length:
+            raise InputError(
+                "length=0: stage 1 trains the soft prompts alone, and there would be none; give "
+                "length >= 1 (stage 2 without soft prompts is plain likelihood training)"
+            )
+        if len(self.sides) < 1:
+            raise InputError("sides is empty: name the completions that are trained on")
 
     @property
     def trains_policy(self) -> bool:
@@ -114,7 +120,11 @@ class MEET:
         return made if self.controls is None else load_controls(made, self.controls)
 
     def prefix(self, batch: TokenBatch, parts: ControlPrompts) -> Tensor:
-        """Each row's control: its block of the batch is its class."""
+        """Each row's control: its block of the batch is its class.
+
+        Raises ShapeError for rows in another order, which would get another class's control.
+        """
+        check_blocks(batch, len(self.sides))
         rows = torch.arange(len(batch.ids), device=parts.weight.device)
         classes = torch.empty_like(rows)
         for number, block in enumerate(blocks(rows, len(self.sides))):

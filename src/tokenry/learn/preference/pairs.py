@@ -68,6 +68,21 @@ def check_pairs(batch: TokenBatch) -> None:
         )
 
 
+def check_blocks(batch: TokenBatch, count: int) -> None:
+    """Raise ShapeError unless the batch is `count` blocks of rows in the same order of prompts."""
+    if batch.group is None:
+        raise ShapeError("a batch of several sides needs `group`, the number of each row's prompt")
+    group = blocks(batch.group, count)
+    wrong = (group != group[0]).nonzero()
+    if len(wrong):
+        side, row = wrong[0].tolist()
+        raise ShapeError(
+            f"the batch must be {count} blocks of rows, one for each side, all in the same order "
+            f"of prompts; row {row} of block {side} is of prompt {int(group[side, row])}, that of "
+            f"block 0 of prompt {int(group[0, row])}"
+        )
+
+
 def pair_metrics(
     batch: TokenBatch, losses: Tensor, chosen_reward: Tensor, rejected_reward: Tensor
 ) -> dict[str, Tensor]:
