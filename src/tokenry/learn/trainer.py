@@ -377,6 +377,18 @@ class ObjectiveTrainer(FiniteTrainer):
             optimizer.add_param_group(group)
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's schedule, unless it would train nothing: warm-up begins at the rate 0."""
+        if num_training_steps == 1 and self.args.warmup_steps < 1:
+            self.args.warmup_steps = 0  # a share of one step is none
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        if num_training_steps == 1 and not any(g["lr"] for g in self.optimizer.param_groups):  # type: ignore[union-attr]
+            raise InputError(
+                f"the only step has the learning rate 0 (warmup_steps is {self.args.warmup_steps}, "
+                f"lr_scheduler_type {self.args.lr_scheduler_type}): nothing would be learned"
+            )
+        return schedule
+
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
