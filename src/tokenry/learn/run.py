@@ -306,6 +306,11 @@ def _frozen_models(given: Mapping[str, Any], goal: Any) -> dict[str, Reference]:
     for name in known:
         if name not in given:
             raise missing_source(goal, name)
+    for name, value in given.items():
+        if not isinstance(value, str | Path) and not callable(value):
+            raise InputError(
+                f"the frozen model {name!r} must be a folder, a name or a reference, got {value!r}"
+            )
     return {
         name: FrozenModel(load(value).model.requires_grad_(False))
         if isinstance(value, str | Path)
