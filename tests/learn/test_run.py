@@ -211,6 +211,8 @@ def test_frozen_models_and_rewards_that_nobody_wants_or_brings_are_errors(loaded
         train("dpo", PAIRS, loaded(), out, frozen={"guide": "somewhere"}, **QUIET)
     with pytest.raises(InputError, match="--frozen guide=FOLDER"):
         train("tgdpo", PAIRS, loaded(), out, **QUIET)
+    with pytest.raises(InputError, match="'guide' must be a folder, a name or a reference, got 3"):
+        train("tgdpo", PAIRS, loaded(), out, frozen={"guide": 3}, **QUIET)
     with pytest.raises(InputError, match="no use for rewards"):
         train("dpo", PAIRS, loaded(), out, rewards=[len], **QUIET)
 

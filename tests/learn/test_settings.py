@@ -72,18 +72,18 @@ def test_values_that_cannot_be_meant_are_refused_by_name(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optim": "adamm"}, "adamm"),
+        ({"optim": "adamw_torc"}, "did you mean adamw_torch"),
         ({"optim": "adamw_8bit"}, "bitsandbytes"),
         ({"report_to": "tensorbored"}, "tensorbored is not supported"),
         ({"report_to": "wandb"}, "wandb"),
-        ({"lr_scheduler_type": "sometimes"}, "sometimes"),
+        ({"lr_scheduler_type": "linaer"}, "did you mean linear"),
         ({"eval_strategy": "epoch"}, "no eval data"),
     ],
 )
 def test_unknown_or_missing_optimizers_and_reporters_are_refused_at_once(
     tmp_path, settings, message
 ):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(TokenryError) as error:
         training_arguments(tmp_path / "out", settings, False, 0, False)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -97,6 +97,7 @@ def test_unknown_or_missing_optimizers_and_reporters_are_refused_at_once(
         ({"r": "four"}, "r must be a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
     ],
 )
 def test_lora_settings_have_ranges(settings, message):
@@ -131,3 +132,12 @@ def test_an_objective_without_fields_takes_no_hyperparameters():
     assert sort_settings({"max_steps": 3}, Plain)["training"] == {"max_steps": 3}
     with pytest.raises(TokenryError, match="beta"):
         sort_settings({"beta": 0.1}, Plain)
+
+
+def test_a_key_that_stands_twice_is_no_setting(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("beta: 0.1\nlora: {r: 2}\nbeta: 0.2\n")
+    with pytest.raises(InputError, match="sets beta twice"):
+        read_config(file)
+    file.write_text("")
+    assert read_config(file) == {}

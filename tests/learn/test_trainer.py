@@ -431,3 +431,23 @@ def test_a_model_that_is_random_in_training_mode_is_refused(start, tiny_llama_te
     start(DPO(), model=model, reference="copy", dropout=True, max_steps=1).train()
     with pytest.raises(InputError, match="dropout must be true or false, got 'no'"):
         start(DPO(), model=model, dropout="no")
+
+
+def test_an_objective_that_returns_no_loss_or_counts_in_no_unit_is_refused(start):
+    class Bare(DPO):
+        def __call__(self, batch, policy, reference, **others):
+            return super().__call__(batch, policy, reference).loss
+
+    class Vector(DPO):
+        def __call__(self, batch, policy, reference, **others):
+            return Loss(policy.need("logprob").sum(-1))
+
+    class Galaxy(DPO):
+        unit = "galaxy"
+
+    with pytest.raises(InputError, match="Bare must return a Loss with a scalar, not Tensor"):
+        start(Bare()).train()
+    with pytest.raises(InputError, match=r"not a loss of shape \[8\]"):
+        start(Vector()).train()
+    with pytest.raises(InputError, match=r"Galaxy.unit is 'galaxy'; it must be one of 'pair'"):
+        start(Galaxy())

@@ -43,9 +43,9 @@ def check_resumable(checkpoint: str) -> None:
     missing = [
         what
         for what, patterns in (
-            ("the optimizer's state", OPTIMIZER_STATES),
-            ("the schedule's state", ("scheduler.pt",)),
-            ("the random state", ("rng_state*.pth",)),
+            ("optimizer state", OPTIMIZER_STATES),
+            ("schedule state", ("scheduler.pt",)),
+            ("random state", ("rng_state*.pth",)),
         )
         if not any(any(folder.glob(pattern)) for pattern in patterns)
     ]

@@ -12,7 +12,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.scores import Scores
 from tokenry.learn.data import batch_of
+from tokenry.model.hub import load
 from tokenry.model.modes import evaluating
 from tokenry.model.score import score, unwrap
 
@@ -154,6 +156,20 @@ def choose_reference(
     if kind in ("auto", "copy"):
         return FrozenModel.copy_of(model)
     raise InputError(f'reference must be "auto", "copy", "adapter" or "precomputed", got {kind!r}')
+
+
+def load_reference(given: Any) -> Any:
+    """A kind or a value as it is; a folder, or the average of several, as a frozen model."""
+    if isinstance(given, str) and given in get_args(ReferenceKind):
+        return given
+    folders = [given] if isinstance(given, str | Path) else given
+    if not isinstance(folders, list | tuple):
+        return given
+    from tokenry.model.averaging import soup_models
+
+    models = [load(folder).model for folder in folders]
+    model = models[0] if len(models) == 1 else soup_models(models)
+    return FrozenModel(model.requires_grad_(False).eval())
 
 
 def check_vocabulary(name: str, reference: Any, model: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.learn.data import PreferenceCollator, batch_of, preference_dataset
+from tokenry.learn.data import PreferenceCollator, as_dataset, batch_of, preference_rows
+from tokenry.learn.limits import Limits, fitting
+from tokenry.learn.objective import PAIR_SIDES
 from tokenry.learn.reference import Reference, evaluating
 from tokenry.model.score import score
 
@@ -52,6 +54,7 @@ class PreferenceReport:
     accuracy: share of pairs with a positive implicit reward margin (0 at the reference itself).
     preference_accuracy: share whose chosen completion has the higher mean token logprob.
     margin, preference: means over pairs. kl, kl_chosen, kl_rejected: mean per completion token.
+    skipped: rows that could not be used; first_skipped: why the first of them could not.
     """
 
     pairs: list[PairReport]
@@ -62,6 +65,8 @@ class PreferenceReport:
     kl: float
     kl_chosen: float
     kl_rejected: float
+    skipped: int = 0
+    first_skipped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,10 +84,17 @@ def preference_report(
 ) -> PreferenceReport:
     """Score `pairs` (a JSONL file or rows, as in `learn.data`) under a policy and its reference.
 
-    beta: the objective's, so that margins are in its unit of reward. data: max_length, truncate,
-    as_chat, as for `preference_dataset`.
+    beta: the objective's, so that margins are in its unit of reward. data: how the pairs are read,
+    as for `preference_rows` (max_length, truncate, as_chat, bad_rows); a run's record has its own.
+
+    Raises InputError naming the first row that cannot be read or is longer than the model can take,
+    unless bad_rows="skip".
     """
-    rows = list(preference_dataset(pairs, tokenizer, **data))
+    read, skipped = preference_rows(pairs, tokenizer, **data)
+    read, skipped = fitting(
+        read, Limits.of(model), PAIR_SIDES, skipped, bad_rows=data.get("bad_rows", "error")
+    )
+    rows = list(as_dataset(read))
     collate, reports = PreferenceCollator.of(tokenizer), []
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch_size):
@@ -104,7 +116,7 @@ def preference_report(
             reports.append(
                 _pair(row["prompt"], sides[number], sides[number + len(part)], beta=beta)
             )
-    return _summary(reports)
+    return replace(_summary(reports), skipped=skipped.count, first_skipped=skipped.first)
 
 
 def _completion(tokenizer: Any, batch: TokenBatch, values: Tensor, row: int) -> Completion:

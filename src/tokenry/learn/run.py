@@ -8,31 +8,25 @@ step, and leaves in the output folder the model (or adapter), its tokenizer, the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from tokenry.core.errors import InputError, NonFiniteError
-from tokenry.core.files import write_whole
 from tokenry.core.registry import objective as objectives
-from tokenry.core.versions import installed
 from tokenry.learn.annotation import Annotation, annotate
-from tokenry.learn.checkpoints import last_checkpoint
+from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import (
     PreferenceCollator,
-    Skipped,
     as_dataset,
     preference_rows,
 )
+from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
     Objective,
     completions_read,
@@ -42,8 +36,29 @@ from tokenry.learn.objective import (
     sides_of,
 )
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
-from tokenry.learn.reference import FrozenModel, Reference, ReferenceKind, WithoutAdapter
+from tokenry.learn.record import (
+    RECORD,
+    check_same_run,
+    code_hashes,
+    fingerprint,
+    first_process,
+    place_of,
+    plain_fields,
+    provenance,
+    record_the_end,
+    template_hash,
+    versions,
+    write_record,
+)
+from tokenry.learn.reference import (
+    FrozenModel,
+    Reference,
+    ReferenceKind,
+    WithoutAdapter,
+    load_reference,
+)
 from tokenry.learn.settings import (
+    DATA_DEFAULTS,
     LEARNING_RATES,
     LORA_DEFAULTS,
     build_objective,
@@ -57,7 +72,6 @@ from tokenry.learn.start import AdapterMode, has_adapter, precision, save_base, 
 from tokenry.learn.user_code import user_objective, user_value
 from tokenry.model.hub import load
 
-RECORD = "run.json"
 BASE = "base"
 
 
@@ -112,7 +126,7 @@ def train(
     Raises InputError for data or settings that cannot be used and for an output folder that is not
     empty (unless resume), UnknownNameError with the nearest names for an unknown one.
     """
-    output = Path(output)
+    output, given_objective = Path(output), objective
     if isinstance(objective, str) and ".py:" in objective:
         objective = user_objective(objective)
     kind = objectives[objective] if isinstance(objective, str) else objective
@@ -125,13 +139,16 @@ def train(
     given = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
     wants_lora = bool(lora) or bool(given) or adapter == "stack"
     _check_output(output, resume)
+    checkpoint = last_checkpoint(output) if resume else None
+    if checkpoint is not None:
+        check_resumable(checkpoint)
     functions = _rewards([*chosen["rewards"], *rewards], goal)
     arguments = training_arguments(
         output, chosen["training"], wants_lora, seed, eval_data is not None
     )
     lora_settings = lora_config(given) if wants_lora else None
     policy, tokenizer = load(model) if isinstance(model, str | Path) else model
-    loaded = policy.dtype
+    dtype, fingerprints = policy.dtype, {"model": fingerprint(policy)}
     start = start_from(policy, adapter, lora_settings, given)
     policy = start.model
     if start.lora is not None:
@@ -142,7 +159,10 @@ def train(
         policy.name_or_path = policy.config._name_or_path = str((output / BASE).absolute())
     named = {**chosen["frozen"], **(frozen or {})}
     others = _frozen_models(named, goal)
-    held: Any = _reference(reference)
+    held: Any = load_reference(reference)
+    for name, source in {"reference": held, **others}.items():
+        if isinstance(source, FrozenModel):
+            fingerprints[name] = fingerprint(source.model)
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
@@ -154,26 +174,42 @@ def train(
         seed,
         arguments.per_device_eval_batch_size,
     )
-    dataset, skipped = _dataset(data, goal, context, chosen["data"])
-    heldout = None if eval_data is None else _dataset(eval_data, goal, context, chosen["data"])[0]
+    rollout = RolloutSettings(**chosen["rollout"])
+    reading = DATA_DEFAULTS | chosen["data"]
+    limits = Limits.of(policy)
+    limits.check_padding(PreferenceCollator.of(tokenizer).pad_id)
+    dataset, where_from = _dataset(data, goal, context, reading, rollout, limits)
+    heldout, heldout_from = None, None
+    if eval_data is not None:
+        heldout, heldout_from = _dataset(eval_data, goal, context, reading, rollout, limits)
     record = {
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
-        "hyperparameters": _plain(goal),
-        "model": str(model) if isinstance(model, str | Path) else policy.name_or_path,
-        "reference": reference if isinstance(reference, str | list) else str(reference),
-        "frozen": {name: str(value) for name, value in named.items()},
+        "hyperparameters": plain_fields(goal),
+        "model": place_of(model) if isinstance(model, str | Path) else policy.name_or_path,
+        "adapter": start.adapter,
+        "reference": _named(reference),
+        "frozen": {name: _named(value) for name, value in named.items()},
+        "fingerprints": fingerprints,
         "rewards": [getattr(function, "__name__", str(function)) for function in functions],
+        "code": code_hashes([given_objective, *chosen["rewards"], *rewards]),
         "rollout": chosen["rollout"],
         "dropout": chosen["loop"].get("dropout", False),
-        "data": _provenance(data, dataset, skipped),
-        "adapter": start.adapter,
-        "dtype": precision(loaded, arguments),
+        "reading": reading | {"template": template_hash(tokenizer)},
+        "data": where_from,
+        "eval_data": heldout_from,
+        "dtype": precision(dtype, arguments),
         "lora": LORA_DEFAULTS | given if start.lora is not None else None,
-        "training": {**chosen["training"], "learning_rate": arguments.learning_rate, "seed": seed},
+        "training": {
+            **{k: v for k, v in chosen["training"].items() if k != "hub_token"},
+            "learning_rate": arguments.learning_rate,
+            "seed": seed,
+        },
+        "versions": versions(),
     }
     if resume:
-        _check_same_run(output / RECORD, record)
+        check_same_run(output, record)
+        record["resumed_from"] = checkpoint and Path(checkpoint).name
     existed, trainer = output.exists(), None
     try:
         if start.adapter == "merge" and start.lora is not None and first_process():
@@ -186,7 +222,7 @@ def train(
             reference=held,
             frozen=others,
             rewards=functions,
-            rollout=RolloutSettings(**chosen["rollout"]),
+            rollout=rollout,
             **chosen["loop"],
             args=arguments,
             train_dataset=dataset,
@@ -198,14 +234,14 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
         write_record(output, record)
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
         final = _final_evaluation(trainer) if heldout is not None else {}
         trainer.check_result()
         trainer.save_model(str(output))
     except BaseException as error:
         steps = 0 if trainer is None else trainer.state.global_step
         if isinstance(error, NonFiniteError) or steps or resume:
-            _record_the_end(output, record, trainer, error)
+            record_the_end(output, record, trainer, error)
         elif first_process():  # a start that failed
             (output / RECORD).unlink(missing_ok=True)
             if not existed:
@@ -217,47 +253,25 @@ def train(
         "steps": trainer.state.global_step,
         "history": [dict(entry) for entry in trainer.state.log_history],
         "evaluation": {k: v for k, v in final.items() if isinstance(v, float)},
-        "versions": installed("torch", "transformers", "accelerate", "peft"),
     }
     write_record(output, record)
     return TrainedRun(output, record, trainer.model, tokenizer)
 
 
-def first_process() -> bool:
-    """Whether this process writes; of several, launchers number them in RANK."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Write run.json, whole or not at all; the first process alone does."""
-    if first_process():
-        write_whole(output / RECORD, json.dumps(record, indent=1, default=str) + "\n")
-
-
-def _record_the_end(output: Path, record: dict[str, Any], trainer: Any, error: Any) -> None:
-    """What stopped a run, in its record: it is neither running nor finished."""
-    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-    record["state"] = (
-        "diverged"
-        if isinstance(error, NonFiniteError)
-        else "interrupted"
-        if interrupted
-        else "failed"
-    )
-    record["stopped"] = {"error": str(error) or type(error).__name__}
-    if isinstance(error, NonFiniteError):
-        values = {"step": error.step, "metric": error.metric, "value": str(error.value)}
-        record["stopped"] |= values | {"last_good_checkpoint": error.checkpoint}
-    if trainer is not None:
-        record["steps"] = trainer.state.global_step
-        record["history"] = [dict(entry) for entry in trainer.state.log_history]
-    with suppress(OSError):  # the disk may be what failed
-        write_record(output, record)
+def _named(value: Any) -> Any:
+    """A reference or frozen model as the record names it."""
+    if isinstance(value, str) and value in get_args(ReferenceKind):
+        return value
+    if isinstance(value, list | tuple):
+        return [_named(one) for one in value]
+    return place_of(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
 
 
 def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; choose a folder for the output")
+    if resume and not (output / RECORD).is_file():
+        raise InputError(f"there is no run to resume in {output}: it has no {RECORD}")
     if first_process() and not resume and output.is_dir() and any(output.iterdir()):
         raise InputError(
             f"the output folder {output} exists and is not empty: choose another one, or resume "
@@ -268,16 +282,6 @@ def _check_output(output: Path, resume: bool) -> None:
 def _changed(objective: Any, **values: Any) -> Any:
     """The objective with other hyper-parameters; one that is no dataclass has none."""
     return dataclasses.replace(objective, **values) if values else objective
-
-
-def _plain(objective: Any) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(objective):
-        return {}
-    values = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    return {
-        name: value if isinstance(value, int | float | str | bool | None) else str(value)
-        for name, value in values.items()
-    }
 
 
 def _rewards(given: list[Any], goal: Any) -> list[RewardFunction]:
@@ -303,6 +307,11 @@ def _frozen_models(given: Mapping[str, Any], goal: Any) -> dict[str, Reference]:
     for name in known:
         if name not in given:
             raise missing_source(goal, name)
+    for name, value in given.items():
+        if not isinstance(value, str | Path) and not callable(value):
+            raise InputError(
+                f"the frozen model {name!r} must be a folder, a name or a reference, got {value!r}"
+            )
     return {
         name: FrozenModel(load(value).model.requires_grad_(False))
         if isinstance(value, str | Path)
@@ -320,32 +329,40 @@ def _before_training(held: Any, policy: Any) -> Reference:
     )
 
 
-def _reference(given: Any) -> Any:
-    """A kind or a value as it is; a folder, or the average of several, as a frozen model."""
-    if isinstance(given, str) and given in get_args(ReferenceKind):
-        return given
-    folders = [given] if isinstance(given, str | Path) else given
-    if not isinstance(folders, list | tuple):
-        return given
-    from tokenry.model.averaging import soup_models
-
-    models = [load(folder).model for folder in folders]
-    model = models[0] if len(models) == 1 else soup_models(models)
-    return FrozenModel(model.requires_grad_(False).eval())
-
-
 def _dataset(
-    source: Any, goal: Any, context: Annotation, options: dict[str, Any]
-) -> tuple[Any, Skipped]:
-    """What the objective trains on, annotated, and what was left out on the way."""
+    source: Any,
+    goal: Any,
+    context: Annotation,
+    reading: dict[str, Any],
+    rollout: RolloutSettings,
+    limits: Limits,
+) -> tuple[Any, dict[str, Any]]:
+    """What the objective trains on, annotated, and where it came from."""
+    sampled = is_on_policy(goal)
     rows, skipped = preference_rows(
         source,
         context.tokenizer,
-        **options,
-        prompts_only=is_on_policy(goal),
+        **reading,
+        prompts_only=sampled,
         sides=completions_read(goal),
     )
-    return as_dataset(annotate(goal, rows, context), _sides(goal), _columns(goal)), skipped
+    sides = [side for side in ("chosen", "rejected") if f"{side}_ids" in rows[0]]
+    rows, skipped = fitting(
+        rows,
+        limits,
+        sides,
+        skipped,
+        bad_rows=reading["bad_rows"],
+        new_tokens=rollout.max_new_tokens if sampled else 0,
+        max_length=reading["max_length"],
+        truncate=reading["truncate"],
+    )
+    where_from = provenance(source, rows, skipped)
+    rows = annotate(goal, rows, context)
+    dataset = as_dataset(rows, _sides(goal), _columns(goal))
+    for row in rows:
+        limits.check_row(row, _sides(goal), rollout.max_new_tokens if sampled else 0)
+    return dataset, where_from
 
 
 def _sides(goal: Any) -> tuple[str, ...]:
@@ -355,37 +372,6 @@ def _sides(goal: Any) -> tuple[str, ...]:
 def _columns(goal: Any) -> tuple[str, ...]:
     """The data's columns; those of an on-policy objective come from its rollouts."""
     return () if is_on_policy(goal) else data_columns(goal)
-
-
-def _provenance(data: Any, dataset: Any, skipped: Skipped) -> dict[str, Any]:
-    from_file = isinstance(data, str | Path)
-    content = Path(data).read_bytes() if from_file else repr(list(dataset)).encode()
-    return {
-        "file": str(data) if from_file else None,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "pairs": len(dataset),
-        "skipped": skipped.count,
-        "first_skipped": skipped.first,
-    }
-
-
-def _check_same_run(path: Path, record: dict[str, Any]) -> None:
-    """Resuming another run than the one in the folder would mix two: refuse."""
-    if not path.is_file():
-        return
-    former = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(record, default=str))
-    for name in (
-        *("objective", "hyperparameters", "lora", "training", "frozen", "rewards"),
-        *("rollout", "dropout"),
-    ):
-        if former.get(name) != now[name]:
-            raise InputError(
-                f"{path.parent} holds a run with {name} {former.get(name)}, not {now[name]}: "
-                "resume with the same settings, or choose another output folder"
-            )
-    if former.get("data", {}).get("sha256") != now["data"]["sha256"]:
-        raise InputError(f"the data are not those of the run in {path.parent}: cannot resume it")
 
 
 def _final_evaluation(trainer: Any) -> dict[str, float]:

@@ -62,6 +62,7 @@ RANGES = {
     "eval_steps": "(0, inf)",
     "save_total_limit": "[1, inf)",
     "neftune_noise_alpha": "(0, inf)",
+    "dataloader_num_workers": "[0, inf)",
     "r": "[1, inf)",
     "lora_alpha": "(0, inf)",
     "lora_dropout": "[0, 1)",
@@ -78,11 +79,17 @@ def read_config(config: str | Path | dict[str, Any] | None) -> dict[str, Any]:
     if not Path(config).is_file():
         raise InputError(f"no such file: {config}")
     try:
-        found = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        text = Path(config).read_text(encoding="utf-8")
+        found = yaml.safe_load(text) or {}
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise InputError(f"{config} must be a mapping of settings, got {type(found).__name__}")
+    keys = [key.value for key, _ in node.value] if found else []
+    for place, key in enumerate(keys):
+        if key in keys[:place]:  # YAML's reader takes the last one without a word
+            raise InputError(f"{config} sets {key} twice")
     return found
 
 
@@ -218,13 +225,20 @@ def training_arguments(
     """
     from transformers import Trainer, TrainingArguments
     from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
 
     rate = LEARNING_RATES["lora" if adapter else "full"]
     values = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    values.setdefault("use_cpu", not torch.accelerator.is_available())  # bf16 asks for it there
     values.setdefault("logging_nan_inf_filter", False)  # it would log a NaN as the mean so far
     if evaluates:
         values.setdefault("eval_strategy", "epoch")
+    for key, names in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
+        known = [name.value for name in names]
+        if key in training and getattr(training[key], "value", training[key]) not in known:
+            raise UnknownNameError(key, str(training[key]), known)
     with refusals("training settings"):
         arguments = TrainingArguments(output_dir=str(output), seed=seed, **values)
         for callback in get_reporting_integration_callbacks(arguments.report_to):
@@ -256,6 +270,8 @@ def lora_config(adapter: dict[str, Any]) -> Any:
     for key in adapter:
         if key not in known:
             raise UnknownNameError("LoRA setting", str(key), known)
+    if adapter.get("task_type", "CAUSAL_LM") != "CAUSAL_LM":
+        raise InputError(f"task_type is {adapter['task_type']!r}: here it can only be 'CAUSAL_LM'")
     values = LORA_DEFAULTS | adapter
     numbers = {"r": int, "lora_alpha": int | float, "lora_dropout": float}
     values |= {key: typed(key, values[key], kind) for key, kind in numbers.items()}

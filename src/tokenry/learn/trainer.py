@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate.data_loader import DataLoaderShard
@@ -26,6 +26,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import one_of
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends
 from tokenry.learn.compute import Computed, compute_scores, missing_source
@@ -41,6 +42,7 @@ from tokenry.learn.loading import (
 from tokenry.learn.objective import (
     Loss,
     Objective,
+    Unit,
     check_needs,
     count_units,
     frozen_sources,
@@ -121,6 +123,7 @@ class ObjectiveTrainer(FiniteTrainer):
     ):
         if not isinstance(dropout, bool):
             raise InputError(f"dropout must be true or false, got {dropout!r}")
+        one_of(f"{type(objective).__name__}.unit", objective.unit, get_args(Unit))
         needs = (*check_needs(objective), *getattr(objective, "rollout_needs", ()))
         on_cpu = next(model.parameters()).device.type == "cpu"
         automatic = CPU_TOKENS_PER_PASS if on_cpu else None
@@ -335,7 +338,14 @@ class ObjectiveTrainer(FiniteTrainer):
         )
 
     def _apply(self, batch: TokenBatch, scores: Computed) -> Loss:
-        return self.objective(batch, scores.policy, scores.reference, **scores.others)
+        result = self.objective(batch, scores.policy, scores.reference, **scores.others)
+        if not isinstance(result, Loss) or result.loss.ndim:
+            what = f"a loss of shape {list(result.loss.shape)}" if isinstance(result, Loss) else ""
+            raise InputError(
+                f"{type(self.objective).__name__} must return a Loss with a scalar, not "
+                + (what or type(result).__name__)
+            )
+        return result
 
     @torch.no_grad()
     def _roll_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -430,6 +440,18 @@ class ObjectiveTrainer(FiniteTrainer):
             group["weight_decay"] = self.args.weight_decay if decay is None else decay
             optimizer.add_param_group(group)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's schedule, unless it would train nothing: warm-up begins at the rate 0."""
+        if num_training_steps == 1 and self.args.warmup_steps < 1:
+            self.args.warmup_steps = 0  # a share of one step is none
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        if num_training_steps == 1 and not any(g["lr"] for g in self.optimizer.param_groups):  # type: ignore[union-attr]
+            raise InputError(
+                f"the only step has the learning rate 0 (warmup_steps is {self.args.warmup_steps}, "
+                f"lr_scheduler_type {self.args.lr_scheduler_type}): nothing would be learned"
+            )
+        return schedule
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None

@@ -74,14 +74,14 @@ def inspect(
 
     [cyan]tokenry inspect "Fourscore and seven years ago" --against gemma3-270m[/]
 
-    [cyan]tokenry inspect --against trained --pairs heldout.jsonl[/]
+    [cyan]tokenry inspect --against trained --pairs heldout.jsonl --html moved.html[/]
     """
     if text is None and file is None and against is not None:
-        if html is not None or signal is not None:
-            raise InputError("--html and --signal are for a text; a run's report has its own table")
+        if signal is not None:
+            raise InputError("--signal is for a text; a run's report has its own table")
         from tokenry.app.moved import report_run
 
-        report_run(against, pairs, rows, as_json)
+        report_run(against, pairs, rows, as_json, html)
         return
     if pairs is not None:
         raise InputError("--pairs is the report of a run: give --against RUN and no text")
