@@ -21,11 +21,17 @@ from tokenry.decode.speculation.recycling import TokenRecycling
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
 from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
 from tokenry.model import compat
+from tokenry.model.cache.full import Full
+from tokenry.model.cache.h2o import H2O
+from tokenry.model.cache.per_layer import PerHead, PerLayer
+from tokenry.model.cache.tokenselect import TokenSelect
 from tokenry.model.decoding import DecodingState
 from tokenry.model.feature_head import features_of
 from tokenry.model.hidden_state_optimization import HiddenStateOptimizer
 from tokenry.model.output import linear_head, output_logits
 from tokenry.model.score import score
+from tokenry.model.sparse_attention import SparsePrefill, TokenSparse
+from tokenry.model.still import Still, revert
 
 LONG = torch.randint(2, 64, (20,), generator=torch.Generator().manual_seed(1)).tolist()
 SHORT = LONG[:15]
@@ -141,6 +147,67 @@ def test_continuations_read_in_bytes_are_read_like_texts(attention_model):
     expected = expected.gather(1, torch.tensor(LONG[10:])[:, None]).sum()
     found = TreeReader(attention_model).logprob(tuple(LONG[:10]), LONG[10:], chunk=4)
     assert found == pytest.approx(float(expected), abs=1e-3)
+
+
+AMPLE = [
+    Full(),
+    H2O(heavy=100, recent=100),
+    TokenSelect(n_init=10, k=100, n_local=10),
+    PerLayer({}, default=H2O(heavy=100, recent=100)),
+    PerHead({}, default=Full()),
+]
+
+
+@pytest.mark.parametrize("policy", AMPLE, ids=lambda policy: type(policy).__name__)
+def test_a_cache_that_keeps_everything_writes_the_same_text(any_model, policy):
+    """Or says by name that it cannot, and leaves the model as it was."""
+    expected = plain_text(any_model, LONG, 6)
+    before = any_model.config._attn_implementation
+    ids = torch.tensor([LONG])
+    try:
+        cache = policy.cache(any_model)
+    except ModelError:
+        assert any_model.config._attn_implementation == before
+    else:
+        try:
+            with torch.no_grad():
+                found = any_model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    past_key_values=cache,
+                    max_new_tokens=6,
+                    do_sample=False,
+                    eos_token_id=None,
+                )
+            assert found[0].tolist() == expected
+        finally:
+            any_model.set_attn_implementation(before)
+    assert plain_text(any_model, LONG, 6) == expected
+
+
+CHANGES = {"sparse": TokenSparse(tau=0.0).attach, "still": Still(chunk=4, topk=1).convert}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_attention_that_cannot_be_changed_is_left_as_it_was(any_model, change):
+    """Dense token-sparse attention and reverted hybrid attention are the model's own again."""
+    expected = full(any_model, LONG)
+    before = any_model.config._attn_implementation
+    try:
+        changed = change(any_model)
+    except ModelError:
+        assert any_model.config._attn_implementation == before
+    else:
+        try:
+            found = full(any_model, LONG)
+            if isinstance(changed, SparsePrefill):
+                close(found, expected)
+            else:
+                assert (found - expected).abs().max() > 1e-3  # untrained
+        finally:
+            changed.detach() if isinstance(changed, SparsePrefill) else revert(any_model)
+        assert any_model.config._attn_implementation == before
+    close(full(any_model, LONG), expected)
 
 
 # ---------------------------------------------- what holds, or is refused, for every architecture
