@@ -1,6 +1,7 @@
 """Models for tests: two tiny random ones with the two architectures, and the real ones when
 present."""
 
+import functools
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,3 +156,118 @@ def gemma3():
     import tokenry
 
     return tokenry.load("gemma3-270m")
+
+
+# Tiny models of many architectures. The windows are shorter than the texts of the tests.
+WINDOW = 8
+COMMON = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GPT = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+GPT |= {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1}
+FALCON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FALCON |= {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1}
+OPT = {"vocab_size": 64, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+OPT |= {"num_attention_heads": 4, "max_position_embeddings": 256, "init_std": 0.3}
+MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+
+ATTENTION_MODELS = {
+    "llama": COMMON,
+    "llama tied": COMMON | {"tie_word_embeddings": True},
+    "qwen2": COMMON,
+    "qwen2 windows": COMMON
+    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": COMMON | {"head_dim": 8},
+    "mistral": COMMON | {"sliding_window": WINDOW},
+    "mistral full": COMMON | {"sliding_window": None},
+    "mixtral": COMMON
+    | {"sliding_window": WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "phi3": COMMON | {"sliding_window": WINDOW},
+    "starcoder2": COMMON | {"sliding_window": WINDOW},
+    "gemma": COMMON | {"head_dim": 8},
+    "gemma2": COMMON | MIXED | {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": COMMON
+    | MIXED
+    | {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
+    "gpt2": GPT,
+    "gptj": GPT | {"rotary_dim": 4},
+    "gpt_bigcode": GPT,
+    "gpt_neox": COMMON,
+    "gpt_oss": COMMON | MIXED | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "granite": COMMON | {"logits_scaling": 8.0, "embedding_multiplier": 2.0},
+    "cohere": COMMON | {"logit_scale": 0.25},
+    "cohere2": COMMON | MIXED | {"logit_scale": 0.25},
+    "falcon": FALCON,
+    "opt": OPT | {"word_embed_proj_dim": 32},
+    "opt projected": OPT | {"word_embed_proj_dim": 16},
+    "llama4_text": COMMON
+    | {"head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2, "moe_layers": []}
+    | {"attention_chunk_size": WINDOW, "layer_types": ["chunked_attention", "full_attention"]},
+    "modernbert-decoder": COMMON
+    | {"local_attention": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+    | {"cls_token_id": 2, "sep_token_id": 3},
+    **dict.fromkeys(("olmo2", "phi", "stablelm", "smollm3"), COMMON),
+}
+COLUMN_MODELS = {  # positions or local attention count columns: no trees
+    "gpt_neo": {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    | {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW}
+    | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1},
+    "bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mpt": {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
+    "falcon alibi": FALCON | {"alibi": True},
+}
+RECURRENT_MODELS = {
+    "recurrent_gemma": COMMON
+    | {"lru_width": 32, "attention_window_size": WINDOW, "head_dim": 8, "num_key_value_heads": 1}
+    | {"block_types": ["recurrent", "attention"]},
+    "rwkv": {"vocab_size": 64, "hidden_size": 32, "attention_hidden_size": 32}
+    | {"intermediate_size": 64, "num_hidden_layers": 2, "context_length": 256},
+    "mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    | {"initializer_range": 0.3},
+    "jamba": COMMON
+    | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 4}
+    | {"use_mamba_kernels": False},
+    "lfm2": COMMON | {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@functools.cache
+def build_architecture(name: str):
+    """A tiny random model of one of the tables above, made once."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    options = (ATTENTION_MODELS | COLUMN_MODELS | RECURRENT_MODELS)[name]
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[name.split()[0]](**options)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():  # biases that are zero at first would hide their loss
+        if weight.ndim == 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def architecture_fixture(tables):
+    @pytest.fixture(scope="session", params=list(tables), ids=lambda name: name.replace(" ", "-"))
+    def fixture(request):
+        return build_architecture(request.param)
+
+    return fixture
+
+
+attention_model = architecture_fixture(ATTENTION_MODELS)
+column_model = architecture_fixture(COLUMN_MODELS)
+recurrent_model = architecture_fixture(RECURRENT_MODELS)
+any_model = architecture_fixture(ATTENTION_MODELS | COLUMN_MODELS | RECURRENT_MODELS)
+scaled_model = architecture_fixture(["granite", "cohere", "cohere2", "gemma3_text"])

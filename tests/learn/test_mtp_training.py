@@ -16,6 +16,7 @@ from tokenry.learn.mtp_training import (
     train_mtp,
 )
 from tokenry.model.mask_predictor import MaskPredictor
+from tokenry.model.score import score
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +224,14 @@ def test_impossible_input_is_refused(tiny_llama):
         Schedule(batch_size=0)
     with pytest.raises(InputError, match="learning_rate"):
         Schedule(learning_rate=0.0)
+
+
+def test_the_models_own_loss_is_that_of_its_scaled_logits(scaled_model):
+    """The loss with own_weight grows by the next-token loss, with scale and soft cap."""
+    batch = TokenBatch.from_ids([[5, 9, 30, 41, 7, 8]])
+    predictor = MaskPredictor.of(scaled_model, 2, 1)
+    losses = [
+        predictor_loss(scaled_model, predictor, batch, own_weight=own).base for own in (0.0, 1.0)
+    ]
+    logprob = score(scaled_model, batch).logprob[batch.target]
+    torch.testing.assert_close(losses[1] - losses[0], -logprob.mean(), atol=1e-5, rtol=1e-4)

@@ -142,6 +142,16 @@ def test_the_draft_vocabulary_takes_its_rows_of_the_output_layer(tiny_llama):
     assert spread[5] == 0.5
 
 
+def test_the_output_layer_keeps_the_models_scale_and_soft_cap(scaled_model):
+    found = FeatureHead.of(scaled_model, vocabulary=torch.tensor([3, 5, 8]))
+    ids = torch.tensor([[5, 9, 30, 41]])
+    features = features_of(scaled_model, ids, torch.ones_like(ids))
+    with torch.no_grad():
+        expected = scaled_model(input_ids=ids).logits[..., [3, 5, 8]]
+    logits = found.output_head(scaled_model).logits(features)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_features_are_what_the_output_layer_reads(tiny_model):
     ids = torch.randint(2, 64, (2, 9), generator=torch.Generator().manual_seed(0))
     attention = torch.ones_like(ids)

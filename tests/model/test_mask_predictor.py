@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError, ModelError
+from tokenry.model.feature_head import features_of
 from tokenry.model.gated_lora import GatedLoRA
 from tokenry.model.mask_predictor import MaskPredictor
 
@@ -58,3 +59,13 @@ def test_wrong_files_and_models_are_refused(tiny_llama, tmp_path):
     predictor.masks = torch.nn.Parameter(torch.zeros(2, 8))
     with pytest.raises(ModelError, match="8 dimensions and the model's embeddings 32"):
         predictor.check(tiny_llama)
+
+
+def test_masks_logits_are_scaled_like_the_models(scaled_model):
+    predictor = MaskPredictor.of(scaled_model, 2, 1, sampler=False)
+    ids = torch.tensor([[5, 9, 30, 41]])
+    states = features_of(scaled_model, ids, torch.ones_like(ids))[0]
+    with torch.no_grad():
+        found = predictor.logits(scaled_model, states, ids[0])
+        expected = scaled_model(input_ids=ids).logits[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -58,6 +58,12 @@ class LinearHead:
         within(self, "(0, inf)", "temperature")
         within(self, "(0, inf)", "softcap", optional=True)
 
+    def shaped(self, raw: Tensor) -> Tensor:
+        """Logits from h W^T + bias: bounded and tempered. Differentiable."""
+        if self.softcap is not None:
+            raw = self.softcap * torch.tanh(raw / self.softcap)
+        return raw if self.temperature == 1.0 else raw / self.temperature
+
     def logits(self, hidden: Tensor) -> Tensor:
         """All logits, [..., V] in float32: for small inputs."""
         weight = self.weight.detach()

@@ -84,7 +84,7 @@ def controlled_state(model: Any, ids: Tensor, control: Tensor) -> DecodingState:
     before = control.to(words.device, words.dtype).expand(len(ids), -1, -1)
     embedded = torch.cat([before, words], 1)
     attention = torch.ones(embedded.shape[:2], dtype=torch.bool, device=words.device)
-    cache = compat.plain_cache()
+    cache = compat.plain_cache(model)
     output = model(
         inputs_embeds=embedded,
         attention_mask=attention.long(),

@@ -30,6 +30,7 @@ from torch import Tensor
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.rollouts import rollouts
+from tokenry.model import compat
 from tokenry.model.compat import own_distribution
 from tokenry.model.decoding import DecodingState
 from tokenry.model.modes import evaluating
@@ -153,6 +154,7 @@ def beam_search_policy(
     pad = ends[0] if ends else 0
     rows = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    compat.require_left_padding(model, torch.tensor(real))
     device = next(model.parameters()).device
     with evaluating(model), own_distribution(model):
         output = model.generate(

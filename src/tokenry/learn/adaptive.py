@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from tokenry.core.errors import InputError
+from tokenry.model import compat
 from tokenry.model.adaptive.dual_ffn import BIG, AttachedDuo, budget_loss
 from tokenry.model.adaptive.informed_routing import (
     APPROXIMATE,
@@ -277,6 +278,7 @@ def language_loss(model: Any, batch: Any, **options: Any) -> Tensor:
     """Mean loss of the next token over the real tokens but the first of each row; with `labels`
     in the batch, over those that are not -100."""
     ids, attention = batch_parts(batch)
+    compat.require_left_padding(model, attention)
     output = model(input_ids=ids, attention_mask=attention, use_cache=False, **options)
     real = attention.bool()
     scored = real[:, 1:] & real[:, :-1]

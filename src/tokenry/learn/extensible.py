@@ -138,14 +138,14 @@ def two_stream_batch(
 def two_stream_logprob(model: Any, batch: TwoStreamBatch) -> Tensor:
     """log p of each label [B, P], float32; the logits are never held where the head is linear."""
     B = len(batch.embeddings)
-    distance = (batch.positions[:, None] - batch.positions[None, :]).expand(B, 1, -1, -1)
     plain = unwrap(model)
     inputs: dict[str, Any] = {
         "inputs_embeds": batch.embeddings,
         "attention_mask": compat.mask_argument(
-            plain.config,
-            batch.allowed.expand(B, 1, -1, -1),
-            distance,
+            plain,
+            batch.allowed.expand(B, -1, -1),
+            batch.positions[None],
+            batch.positions[None],
             batch.embeddings.dtype,
         ),
         "position_ids": batch.positions[None].expand(B, -1),
@@ -155,7 +155,7 @@ def two_stream_logprob(model: Any, batch: TwoStreamBatch) -> Tensor:
     if head is None:
         logits = model(**inputs, logits_to_keep=batch.predictors).logits.float()
         return logits.log_softmax(-1).gather(-1, batch.labels[..., None])[..., 0]
-    hidden = plain.get_decoder()(**inputs).last_hidden_state[:, batch.predictors]
+    hidden = compat.decoder_of(plain)(**inputs).last_hidden_state[:, batch.predictors]
     return fused_scores(hidden.flatten(0, 1), head, batch.labels.flatten()).logprob.view(B, -1)
 
 

@@ -100,9 +100,9 @@ def train_feature_head(
         ahead, wanted = states[:, 1:], batch.target[:, 1:]
         return eagle_distill_loss(
             (feature / scale)[wanted][None],
-            linear(answer[wanted][None], weight, bias),
+            output.shaped(linear(answer[wanted][None], weight, bias)),
             (ahead / scale)[wanted][None],
-            linear(ahead[wanted][None], weight, bias),
+            output.shaped(linear(ahead[wanted][None], weight, bias)),
             torch.ones(1, int(wanted.sum()), dtype=torch.bool, device=device),
             feature_weight=feature_weight,
             logit_weight=logit_weight,
@@ -110,8 +110,9 @@ def train_feature_head(
 
     with frozen(model):
         embed = model.get_input_embeddings()
-        weight, bias = head.output_rows(model)
-        weight, bias = weight.float(), None if bias is None else bias.float()
+        output = head.output_head(model)
+        weight = output.weight.float()
+        bias = None if output.bias is None else output.bias.float()
         if float(head.feature_scale) == float(head.embed_scale) == 1.0:
             numbers, batch = pieces.batch(8, torch.Generator().manual_seed(schedule.seed))
             batch = batch.to(device)

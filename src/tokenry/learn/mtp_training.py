@@ -36,6 +36,7 @@ from tokenry.core.errors import InputError
 from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, frozen, train_parts
 from tokenry.model import compat
 from tokenry.model.mask_predictor import MaskPredictor
+from tokenry.model.output import last_hidden, output_logits
 from tokenry.model.score import unwrap
 
 
@@ -114,21 +115,17 @@ def mtp_training_batch(batch: TokenBatch, k: int, starts: Tensor | None = None) 
 
 def mtp_states(model: Any, predictor: MaskPredictor, batch: MTPBatch) -> tuple[Tensor, Tensor]:
     """Last hidden states of the tokens [B, T, d] and of the masks [B, N k, d], in one pass."""
-    distance = batch.positions[:, :, None] - batch.positions[:, None]
     model = unwrap(model)
-    mask = compat.mask_argument(
-        model.config, batch.allowed[:, None], distance[:, None], model.dtype
-    )
-    with predictor.lora.gate(model, batch.masks > 0):
-        output = model(
+    mask = compat.mask_argument(model, batch.allowed, batch.positions, batch.positions)
+    with predictor.lora.gate(model, batch.masks > 0), last_hidden(model) as caught:
+        model(
             inputs_embeds=predictor.embed(model, batch.ids, batch.masks),
             attention_mask=mask,
             position_ids=batch.positions,
-            output_hidden_states=True,
             logits_to_keep=1,
             use_cache=False,
         )
-    states = output.hidden_states[-1]
+    states = caught[-1]
     return states[:, : batch.tokens], states[:, batch.tokens :]
 
 
@@ -220,13 +217,12 @@ def predictor_loss(
     tokens, masks = mtp_states(model, predictor, layout)
     counts = layout.labels != -100
     states, labels = masks[counts], layout.labels[counts]
-    output = model.get_output_embeddings()
     sampled = None
     if predictor.sampler is not None:
         sampled = predictor.logits(model, states, layout.previous[counts])
     text = torch.arange(len(layout.ids), device=labels.device)[:, None] * layout.ids.shape[1]
     found = mtp_loss(
-        output(states).float(),
+        output_logits(model, states),
         sampled,
         labels,
         states,
@@ -236,7 +232,8 @@ def predictor_loss(
     )
     if own_weight:
         wanted = batch.target[:, 1:]
-        own = cross_entropy(output(tokens[:, :-1][wanted]).float(), batch.ids[:, 1:][wanted])
+        logits = output_logits(model, tokens[:, :-1][wanted])
+        own = cross_entropy(logits, batch.ids[:, 1:][wanted])
         base = found.base + own_weight * own
         found = found._replace(base=base, total=found.total + weights[0] * own_weight * own)
     return found

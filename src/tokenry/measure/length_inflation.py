@@ -164,7 +164,7 @@ def generate_from(
     Greedy; with a generator sampled, from the smallest set of tokens with probability top_p. The
     columns behind a text's end repeat its end token.
     """
-    cache = compat.plain_cache()
+    cache = compat.plain_cache(model)
     output = model(
         inputs_embeds=prefix,
         attention_mask=attention.long(),

@@ -29,6 +29,7 @@ from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.sample import sample as sample_rows
 from tokenry.decode.steering.ngram_style import NGramStyle
+from tokenry.model import compat
 from tokenry.text.ngrams import NOTHING, NGramModel
 
 
@@ -88,6 +89,7 @@ def sample(
         raise InputError("give at least one prompt, each with at least one token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends(*loaded)[0]
     batch = TokenBatch.from_ids(prompted, pad_id=pad, padding_side="left").to(model.device)
+    compat.require_left_padding(model, batch.attention)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the draws are from the global generator
         texts = sample_rows(

@@ -17,7 +17,8 @@ This module confines what the library takes from transformers' undocumented part
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,16 +46,35 @@ def observe_attention(model: Any) -> str:
     """Switch `model` to the observed attention and return the name of the one it had.
 
     Outputs with other caches stay those of SDPA. Undo with `model.set_attn_implementation(name)`.
+    Raises ModelError, and leaves the model as it was, where its attention cannot be observed.
     """
-    previous = model.config.get_text_config(decoder=True)._attn_implementation
-    if previous != IMPLEMENTATION:
-        model.set_attn_implementation(IMPLEMENTATION)
-        if model.config.get_text_config(decoder=True)._attn_implementation != IMPLEMENTATION:
+    with switching_attention(model, IMPLEMENTATION) as previous:
+        return previous
+
+
+@contextmanager
+def switching_attention(model: Any, implementation: str) -> Iterator[str]:
+    """Switch the model's attention function, for good if the block ends well; where anything fails
+    the model has the former one again. Gives that one's name."""
+    text = model.config.get_text_config(decoder=True)
+    previous = text._attn_implementation
+    if any(hasattr(module, "sinks") for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} has attention sinks beside its keys, of which "
+            f"{implementation} knows nothing: leave its attention as it is"
+        )
+    try:
+        if previous != implementation:
+            model.set_attn_implementation(implementation)
+        if text._attn_implementation != implementation:
             raise ModelError(
-                f"{type(model).__name__} cannot change its attention function, so no cache policy "
-                "can see its attention; use a model that follows transformers' attention interface"
+                f"{type(model).__name__} cannot change its attention function: use a model that "
+                "follows transformers' attention interface"
             )
-    return previous
+        yield previous
+    except BaseException:
+        model.set_attn_implementation(previous)
+        raise
 
 
 def attend_in_chunks(
@@ -241,6 +261,11 @@ class DeferredMask(StepMask):
         """[B, 1, q, k], or None where SDPA's own causal flag says the same."""
         return sdpa_mask(**self.arguments)
 
+    @property
+    def table(self) -> Tensor:
+        """The same, in any case as a table."""
+        return sdpa_mask(**{**self.arguments, "allow_is_causal_skip": False})
+
     @cached_property
     def causal(self) -> bool:
         return self._block(0, self.queries) is None
@@ -413,10 +438,17 @@ def observed_attention(
     layer: ObservedLayer | None = getattr(key, MARK, None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is None:
-        whole = attention_mask.whole if isinstance(attention_mask, DeferredMask) else attention_mask
+        whole = attention_mask
+        if isinstance(attention_mask, DeferredMask):
+            whole = attention_mask.whole if softcap is None else attention_mask.table
         if isinstance(whole, Tensor) and whole.shape[-1] > key.shape[-2]:
             whole = whole[..., -key.shape[-2] :]  # a sliding layer holds the latest columns alone
-        options |= {} if softcap is None else {"softcap": softcap}
+        if softcap is not None:  # SDPA has no soft cap
+            if whole is None:
+                whole = query.new_ones(1, 1, query.shape[2], key.shape[2]).bool()
+                whole = whole.tril(key.shape[2] - query.shape[2])
+            bounds = {"scaling": scaling, "softcap": softcap, "dropout": dropout}
+            return attend_to(query, key, value, allowed(whole), **bounds), None
         return sdpa_attention_forward(
             module, query, key, value, whole, dropout=dropout, scaling=scaling, **options
         )

@@ -6,25 +6,31 @@ Written against transformers 5.20-5.23. Each function says which internals it re
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from tokenry.core.errors import ModelError
+from tokenry.model.modes import evaluating
 
 
-def plain_cache() -> Any:
-    """A cache that keeps every token in every layer.
+def plain_cache(model: Any) -> Any:
+    """A cache that keeps every token in every layer of the model; ModelError if its layers keep
+    anything else.
 
     Without a model configuration DynamicCache builds no sliding-window layers, which would drop
     tokens that a later crop or fork needs; the window is enforced by the attention mask instead.
     """
     from transformers import DynamicCache
 
+    require_attention(model, "is not in a cache of keys and values")
     return DynamicCache()
 
 
@@ -125,27 +131,268 @@ def copy_cache(cache: Any) -> Any:
     return twin
 
 
-def mask_argument(config: Any, allowed: Tensor, key_distance: Tensor, dtype: torch.dtype) -> Any:
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Kinds of layers that a table of who sees whom describes completely."""
+
+CHECKED = frozenset(
+    {
+        *("cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode"),
+        *("gpt_neox", "gpt_oss", "gptj", "granite", "llama", "llama4_text", "mistral", "mixtral"),
+        *("modernbert-decoder", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3"),
+        *("stablelm", "starcoder2"),
+    }
+)
+"""Architectures (`config.model_type`) that the contract tests read in trees; others are tried."""
+
+_reads_trees: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_reads_padding: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside distributed and PEFT wrappers."""
+    from transformers import PreTrainedModel
+
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif hasattr(inner, "module"):
+            inner = inner.module
+        else:
+            raise ModelError(f"{type(model).__name__} is not a causal language model")
+    return inner
+
+
+def decoder_of(model: Any) -> Any:
+    """The part of a causal model whose last hidden states the output layer reads.
+
+    (`get_decoder` gives the output layer where that is called `decoder`, and the model itself where
+    its base has an unexpected name.)
+    """
+    from transformers import PreTrainedModel
+
+    plain = unwrap(model)
+    decoder = plain.get_decoder()
+    if decoder is not plain and decoder is not plain.get_output_embeddings():
+        return decoder
+    inner = [child for child in plain.children() if isinstance(child, PreTrainedModel)]
+    if len(inner) != 1:
+        raise ModelError(f"{type(plain).__name__} has no decoder apart from its output layer")
+    return inner[0]
+
+
+def layer_kinds(model: Any) -> set[str]:
+    """The kinds of the model's layers, as in `config.layer_types`."""
+    return set(getattr(unwrap(model).config.get_text_config(), "layer_types", None) or ())
+
+
+def is_recurrent(model: Any) -> bool:
+    """Whether some layer keeps more of the past than keys and values: a state that cannot be
+    shortened, and that padding may enter."""
+    return bool(getattr(unwrap(model), "_is_stateful", False) or layer_kinds(model) - ATTENTION)
+
+
+def require_attention(model: Any, what: str) -> None:
+    """ModelError if the model keeps a recurrent state; `what` is what that forbids."""
+    if is_recurrent(model):
+        kinds = sorted(layer_kinds(model) - ATTENTION) or ["recurrent"]
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} has {', '.join(kinds)} layers, whose state {what}; "
+            "use model.generate, or a model whose layers are all attention"
+        )
+
+
+def reads_left_padding(model: Any) -> bool:
+    """Whether padding before a row changes nothing.
+
+    Attention is masked. A recurrent layer may take padding up into its state, so such a model is
+    tried once: two tokens, alone and behind padding.
+    """
+    plain = unwrap(model)
+    if not is_recurrent(plain):
+        return True
+    if plain not in _reads_padding:
+        (one, two), device = probe_ids(plain, 2), plain.get_input_embeddings().weight.device
+        ids = torch.tensor([[one, one, one, two]], device=device)
+        attention = torch.tensor([[0, 0, 1, 1]], device=device)
+        positions = (attention.cumsum(1) - 1).clamp_min(0)
+        with evaluating(plain):
+            alone = plain(input_ids=ids[:, 2:], use_cache=False).logits[0, -1]
+            padded = plain(
+                input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False
+            ).logits[0, -1]
+        _reads_padding[plain] = _alike(padded, alone)
+    return _reads_padding[plain]
+
+
+def require_left_padding(model: Any, attention: Tensor) -> None:
+    """ModelError if rows [B, T] are padded on the left and the model takes padding for text."""
+    attention = attention.bool()
+    if bool((attention[:, :-1] < attention[:, 1:]).any()) and not reads_left_padding(model):
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} reads padding before a row into its recurrent state: "
+            "give rows of one length, or one row at a time"
+        )
+
+
+def require_trees(model: Any) -> None:
+    """ModelError unless the model sees exactly what a table of who sees whom allows.
+
+    Refused by what is known: recurrent layers, positions that are not an argument (ALiBi counts
+    columns), kernels that take no table. An architecture that the contract tests do not cover is
+    tried once, on a tree of three tokens.
+    """
+    plain = unwrap(model)
+    require_attention(plain, "cannot be read in a tree of tokens")
+    name = type(plain).__name__
+    config = plain.config.get_text_config()
+    if getattr(config, "alibi", False) or "local" in getattr(config, "attention_layers", ()):
+        raise ModelError(
+            f"{name} counts columns, for its positions (ALiBi) or its local attention, so that it "
+            "cannot read a tree of tokens; decode it without speculation"
+        )
+    if "flash" in str(getattr(config, "_attn_implementation", "")):
+        raise ModelError(
+            f"{name} attends by {config._attn_implementation}, which takes no table of who sees "
+            'whom: load it with attn_implementation="sdpa"'
+        )
+    if plain.config.model_type not in CHECKED and plain not in _reads_trees:
+        _reads_trees[plain] = _tries_tree(plain)
+    if not _reads_trees.get(plain, True):
+        raise ModelError(
+            f"{name} reads a tree of tokens otherwise than the same tokens in a row: its positions "
+            "or its local attention count columns; decode it without speculation"
+        )
+
+
+def _tries_tree(plain: Any) -> bool:
+    """a b and, behind them, c and d; below c: e. Compared with a b d and a b c e."""
+    a, b, c, d, e = probe_ids(plain, 5)
+    device = plain.get_input_embeddings().weight.device
+    ids = torch.tensor([[a, b, c, d, e]], device=device)
+    sees = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 1, 0, 1]]
+    allowed = torch.tensor([sees], device=device).bool()
+    positions = torch.tensor([[0, 1, 2, 2, 3]], device=device)
+    with evaluating(plain):
+        try:
+            mask = _mask_argument(plain, allowed, positions, positions, plain.dtype)
+            tree = plain(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+            ).logits[0]
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return False
+        rows = [plain(input_ids=ids[:, at], use_cache=False).logits[0, -1] for at in PATHS]
+    return _alike(tree[3], rows[0]) and _alike(tree[4], rows[1])
+
+
+PATHS = ([0, 1, 3], [0, 1, 2, 4])
+
+
+def probe_ids(plain: Any, count: int) -> list[int]:
+    """Some ids in the middle: the first ones may be padding, embedded as 0."""
+    size = len(plain.get_input_embeddings().weight)
+    return [min(size - 1, size // 3 + size * n // 17) for n in range(count)]
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    """Equal up to rounding, by the size of the logits' differences: all else cancels."""
+    precise = wanted.dtype in (torch.float32, torch.float64)
+    found, wanted = (logits.float() - logits.float().mean() for logits in (found, wanted))
+    off = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9)
+    return bool(off < (1e-4 if precise else 5e-2))
+
+
+def smallest_window(model: Any) -> int | None:
+    """How many tokens the shortest-sighted layer looks back, itself included; None: all."""
+    plain = unwrap(model)
+    config = plain.config.get_text_config()
+    kinds = {"sliding_attention"} if _slides_everywhere(plain) else mask_kinds(plain)
+    sizes = []
+    if "sliding_attention" in kinds:
+        sizes.append(config.sliding_window)
+    if "chunked_attention" in kinds:
+        sizes.append(config.attention_chunk_size)
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def mask_kinds(plain: Any) -> set[str]:
+    """The kinds of layers that the decoder takes a mask of their own for; empty: one for all."""
+    kinds = layer_kinds(plain)
+    return kinds if kinds - {"full_attention"} and _chooses_by_kind(plain) else set()
+
+
+def _slides_everywhere(plain: Any) -> bool:
+    """Whether all layers have the window `config.sliding_window` (Mistral, Phi-3, StarCoder 2):
+    their code builds one mask, with `create_sliding_window_causal_mask`, whatever the layers'
+    kinds are said to be."""
+    window = getattr(plain.config.get_text_config(), "sliding_window", None)
+    if window is None or _chooses_by_kind(plain):
+        return False
+    if not type(plain).__module__.startswith("transformers."):
+        raise ModelError(
+            f"{type(plain).__name__} is no architecture of transformers and has a sliding window "
+            f"of {window}: how its layers use it cannot be known"
+        )
+    return hasattr(_code_of(plain), "create_sliding_window_causal_mask")
+
+
+def _chooses_by_kind(plain: Any) -> bool:
+    """Whether the decoder's code looks its masks up by the kind of the layer."""
+    source = _source(_code_of(plain))
+    return '"sliding_attention"' in source or '"chunked_attention"' in source
+
+
+def _code_of(plain: Any) -> Any:
+    return sys.modules[type(decoder_of(plain)).__module__]
+
+
+@cache
+def _source(module: Any) -> str:
+    return inspect.getsource(module)
+
+
+def mask_argument(
+    model: Any,
+    allowed: Tensor,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Any:
     """A 4-D attention mask in the form that the model takes.
 
-    allowed: [B, 1, Q, K] bool. key_distance: [B, 1, Q, K], how many positions the key lies before
-    the query. Models with sliding layers take one mask per attention type (their forward uses a
-    mapping as it is); the others take one tensor.
+    allowed: [B, Q, K] bool, which keys a query may see if they are in reach. query_positions,
+    key_positions: [B or 1, Q], [B or 1, K], from which the windows of sliding layers and the chunks
+    of chunked ones are counted. dtype: of the mask; the model's by default. Models whose layers
+    differ take one mask for each kind of layer (their forward uses a mapping as it is); the others
+    take one tensor. Raises ModelError for a model that does not go by such a table.
     """
-    config = config.get_text_config()
-    types = set(getattr(config, "layer_types", None) or ())
+    plain = unwrap(model)
+    require_trees(plain)
+    return _mask_argument(plain, allowed, query_positions, key_positions, dtype or plain.dtype)
 
-    def additive(mask: Tensor) -> Tensor:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
-    if not types or types == {"full_attention"}:
-        return additive(allowed)
-    masks = {"full_attention": additive(allowed)}
-    for kind in types - {"full_attention"}:
-        if kind != "sliding_attention":
-            raise NotImplementedError(f"attention of type {kind}")
-        masks[kind] = additive(allowed & (key_distance < config.sliding_window))
-    return masks
+def _mask_argument(
+    plain: Any, allowed: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype
+) -> Any:
+    config = plain.config.get_text_config()
+    queries, keys = queries[:, :, None], keys[:, None]
+
+    def additive(kind: str) -> Tensor:
+        sees = allowed
+        if kind == "sliding_attention":
+            sees = sees & (queries - keys < config.sliding_window)
+        elif kind == "chunked_attention":
+            size = config.attention_chunk_size
+            sees = sees & (queries // size == keys // size)
+        sees = sees[:, None]
+        return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
+
+    if _slides_everywhere(plain):
+        return additive("sliding_attention")
+    kinds = mask_kinds(plain)
+    if not kinds:
+        return additive("full_attention")
+    return {kind: additive(kind) for kind in kinds | {"full_attention"}}
 
 
 FEW_ROWS = 8  # what packed weights are laid out for; one layout serves 1 to some 32 rows

@@ -49,6 +49,7 @@ class DecodingState:
             raise ShapeError(f"attention must be {list(ids.shape)}, got {list(attention.shape)}")
         if not attention[:, -1].all():
             raise ShapeError("prefixes must be padded on the left: a row ends in padding")
+        compat.require_attention(model, "cannot be forked, shortened or read in a tree")
         empty = attention[:, :0].bool()
         state = cls(model, roomy_cache() if cache is None else cache, empty, None)
         state._forward(ids, attention.bool(), last_only=True)
@@ -139,10 +140,7 @@ class DecodingState:
         key_positions = torch.cat([(prefix.cumsum(1) - 1).clamp_min_(0), positions], dim=1)
         past = prefix[:, None].expand(-1, tokens.shape[1], -1)
         allowed = torch.cat([past, ancestors], dim=2)  # [B, M, L + M]
-        distance = positions[:, :, None] - key_positions[:, None]
-        mask = compat.mask_argument(
-            self.model.config, allowed[:, None], distance[:, None], self.model.dtype
-        )
+        mask = compat.mask_argument(self.model, allowed, positions, key_positions)
         inputs = {"input_ids": tokens} if "inputs_embeds" not in options else {}
         self.last_output = self.model(
             **inputs,
@@ -189,11 +187,11 @@ class DecodingState:
     def _read(self, ids: Tensor, real: Tensor, last_only: bool, **options: Any) -> Any:
         """The model's output for new columns, which become part of the prefixes."""
         attention = torch.cat([self.attention, real], dim=1)
-        positions = (attention.cumsum(1) - 1).clamp_min_(0)[:, -ids.shape[1] :]
+        positions = (attention.cumsum(1) - 1).clamp_min_(0)
         output = self.model(
             input_ids=ids,
-            attention_mask=attention.long(),
-            position_ids=positions,
+            attention_mask=self._mask(attention, positions, ids.shape[1]),
+            position_ids=positions[:, -ids.shape[1] :],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1 if last_only else 0,
@@ -201,6 +199,21 @@ class DecodingState:
         )
         self.attention = attention
         return output
+
+    def _mask(self, attention: Tensor, positions: Tensor, new: int) -> Any:
+        """The mask for the last `new` columns of attention [B, L].
+
+        The model's own counts its windows in columns. Where columns inside of a text are void, as
+        `keep` leaves them behind a shorter path, that is not what it counts in without them.
+        """
+        window = compat.smallest_window(self.model)
+        if window is None or attention.shape[1] <= window:
+            return attention.long()
+        if not bool((attention[:, :-1] > attention[:, 1:]).any()):
+            return attention.long()
+        order = torch.arange(attention.shape[1], device=attention.device)
+        allowed = attention[:, None] & (order <= order[-new:, None])
+        return compat.mask_argument(self.model, allowed, positions[:, -new:], positions)
 
 
 def ancestor_mask(parents: Tensor) -> tuple[Tensor, Tensor]:

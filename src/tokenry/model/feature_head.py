@@ -21,6 +21,7 @@ the exact form of the layer D, the scales, and the draft vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import read_tensors, write_tensors
+from tokenry.core.fused import LinearHead
+from tokenry.model import compat
+from tokenry.model.output import last_hidden, required_head
 from tokenry.model.score import unwrap
 
 KIND = "feature head"
@@ -132,13 +136,18 @@ class FeatureHead(nn.Module):
                 f"{table.embedding_dim}: it was trained for another model"
             )
 
+    def output_head(self, model: Any) -> LinearHead:
+        """The model's output layer with its scale and soft cap, the rows of the draft vocabulary
+        only, frozen."""
+        head = required_head(model)
+        rows = slice(None) if self.vocabulary is None else self.vocabulary
+        bias = None if head.bias is None else head.bias.detach()[rows]
+        return replace(head, weight=head.weight.detach()[rows], bias=bias)
+
     def output_rows(self, model: Any) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the output layer, the rows of the draft vocabulary only."""
-        output = model.get_output_embeddings()
-        weight, bias = output.weight.detach(), getattr(output, "bias", None)
-        if self.vocabulary is None:
-            return weight, bias
-        return weight[self.vocabulary], None if bias is None else bias[self.vocabulary]
+        """Weight and bias of `output_head`."""
+        head = self.output_head(model)
+        return head.weight, head.bias
 
     def to_ids(self, places: Sequence[int]) -> list[int]:
         """The ids of entries of the draft vocabulary."""
@@ -229,13 +238,13 @@ def rotate(states: Tensor, places: Tensor, base: float = 10_000.0) -> Tensor:
 @torch.no_grad()
 def features_of(model: Any, ids: Tensor, attention: Tensor) -> Tensor:
     """The last hidden states [B, T, d] of texts, as the output layer reads them."""
-    model = unwrap(model)
-    output = model(
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=(attention.cumsum(1) - 1).clamp_min(0),
-        output_hidden_states=True,
-        logits_to_keep=1,
-        use_cache=False,
-    )
-    return output.hidden_states[-1]
+    compat.require_left_padding(model, attention)
+    with last_hidden(model) as caught:
+        unwrap(model)(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=(attention.cumsum(1) - 1).clamp_min(0),
+            logits_to_keep=1,
+            use_cache=False,
+        )
+    return caught[-1]

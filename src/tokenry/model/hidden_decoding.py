@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenry.core.errors import InputError
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
+from tokenry.model.output import last_hidden
 
 
 @dataclass
@@ -40,6 +41,7 @@ class HiddenDecoding(DecodingState):
         return HiddenDecoding(self.model, cache, self.attention, self.next_logits, self.last_hidden)
 
     def _read(self, ids: Tensor, real: Tensor, last_only: bool, **options: Any) -> Any:
-        output = super()._read(ids, real, last_only, output_hidden_states=True, **options)
-        self.last_hidden = output.hidden_states[-1][:, -1]
+        with last_hidden(self.model) as caught:
+            output = super()._read(ids, real, last_only, **options)
+        self.last_hidden = caught[-1][:, -1]
         return output

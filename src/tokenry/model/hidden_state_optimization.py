@@ -91,7 +91,7 @@ class HiddenStateOptimizer:
 
     def _segment(self, reading: Reading, ids: Tensor, real: Tensor, target: Tensor | None) -> None:
         learns = self.lr > 0
-        cache = compat.plain_cache()
+        cache = compat.plain_cache(self.model)
         for number, (keys, values) in enumerate(reading.states):
             # detached copies in the model's dtype: the float32 ones are the states proper
             cast = (tensor.to(self.model.dtype, copy=True) for tensor in (keys, values))

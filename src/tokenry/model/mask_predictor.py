@@ -26,7 +26,9 @@ from torch.nn.functional import silu
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import read_tensors, write_tensors
+from tokenry.model import compat
 from tokenry.model.gated_lora import GatedLoRA
+from tokenry.model.output import output_logits
 
 KIND = "multi-token predictor"
 
@@ -71,7 +73,9 @@ class MaskPredictor(nn.Module):
         return len(self.masks)
 
     def check(self, model: Any) -> None:
-        """ModelError if the predictor was made for states of another width."""
+        """ModelError if the predictor was made for states of another width, or if the model cannot
+        read masks behind a text."""
+        compat.require_trees(model)
         width = model.get_input_embeddings().embedding_dim
         if self.masks.shape[1] != width:
             raise ModelError(
@@ -87,9 +91,7 @@ class MaskPredictor(nn.Module):
 
     def logits(self, model: Any, states: Tensor, previous: Tensor) -> Tensor:
         """[n, V] float32 for masks' states [n, d], told the tokens before the predicted ones."""
-        states = self.sample_states(model, states, previous)
-        output = model.get_output_embeddings()
-        return output(states.to(output.weight.dtype)).float()
+        return output_logits(model, self.sample_states(model, states, previous))
 
     def sample_states(self, model: Any, states: Tensor, previous: Tensor) -> Tensor:
         """h [n, d] of the sampler; the states themselves without one."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, FDivergence
@@ -16,10 +15,11 @@ from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
 from tokenry.core.scores import Scores
-from tokenry.model.modes import evaluating
+from tokenry.model import compat
+from tokenry.model.compat import unwrap
+from tokenry.model.output import last_hidden, linear_head
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
-_is_linear: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def score(
@@ -78,54 +78,12 @@ def score(
         return _assemble(batch, where, values, head, needs)
 
 
-def linear_head(model: Any) -> LinearHead | None:
-    """The output layer of a model whose logits are a linear map of the last hidden state (and a
-    soft cap), or None for any other.
-
-    Checked, not assumed: at first use the model's own logits for a two-token probe are compared.
-    """
-    plain = unwrap(model)
-    layer = plain.get_output_embeddings()
-    if type(layer) is not nn.Linear:
-        return None
-    config = plain.config.get_text_config()
-    head = LinearHead(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None))
-    if plain not in _is_linear:
-        size = len(layer.weight)  # ids in the middle: the first ones may be padding, embedded as 0
-        probe = torch.tensor([[size // 3, size // 2]], device=layer.weight.device)
-        place = torch.tensor([[False, True]], device=probe.device)
-        batch = TokenBatch(probe, place | ~place, place)
-        with evaluating(plain):
-            _, states, logits = _predicting_states(plain, batch, torch.tensor([0]), True)
-        assert logits is not None
-        off = (
-            head.logits(states["hidden"]) - logits.float()
-        ).abs().max() / logits.abs().max().clamp_min(1.0)
-        _is_linear[plain] = bool(off < (1e-3 if layer.weight.dtype == torch.float32 else 5e-2))
-    return head if _is_linear[plain] else None
-
-
 def probe_logits(model: Any) -> Tensor:
     """The logits of eight arbitrary tokens, float32, in whatever mode the model is."""
     table = unwrap(model).get_input_embeddings().weight
     ids = torch.linspace(len(table) // 4, len(table) - 1, 8, device=table.device).long()
     with torch.no_grad():
         return model(input_ids=ids[None], use_cache=False).logits.float()
-
-
-def unwrap(model: Any) -> Any:
-    """The transformers model inside distributed and PEFT wrappers."""
-    from transformers import PreTrainedModel
-
-    inner = model
-    while not isinstance(inner, PreTrainedModel):
-        if hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        elif hasattr(inner, "module"):
-            inner = inner.module
-        else:
-            raise ModelError(f"{type(model).__name__} is not a causal language model")
-    return inner
 
 
 def _micro_batches(batch: TokenBatch, budget: int) -> Iterator[Tensor]:
@@ -156,7 +114,16 @@ def _predicting_states(
     part = batch.select(rows)
     used = part.attention.any(0).nonzero()[:, 0]
     first, last = int(used[0]), int(used[-1]) + 1
-    ids, attention = part.ids[:, first:last], part.attention[:, first:last]
+    # a model that takes padding for text reads every row from its first token on
+    together = compat.reads_left_padding(model)
+    start = torch.full_like(rows, first) if together else part.attention.int().argmax(1)
+    columns = start[:, None] + torch.arange(last - first, device=rows.device)
+    inside = columns < part.ids.shape[1]
+    columns = columns.clamp_max(part.ids.shape[1] - 1)
+    ids, attention, target = (
+        table.gather(1, columns) for table in (part.ids, part.attention, part.target)
+    )
+    attention, target = attention & inside, target & inside
     inputs: dict[str, Tensor] = {"input_ids": ids}
     shift = 0
     if prefix is not None:
@@ -164,10 +131,7 @@ def _predicting_states(
         embedded = unwrap(model).get_input_embeddings()(ids)
         inputs = {"inputs_embeds": torch.cat([prefix[rows].to(embedded.dtype), embedded], 1)}
         attention = torch.cat([attention.new_ones(len(ids), shift), attention], 1)
-    caught: list[Tensor] = []
-    decoder = unwrap(model).get_decoder()
-    hook = decoder.register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
-    try:
+    with last_hidden(model) as caught:
         output = model(
             **inputs,
             attention_mask=attention.long(),
@@ -176,18 +140,16 @@ def _predicting_states(
             use_cache=False,
             **({"output_hidden_states": True} if every_block else {}),
         )
-    finally:
-        hook.remove()
     hidden = caught[-1]
     if hidden.shape[:2] != attention.shape:
         raise ModelError(
             f"the model turned {list(attention.shape)} tokens into {list(hidden.shape[:2])} "
             "states: adapters that change the length cannot be scored"
         )
-    where = part.target[:, first:last].nonzero()  # [n, 2]
+    where = target.nonzero()  # [n, 2]
     row, position = where[:, 0], where[:, 1] - 1 + shift
     logits = output.logits[row, position] if with_logits else None
-    places = torch.stack([rows.to(row.device)[row], where[:, 1] + first], dim=1)
+    places = torch.stack([rows.to(row.device)[row], columns[row, where[:, 1]]], dim=1)
     states = {"hidden": hidden[row, position]}
     if every_block:
         blocks = output.hidden_states[1:]

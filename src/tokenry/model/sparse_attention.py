@@ -32,7 +32,13 @@ from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.model.attention import MARK, DeferredMask, deferred_mask, observed_attention
+from tokenry.model.attention import (
+    MARK,
+    DeferredMask,
+    deferred_mask,
+    observed_attention,
+    switching_attention,
+)
 
 IMPLEMENTATION = "tokenry_token_sparse"
 ROWS = 16  # of the window's queries scored at a time: what a processor's own cache holds
@@ -182,16 +188,11 @@ class TokenSparse:
         text = model.config.get_text_config(decoder=True)
         known = next((_attached[m] for m in modules.values() if m in _attached), None)
         previous = text._attn_implementation if known is None else known.previous
-        model.set_attn_implementation(IMPLEMENTATION)
-        if text._attn_implementation != IMPLEMENTATION:
-            raise ModelError(
-                f"{type(model).__name__} cannot change its attention function, so it cannot be "
-                "made token-sparse; use a model that follows transformers' attention interface"
-            )
         first = min((number for number in modules if not is_sliding(modules[number])), default=None)
         if first is None:
             raise ModelError(f"{type(model).__name__} has no layer with full attention")
-        prefill = SparsePrefill(self, model, layers, previous, first)
+        with switching_attention(model, IMPLEMENTATION):
+            prefill = SparsePrefill(self, model, layers, previous, first)
         for module in modules.values():
             _attached[module] = prefill
         return prefill

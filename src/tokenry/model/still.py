@@ -33,7 +33,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, DynamicLayer
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention import MARK, deferred_mask, observed_attention
+from tokenry.model.attention import (
+    MARK,
+    deferred_mask,
+    observed_attention,
+    switching_attention,
+)
 from tokenry.model.hybrid_attention import (
     NormPreservingFeatureMap,
     hybrid_chunk_attention,
@@ -78,25 +83,34 @@ class Still:
         modules = attention_layers(model)
         full = [number for number, module in modules.items() if not is_sliding(module)]
         chosen = full if self.layers is None else list(self.layers)
+        if not full:
+            raise ModelError(f"{type(model).__name__} has no layer with full attention")
         if wrong := [number for number in chosen if number not in full]:
             raise InputError(f"layers {wrong} have no full attention; those that do: {full}")
         text = model.config.get_text_config(decoder=True)
-        previous = text._attn_implementation
-        model.set_attn_implementation(IMPLEMENTATION)
-        if text._attn_implementation != IMPLEMENTATION:
+        if getattr(text, "attn_logit_softcapping", None) is not None:
             raise ModelError(
-                f"{type(model).__name__} cannot change its attention function; use a model that "
-                "follows transformers' attention interface"
+                f"{type(model).__name__} bounds its attention scores (softcap), which hybrid "
+                "attention does not"
             )
+        previous = text._attn_implementation
         names = {module: name for name, module in model.named_modules()}
         generator = torch.Generator().manual_seed(seed)
-        for number in chosen:
-            module = modules[number]
-            parent, _, name = names[module].rpartition(".")
-            hybrid = StillAttention(module, self, text, previous, generator)
-            weight = next(module.parameters())
-            hybrid.to(device=weight.device).train(module.training)
-            setattr(model.get_submodule(parent), name, hybrid)
+        with switching_attention(model, IMPLEMENTATION):
+            converted = {}
+            for number in chosen:  # all of them are made before one is put in
+                module = modules[number]
+                if not hasattr(module, "head_dim"):
+                    raise ModelError(
+                        f"{type(module).__name__} is built otherwise than Llama's attention (it "
+                        "has no head_dim): it cannot be made hybrid"
+                    )
+                hybrid = StillAttention(module, self, text, previous, generator)
+                weight = next(module.parameters())
+                converted[names[module]] = hybrid.to(device=weight.device).train(module.training)
+            for place, hybrid in converted.items():
+                parent, _, name = place.rpartition(".")
+                setattr(model.get_submodule(parent), name, hybrid)
         return model
 
 

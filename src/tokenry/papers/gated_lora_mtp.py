@@ -27,6 +27,7 @@ from tokenry.learn.preference.toy_training import Likelihood, sample_on, train_o
 from tokenry.learn.toy import toy_model
 from tokenry.model.gated_lora import GatedLoRA
 from tokenry.model.mask_predictor import MaskPredictor
+from tokenry.model.output import output_logits
 from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 
 LETTERS, WORDS, SPELLED = 26, 20, 4
@@ -199,7 +200,7 @@ def loss(model: Any, rows: TokenBatch, predictor: MaskPredictor | None) -> float
     if predictor is None:
         predictor = MaskPredictor.of(model, K, 1)
     states, _ = mtp_states(model, predictor, layout)
-    logprob = model.get_output_embeddings()(states[:, :-1]).log_softmax(-1)
+    logprob = output_logits(model, states[:, :-1]).log_softmax(-1)
     return -float(logprob.gather(-1, rows.ids[:, 1:, None]).double().mean())
 
 

@@ -74,6 +74,30 @@ def test_one_head_is_dpo_in_value_and_in_the_trunks_gradient(tiny_llama):
     assert policy.lm_head.weight.grad is None  # the head's copy is what is trained
 
 
+def test_heads_give_the_models_own_scaled_and_bounded_logits(scaled_model):
+    """So that nothing has moved at first: the loss is ln 2, whatever the model does to logits."""
+    batch, goal = pairs_of([0, 1, 1]), MAHDPO()
+    heads = goal.parts(scaled_model)
+    found = evaluate(goal, batch, scaled_model, heads, FrozenModel(scaled_model))
+    assert float(found.loss) == pytest.approx(math.log(2), abs=1e-5)
+    moved = perturbed(heads, seed=2)
+    found = evaluate(goal, batch, scaled_model, moved, FrozenModel(scaled_model))
+    apart = [single(batch, scaled_model, moved, n, FrozenModel(scaled_model)) for n in (0, 1)]
+    torch.testing.assert_close(found.loss, sum(apart) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_logits_are_more_than_a_layer_is_refused(tiny_llama):
+    twin = copy.deepcopy(tiny_llama)
+    twin.forward = lambda **inputs: _shifted(tiny_llama(**inputs))
+    with pytest.raises(ModelError, match="logits of LlamaForCausalLM are not those of its output"):
+        MAHDPO().parts(twin)
+
+
+def _shifted(output):
+    output.logits = output.logits + torch.arange(64)
+    return output
+
+
 def test_the_loss_is_the_mean_of_the_present_objectives_means(case):
     policy, heads, reference = case
     batch = pairs_of([0, 2, 0, 0])

@@ -109,12 +109,12 @@ class ModelSource:
             allowed[row, [prefix + column for column in self.seen[node]]] = True
         behind = prefix - 1 + torch.tensor(self.depths)
         positions = behind[start:]
-        distance = positions[:, None] - torch.cat([torch.arange(prefix), behind])
+        columns = torch.cat([torch.arange(prefix), behind])
         mask = compat.mask_argument(
-            self.model.config,
-            allowed[None, None].to(device),
-            distance[None, None].to(device),
-            self.model.dtype,
+            self.model,
+            allowed[None].to(device),
+            positions[None].to(device),
+            columns[None].to(device),
         )
         output = self.model(
             input_ids=torch.tensor([[tree.tokens[node] for node in nodes]], device=device),

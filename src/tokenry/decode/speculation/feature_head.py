@@ -34,6 +34,7 @@ from tokenry.decode.speculation.tree import TokenTree, best_size
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState
 from tokenry.model.feature_head import FeatureHead, Memory, features_of
+from tokenry.model.output import last_hidden
 
 
 @drafter("fspad", paper=91)
@@ -97,7 +98,7 @@ class FeatureDraft:
     ):
         self.settings, self.head, self.latency = settings, head, latency
         self.embed = model.get_input_embeddings()
-        self.output = head.output_rows(model)
+        self.output = head.output_head(model)
         self.device = self.embed.weight.device
         self.memory: Memory | None = None  # of pairs (feature, token after it) of the text
         ids = torch.tensor([list(prompt)], device=self.device)
@@ -119,12 +120,12 @@ class FeatureDraft:
     @torch.inference_mode()
     def read(self, state: DecodingState, tree: TokenTree) -> Tensor:
         """The pass over the tree, which also gives the features."""
-        logits = state.tree(
-            torch.tensor(tree.tokens, device=self.device),
-            torch.tensor(tree.parents, device=self.device),
-            output_hidden_states=True,
-        )
-        self.seen = state.last_output.hidden_states[-1][0]
+        with last_hidden(state.model) as caught:
+            logits = state.tree(
+                torch.tensor(tree.tokens, device=self.device),
+                torch.tensor(tree.parents, device=self.device),
+            )
+        self.seen = caught[-1][0]
         return logits
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
@@ -152,8 +153,8 @@ class FeatureDraft:
         return feature[0], answer[0]
 
     def _logits(self, answer: Tensor) -> Tensor:
-        weight, bias = self.output
-        return linear(answer.to(weight.dtype), weight, bias).float()
+        weight, bias = self.output.weight, self.output.bias
+        return self.output.shaped(linear(answer.to(weight.dtype), weight, bias).float())
 
     def _tree(self, last: int, depth: int, feature: Tensor, logits: Tensor) -> TokenTree:
         settings, memory = self.settings, self.memory

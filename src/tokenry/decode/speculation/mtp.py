@@ -34,6 +34,7 @@ from tokenry.decode.speculation.verify import Accepted
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
 from tokenry.model.mask_predictor import MaskPredictor
+from tokenry.model.output import last_hidden
 
 STREAM = 0x2545F491  # keeps the drafts' draws apart from a verification with the same seed
 
@@ -122,14 +123,14 @@ class MaskDraft:
                 tokens.append(0)
                 which.append(j)
         ids, masks = torch.tensor([tokens], device=device), torch.tensor([which], device=device)
-        with self.predictor.lora.gate(self.model, masks > 0):
+        gate = self.predictor.lora.gate(self.model, masks > 0)
+        with gate, last_hidden(self.model) as caught:
             logits = state.tree(
                 ids[0],
                 torch.tensor(parents, device=device),
                 inputs_embeds=self.predictor.embed(self.model, ids, masks),
-                output_hidden_states=True,
             )
-        hidden = state.last_output.hidden_states[-1][0, M:].unflatten(0, (len(bearers), k))
+        hidden = caught[-1][0, M:].unflatten(0, (len(bearers), k))
         self.behind = dict(zip(bearers, hidden, strict=True)) if k else {}
         return logits[:M]
 

@@ -7,9 +7,10 @@
     use:    softmax( sum_d alpha_d z_d ),  alpha on the simplex;  the merged head sum_d alpha_d W_d
 
 h is the trunk's last hidden state, y_w the chosen and y_l the rejected completion of a pair, d the
-pair's objective. The trunk learns from every pair, a head from its own objective's pairs only. All
-heads start as copies of the model's output layer (which is not trained itself, so tied input
-embeddings are never touched through a head) and are held to the one reference.
+pair's objective; the model's own scale and soft cap, if it has any, act on z_d. The trunk learns
+from every pair, a head from its own objective's pairs only. All heads start as copies of the
+model's output layer (which is not trained itself, so tied input embeddings are never touched
+through a head) and are held to the one reference.
 
 Source: Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards
 (arXiv 2510.01167). The released code can add normal noise of 0.001 to the heads, and to the
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.fused import LinearHead, fused_scores
+from tokenry.core.fused import fused_scores
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
@@ -41,6 +42,7 @@ from tokenry.learn.preference.pairs import (
     token_log_ratios,
 )
 from tokenry.learn.preference.weighted import pair_loss
+from tokenry.model.output import required_head
 from tokenry.model.score import unwrap
 
 
@@ -85,6 +87,7 @@ class MAHDPO:
         return rows
 
     def parts(self, model: Any) -> ObjectiveHeads:
+        required_head(model)
         return ObjectiveHeads(model.get_output_embeddings(), self.objectives, self.noise)
 
     def __call__(
@@ -146,13 +149,16 @@ class ObjectiveHeads(nn.Module):
 
     def logprob(self, batch: TokenBatch, policy: Scores, objectives: Tensor) -> Tensor:
         """log pi(y_t|s_t), [rows, T], each row under the head of its objective."""
-        hidden, kind = policy.need("hidden"), policy.head
+        hidden, own = policy.need("hidden"), policy.head
+        if own is None:
+            raise InputError(
+                "MAH-DPO needs the scores of a model whose logits are its output layer's, scaled "
+                "or bounded at most: these come without a head"
+            )
         found = hidden.new_zeros(batch.shape, dtype=torch.promote_types(hidden.dtype, torch.float))
         for number in objectives.unique().tolist():
             layer = self.heads[number]
-            head = LinearHead(layer.weight, layer.bias)  # type: ignore[arg-type]
-            if kind is not None:
-                head = replace(head, softcap=kind.softcap, temperature=kind.temperature)
+            head = replace(own, weight=layer.weight, bias=layer.bias)
             places = (batch.target & (objectives == number)[:, None]).nonzero(as_tuple=True)
             scored = fused_scores(hidden[places].to(layer.weight.dtype), head, batch.ids[places])  # type: ignore[arg-type]
             found = found.index_put(places, scored.logprob.to(found.dtype))

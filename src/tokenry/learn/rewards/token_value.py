@@ -31,7 +31,7 @@ from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
-from tokenry.model.score import unwrap
+from tokenry.model import compat
 from tokenry.text.prefix_trie import PrefixTrie
 
 Kind = Literal["mse", "bce"]
@@ -147,8 +147,8 @@ class TokenValueModel(nn.Module):
 
     def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Values [B, T]: position t has read the tokens up to and with t. 0 on padding."""
-        decoder = unwrap(self.model).get_decoder()
-        output = decoder(
+        compat.require_left_padding(self.model, attention)
+        output = compat.decoder_of(self.model)(
             input_ids=ids,
             attention_mask=attention.long(),
             position_ids=(attention.long().cumsum(1) - 1).clamp_min(0),

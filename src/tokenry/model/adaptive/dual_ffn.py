@@ -337,7 +337,7 @@ def oracle_routes(
     if T < 2 or real.shape != ids.shape:
         raise ShapeError(f"ids must be [B, T >= 2] and attention alike; got {list(ids.shape)}")
     positions = (real.cumsum(1) - 1).clamp_min(0)
-    cache = compat.plain_cache()
+    cache = compat.plain_cache(model)
     with attached.route(default):
         model(
             input_ids=ids,
@@ -350,10 +350,8 @@ def oracle_routes(
     order = torch.arange(T, device=ids.device)
     before = (order[:, None] > order) & real[:, None]  # [B, T, T]: default columns
     itself = torch.eye(T, dtype=torch.bool, device=ids.device).expand(B, T, T)
-    distance = (positions[:, :, None] - positions[:, None]).repeat(1, 1, 2)
-    config, dtype = base_model(model).config, base_model(model).dtype
     allowed = torch.cat([before, itself], dim=-1)
-    mask = compat.mask_argument(config, allowed[:, None], distance[:, None], dtype)
+    mask = compat.mask_argument(model, allowed, positions, positions.repeat(1, 2))
     losses, entropies = [], []
     for route in routes:
         with attached.route(route):

@@ -36,6 +36,7 @@ from tokenry.model.attribution.blocks import (
     normed,
     observe,
 )
+from tokenry.model.output import required_head
 from tokenry.model.score import unwrap
 
 
@@ -123,16 +124,11 @@ def layer_parts(model: Any, seen: Observation) -> Iterator[Tensor]:
 
 def headed(plain: Any, parts: Tensor, target: int) -> Tensor:
     """Parts [K + 1, D] of a state -> parts [K + 1] of a token's logit, the soft cap included."""
-    layer = plain.get_output_embeddings()
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(
-            f"the head of {type(plain).__name__} is not linear: no logit to take apart"
-        )
-    found = parts @ layer.weight[target].float()
-    if layer.bias is not None:
-        found[-1] += layer.bias[target].float()
-    cap = getattr(plain.config.get_text_config(), "final_logit_softcapping", None)
-    return found if cap is None else activated(lambda z: torch.tanh(z / cap) * cap, found)
+    head = required_head(plain)
+    found = parts @ head.weight[target].float()
+    if head.bias is not None:
+        found[-1] += head.bias[target].float()
+    return found / head.temperature if head.softcap is None else activated(head.shaped, found)
 
 
 def classified(plain: Any, first: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from tokenry.core.errors import InputError
-from tokenry.model.attention import ObservedLayer, StepMask, observe_attention
+from tokenry.model.attention import ObservedLayer, StepMask
 from tokenry.model.cache.full import Full
-from tokenry.model.cache.policy import CachePolicy, PolicyCache, cache_under
+from tokenry.model.cache.policy import CachePolicy, PolicyCache, cache_under, observed_cache
 
 Places = Mapping[int | range | tuple[int, ...], CachePolicy]
 """Which policy goes where: one number, a range or several; negative ones count from the end."""
@@ -35,7 +35,6 @@ class PerLayer:
     default: CachePolicy = field(default_factory=Full)
 
     def cache(self, model: Any) -> PolicyCache:
-        observe_attention(model)
         config = model.config.get_text_config(decoder=True)
         chosen = resolve(self.layers, config.num_hidden_layers, "layer")
         used: set[int] = set()
@@ -44,13 +43,13 @@ class PerLayer:
             used.add(number)
             return chosen.get(number, self.default).layer()
 
-        cache = PolicyCache(model.config, layer)
+        PolicyCache(model.config, layer)  # which asks for the layers that there are
         if sliding := sorted(set(chosen) - used):
             raise InputError(
                 f"layers {sliding} do not have full attention, so a policy has nothing to choose "
                 f"there; those that have: {sorted(used)}"
             )
-        return cache
+        return observed_cache(model, layer)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,9 @@ class PerHead:
     default: CachePolicy = field(default_factory=Full)
 
     def cache(self, model: Any) -> PolicyCache:
-        resolve(self.heads, model.config.get_text_config(decoder=True).num_key_value_heads, "head")
+        count = getattr(model.config.get_text_config(decoder=True), "num_key_value_heads", None)
+        if count is not None:  # else the keys themselves will show how many there are
+            resolve(self.heads, count, "head")
         return cache_under(self, model)
 
     def layer(self) -> "HeadsLayer":

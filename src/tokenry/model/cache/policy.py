@@ -14,6 +14,7 @@ from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.attention import ObservedLayer, observe_attention
+from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
 
 class CachePolicy(Protocol):
@@ -45,8 +46,20 @@ class PolicyCache(DynamicCache):
 
 def cache_under(policy: CachePolicy, model: Any) -> PolicyCache:
     """A cache with one policy for all layers, and the model switched to show it its attention."""
+    return observed_cache(model, lambda number: policy.layer())
+
+
+def observed_cache(model: Any, layer: Callable[[int], ObservedLayer]) -> PolicyCache:
+    """A `PolicyCache` for the model, which is switched to show its attention; where there can be
+    none the model stays as it was."""
+    if is_recurrent(model) and not layer_kinds(model):
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} keeps a recurrent state and no keys: there is nothing "
+            "for a cache policy to bound"
+        )
+    cache = PolicyCache(model.config, layer)
     observe_attention(model)
-    return PolicyCache(model.config, lambda number: policy.layer())
+    return cache
 
 
 def observed_layers(layers: list[Any], layer: Callable[[int], ObservedLayer]) -> list[Any]:

@@ -39,9 +39,9 @@ class SimulatedCache(DynamicCache):
     """Prefill once, then `model(rest, past_key_values=cache.under(policy))` for each policy."""
 
     def __init__(self, model: Any):
-        observe_attention(model)
         super().__init__(config=model.config)
         self.layers = observed_layers(self.layers, lambda number: SimulatedLayer())
+        observe_attention(model)
 
     def under(self, policy: H2O, ranking: Ranking = "attention", seed: int = 0) -> "SimulatedCache":
         """A copy that goes on under `policy`; `seed` is for the random ranking."""
