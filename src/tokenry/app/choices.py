@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 from tokenry.app.terminal import load
 from tokenry.core import registry
@@ -49,12 +49,18 @@ def methods(
 
 def user_critic(place: str) -> Callable[[str], float]:
     """A user's function of a text."""
-    from tokenry.learn.user_code import user_value
+    from tokenry.learn.user_code import guarded, user_value
 
     critic = user_value(place)
     if not callable(critic):
         raise InputError(f"{place} must be a function from a text to a number, not {critic!r}")
-    return cast(Callable[[str], float], critic)
+    value = guarded(f"--critic {place}", lambda text: float(critic(text)))
+
+    def potential(text: str) -> float:
+        in_range(f"--critic {place} of {text[-60:]!r}", found := value(text), "[-inf, inf)")
+        return found
+
+    return potential
 
 
 def sampler_of(option: str, proposal: str | None, proposal_model: str | None, chat: bool) -> Any:

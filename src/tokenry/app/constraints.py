@@ -129,7 +129,7 @@ def read_schema(source: str) -> Any:
 
 def read_predicate(place: str) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
     """A user's function of the whole text, or a pair: of its beginnings, and of the whole."""
-    from tokenry.learn.user_code import user_value
+    from tokenry.learn.user_code import guarded, user_value
 
     value = user_value(place)
     pair = value if isinstance(value, tuple) else ((lambda text: True), value)
@@ -138,7 +138,7 @@ def read_predicate(place: str) -> tuple[Callable[[str], bool], Callable[[str], b
             f"{place} must be a function of a text, or a pair of them (may a text begin so, may it "
             f"be so), not {value!r}"
         )
-    return pair
+    return guarded(f"--accept {place}", pair[0]), guarded(f"--accept {place}", pair[1])
 
 
 def read_melody(notes: str) -> tuple[int, ...]:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints.base import Constraint, State
-from tokenry.decode.generate import ends, generate, prompt_ids
+from tokenry.decode.generate import dead_end, ends, generate, prompt_ids, text_sampler_of
 from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.request import Processor, TextSampler
 from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.text.whole import whole_text
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
@@ -101,13 +102,14 @@ def sampled(
     def potential(ids: list[int], ended: bool) -> float:
         return float(critic(loaded[1].decode(ids))) if critic else 0.0
 
-    if critic is not None and isinstance(sampler, SMC):
-        sampler = replace(sampler, critic=potential)
+    chosen = text_sampler_of("greedy" if greedy else sampler)
+    if critic is not None and isinstance(chosen, SMC):
+        chosen = replace(chosen, critic=potential)
     found = generate(
         loaded,
         prompt,
         constraint,
-        "greedy" if greedy else sampler,
+        chosen,
         particles,
         limits.max_new_tokens,
         1.0 if greedy else limits.temperature,
@@ -120,11 +122,7 @@ def sampled(
     )
     log_weights = found.log_weights.tolist()
     if max(log_weights) == DEAD:
-        longest = max(found.texts, key=len)
-        raise ConstraintError(
-            f"no text satisfied the constraint within {limits.max_new_tokens} tokens, for example "
-            f"{longest[:80]!r}: raise --max-new-tokens, or prompt for something shorter"
-        )
+        raise unfinished(loaded, prompt, constraint, limits, found.ids)
     texts = [whole_text(loaded[1], ids) for ids in found.ids]
     return Continuation(
         text=texts[found.best],
@@ -161,7 +159,7 @@ def drafted(
             on_token(text[0, len(ids) :].tolist())
         return False
 
-    masks = [] if constraint is None else [ConstraintMask(constraint, ids)]
+    masks = [] if constraint is None else [ConstraintMask(constraint, ids, tokenizer)]
     found = generate_with_drafter(
         model,
         ids,
@@ -175,7 +173,9 @@ def drafted(
         cache=None if policy is None else policy.cache(model),
         generator=torch.Generator().manual_seed(limits.seed),
     )
-    return one_text(loaded, found.new_ids, found.seconds, found.forward_calls, must_end)
+    if must_end and not ended(loaded, found.new_ids):
+        raise unfinished(loaded, prompt, constraint, limits, [found.new_ids])
+    return one_text(loaded, found.new_ids, found.seconds, found.forward_calls)
 
 
 def cached(
@@ -191,6 +191,7 @@ def cached(
     """One text on a bounded key-value cache, by transformers' own generate."""
     model, tokenizer = loaded
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=next(model.parameters()).device)
+    limit = new_tokens_within(model, ids.shape[1], limits.max_new_tokens)
     watched: list[int] = []
 
     def watch(text: Tensor, scores: Tensor) -> Tensor:
@@ -209,12 +210,12 @@ def cached(
             ids,
             attention_mask=torch.ones_like(ids),
             past_key_values=policy.cache(model),
-            max_new_tokens=limits.max_new_tokens,
+            max_new_tokens=limit,
             eos_token_id=ends(*loaded),
             pad_token_id=tokenizer.pad_token_id or ends(*loaded)[0],
             logits_processor=[
                 *processors,
-                *([ConstraintMask(constraint, ids[0].tolist())] if constraint else []),
+                *([ConstraintMask(constraint, ids[0].tolist(), tokenizer)] if constraint else []),
                 watch,
             ],
             **sampling,
@@ -222,7 +223,11 @@ def cached(
     new = output[0, ids.shape[1] :].tolist()
     if on_token is not None:
         on_token(new)
-    return one_text(loaded, new, time.perf_counter() - started, len(new), must_end)
+    if not ended(loaded, new) and must_end:
+        raise unfinished(loaded, prompt, constraint, limits, [new])
+    if not ended(loaded, new) and limit < limits.max_new_tokens:
+        warn_of_window(model)
+    return one_text(loaded, new, time.perf_counter() - started, len(new))
 
 
 def bytewise(
@@ -264,41 +269,77 @@ def bytewise(
     )
 
 
-def one_text(
-    loaded: tuple[Any, Any],
-    ids: list[int],
-    seconds: float,
-    passes: int,
-    must_end: bool,
-) -> Continuation:
+def one_text(loaded: tuple[Any, Any], ids: list[int], seconds: float, passes: int) -> Continuation:
     """The result of a decoding that has one text and no weights."""
-    ended = bool(ids) and ids[-1] in ends(*loaded)
+    finished = ended(loaded, ids)
     text = whole_text(loaded[1], ids)
-    body = ids[:-1] if ended else ids
-    if must_end and not ended:
-        raise ConstraintError(
-            f"the text did not satisfy the constraint within {len(ids)} tokens ({text[:80]!r}): "
-            "raise --max-new-tokens, or prompt for something shorter"
-        )
     return Continuation(
         text=text,
         texts=[text],
         log_weights=[0.0],
-        ids=[body],
+        ids=[ids[:-1] if finished else ids],
         log_evidence=None,
         seconds=seconds,
         forward_passes=passes,
         tokens=len(ids),
         checks_per_token=0.0,
-        finished=ended,
+        finished=finished,
     )
 
 
-class ConstraintMask:
-    """Any constraint as a logits processor, for one row that goes on from `prompt`."""
+def ended(loaded: tuple[Any, Any], ids: Sequence[int]) -> bool:
+    return bool(ids) and ids[-1] in ends(*loaded)
 
-    def __init__(self, constraint: Constraint, prompt: Sequence[int]):
-        self.read = len(prompt)
+
+def unfinished(
+    loaded: tuple[Any, Any],
+    prompt: Any,
+    constraint: Constraint | None,
+    limits: Limits,
+    texts: Sequence[Sequence[int]],
+) -> ConstraintError:
+    """That no text was done within the limit: none satisfies the constraint, or none has ended."""
+    model, tokenizer = loaded
+    before = prompt_ids(tokenizer, prompt)
+    limit = new_tokens_within(model, len(before), limits.max_new_tokens)
+    if limit < limits.max_new_tokens:
+        within = f"the {limit} tokens that the model's window has behind the prompt"
+        advice = "shorten the prompt"
+    else:
+        within = f"{limit} tokens"
+        advice = "raise --max-new-tokens"
+    complete = [
+        ids for ids in texts if constraint is not None and satisfied(constraint, before, ids)
+    ]
+    longest = max(complete or texts, key=len)
+    shown = f"{whole_text(tokenizer, longest)[:80]!r}"
+    if complete:
+        return ConstraintError(
+            f"the text satisfies the constraint and has not ended within {within} ({shown}): "
+            f"--end-when-complete ends it there; or {advice}"
+        )
+    return ConstraintError(
+        f"no text satisfied the constraint within {within}, for example {shown}: {advice}, or "
+        "prompt for something shorter"
+    )
+
+
+def satisfied(constraint: Constraint, prompt: Sequence[int], ids: Sequence[int]) -> bool:
+    """Whether the text may end here."""
+    state = constraint.begin(prompt)
+    for token in ids:
+        if not state.allows(token):
+            return False
+        state = state.advance(token)
+    return state.complete
+
+
+class ConstraintMask:
+    """Any constraint as a logits processor, the last one, for a row that goes on from `prompt`."""
+
+    def __init__(self, constraint: Constraint, prompt: Sequence[int], tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.start = self.read = len(prompt)
         self.state: State = constraint.begin(prompt)
 
     def after(self, text: Sequence[int]) -> State:
@@ -319,10 +360,15 @@ class ConstraintMask:
         return tree if len(states) == len(tree) else tree.select(list(states))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [1, V] with the refused tokens at -inf, after `input_ids` [1, T]."""
-        self.after(input_ids[0].tolist())
+        """Logits [1, V] with the refused tokens at -inf, after `input_ids` [1, T].
+
+        Raises ConstraintError where no token is left: the constraint refuses all, or those that the
+        processors before it have left."""
+        text = input_ids[0].tolist()
+        self.after(text)
         mask = self.state.mask().to(scores.device)
-        if not mask.any():
-            raise ConstraintError("no token satisfies the constraint: it leads into a dead end")
         mask = torch.nn.functional.pad(mask, (0, max(0, scores.shape[1] - len(mask))))
-        return scores.masked_fill(~mask[: scores.shape[1]], float("-inf"))
+        allowed = scores.masked_fill(~mask[: scores.shape[1]], float("-inf"))
+        if not bool((allowed > float("-inf")).any()):
+            raise dead_end(self.tokenizer, text[self.start :])
+        return allowed

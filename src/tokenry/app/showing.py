@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenry.app.terminal import notes
@@ -31,6 +33,16 @@ class Stream:
         sys.stdout.write(text[len(self.shown) :])
         sys.stdout.flush()
         self.shown = max(self.shown, text, key=len)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Each warning to the user as one line on standard error, once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for line in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
+        notes().print(f"note: {line}", style="dim", markup=False, highlight=False)
 
 
 def remark(found: Continuation) -> None:

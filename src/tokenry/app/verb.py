@@ -25,11 +25,15 @@ from tokenry.core.errors import InputError
 
 @dataclass(frozen=True)
 class Typed:
-    """What was typed of a verb: {parameter: its spellings}, the words, and what they set."""
+    """What was typed of a verb: {parameter: its spellings}, the words, and what they set.
+
+    opposites: spellings that say no to their parameter, such as `--no-x`.
+    """
 
     spellings: dict[str, list[str]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     given: frozenset[str] = frozenset()
+    opposites: frozenset[str] = frozenset()
 
     def spelling(self, name: str) -> str | None:
         """How the user wrote the parameter, else its long option; None for an argument."""
@@ -40,7 +44,7 @@ class Typed:
                 attached = word.startswith(option) and not option.startswith("--")
                 if attached or word.partition("=")[0] == option:
                     return option
-        return max(options, key=len, default=None)
+        return max((o for o in options if o not in self.opposites), key=len, default=None)
 
     def parameter(self, option: str) -> str | None:
         """The parameter that has this spelling."""
@@ -60,7 +64,8 @@ class Typed:
             pattern = rf"(?<![\w.-]){name}\b" if "_" in name else rf"^{name}(?= (?:is|must) |=)"
             message = re.sub(pattern, option, message)
             for other in self.spellings[name]:
-                if other.startswith("--") and other != option:
+                alike = (other in self.opposites) == (option in self.opposites)
+                if other.startswith("--") and other != option and alike:
                     message = re.sub(rf"(?<![\w-]){re.escape(other)}(?![\w-])", option, message)
         return message
 
@@ -136,15 +141,16 @@ class Verb(TyperCommand):
             str(parameter.name): [*parameter.opts, *parameter.secondary_opts]
             for parameter in self.params
         }
+        no = frozenset(option for parameter in self.params for option in parameter.secondary_opts)
         words = list(args)
-        _typed.set(Typed(spellings, words))
+        _typed.set(Typed(spellings, words, opposites=no))
         rest = super().parse_args(ctx, args)
         given = frozenset(
             name
             for name in spellings
             if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
         )
-        _typed.set(Typed(spellings, words, given))
+        _typed.set(Typed(spellings, words, given, no))
         for name, value in ctx.params.items():
             ctx.params[name] = unicode_text(value, typed().spelling(name))
         return rest

@@ -80,15 +80,19 @@ def generate(
     )
     samples = chosen(request, particles)
     if samples.dead_end is not None:
-        text = tokenizer.decode(samples.dead_end)
-        raise ConstraintError(
-            f"no token satisfies the constraint after {text!r} "
-            f"({len(samples.dead_end)} tokens): the constraint leads into a dead end there"
-        )
+        raise dead_end(tokenizer, samples.dead_end)
     if limit < max_new_tokens and not all(samples.finished):
         warn_of_window(model)
     texts = [tokenizer.decode(text, skip_special_tokens=True) for text in samples.ids]
     return replace(samples, texts=texts)
+
+
+def dead_end(tokenizer: Any, ids: Sequence[int]) -> ConstraintError:
+    """That no token can go on with the text."""
+    return ConstraintError(
+        f"no token satisfies the constraint after {tokenizer.decode(ids)!r} ({len(ids)} tokens): "
+        "the constraint, or what else ends or steers the text, leads into a dead end there"
+    )
 
 
 def text_sampler_of(

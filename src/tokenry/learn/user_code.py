@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
-from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.errors import InputError, TokenryError, UnknownNameError
 
 
 def user_value(place: str) -> Any:
@@ -30,6 +31,22 @@ def user_value(place: str) -> Any:
         known = [key for key in vars(module) if not key.startswith("_")]
         raise UnknownNameError(f"name in {path}", name, known)
     return getattr(module, name)
+
+
+def guarded(place: str, function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A user's function of a text whose exceptions name it, as InputError."""
+
+    def call(text: str) -> Any:
+        try:
+            return function(text)
+        except TokenryError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{place} raised {type(error).__name__}: {error}, for the text {text[-60:]!r}"
+            ) from error
+
+    return call
 
 
 def user_objective(place: str) -> Any:

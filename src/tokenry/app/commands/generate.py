@@ -11,7 +11,7 @@ import typer
 
 from tokenry.app.choices import as_question, methods, user_critic
 from tokenry.app.constraints import TextConstraints, with_words, word_filter
-from tokenry.app.showing import Stream, remark
+from tokenry.app.showing import Stream, remark, warnings_as_notes
 from tokenry.app.steering import Steering
 from tokenry.app.terminal import (
     AsJson,
@@ -401,10 +401,11 @@ def generate(
 
     if plain:
         stream = Stream(loaded.tokenizer, control.certain)
-        found = run(stream).cut(control.cut)
-        stream.finish(found.text)
+        with warnings_as_notes():
+            found = run(stream).cut(control.cut)
+            stream.finish(found.text)
     else:
-        with progress() as bar:
+        with warnings_as_notes(), progress() as bar:
             task = bar.add_task(f"{particles} texts, tokens", total=max_new_tokens)
             found = run(lambda ids: bar.update(task, completed=len(ids))).cut(control.cut)
         if as_json:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.speculation.rejection import draw_with_proposals
 from tokenry.decode.speculation.tree import TokenTree
 
@@ -77,14 +77,20 @@ def draw(
 
     logits: [V]. top_p: draw from the smallest set of most probable tokens that holds this much.
     proposed: tokens that were themselves drawn, and from what; the token then has the same law, and
-    is one of them as often as possible (see `rejection`).
+    is one of them as often as possible (see `rejection`). Raises ConstraintError where no token is
+    possible.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise InputError(
             f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}"
         )
+    best, likeliest = logits.max(-1)
+    if not float(best) > float("-inf"):  # NaN is none either
+        raise ConstraintError(
+            f"no token can follow: their logits are all {float(best)}, as processors left them"
+        )
     if temperature == 0:
-        return int(logits.argmax())
+        return int(likeliest)
     probs = (logits.float() / temperature).softmax(-1)
     if top_p < 1:
         falling, order = probs.sort(descending=True, stable=True)
