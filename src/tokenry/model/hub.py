@@ -116,6 +116,30 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, dtype: Any = None, device: An
     return Loaded(model.to(device).eval(), tokenizer)
 
 
+def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
+    """A model's tokenizer without the model: where its file says it all, without transformers and
+    torch either (`TokenizerFile`). The errors are those of `load`."""
+    from tokenry.text.tokenizer_file import TokenizerFile
+
+    source = locate(name_or_path)
+    local = Path(source)
+    adapter = local / "adapter_config.json"
+    if adapter.exists() and not (local / "tokenizer_config.json").exists():
+        return load_tokenizer(json.loads(adapter.read_text())["base_model_name_or_path"])
+    found = TokenizerFile.read(local, trusted=(local / "tokenry.json").exists())
+    if found is not None:
+        return found
+    try:
+        from transformers import AutoTokenizer
+
+        with _quiet():
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot load the tokenizer of {name_or_path}: {_first_line(error)}"
+        ) from error
+
+
 def folder(name: str) -> Path:
     """The local folder of a named model, fetched and converted first if it is not there yet."""
     if name not in NAMED_MODELS:
