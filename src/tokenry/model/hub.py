@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenry.core.errors import ModelError, UnknownNameError
+from tokenry.core.extras import require_extra
 
 
 class Loaded(NamedTuple):
@@ -228,12 +229,9 @@ def _read(source: str, dtype: Any) -> tuple[Any, Any]:
     if not adapter.exists():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         return model, AutoTokenizer.from_pretrained(source)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelError(
-            f"{source} holds a PEFT adapter: install peft (pip install 'tokenry[train]')"
-        ) from error
+    require_extra(f"{source} holds a PEFT adapter, which", "peft")
+    from peft import PeftModel
+
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
     model, tokenizer = _read(locate(base), dtype)
     if (Path(source) / "tokenizer_config.json").exists():
