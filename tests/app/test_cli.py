@@ -23,6 +23,7 @@ VERBS = (
     "demo",
     "plan",
     "compress",
+    "data",
 )
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " gathered feathers"},

@@ -23,7 +23,7 @@ ALWAYS = {
     },
     "train": {
         *("--data", "--output", "--objective", "--model", "--config", "--lora", "--eval-data"),
-        *("--reference", "--frozen", "--reward", "--resume"),  # refused by the library
+        *("--reference", "--frozen", "--reward", "--resume", "--adapter"),  # refused by the library
     },
     "tokenize": {"--file", "--model", "--stochastok"},
     "compress": {"--percent", "--scorer", "--keep"},
@@ -32,6 +32,7 @@ ALWAYS = {
     "papers": set(),
     "reproduce": {"--output"},
     "models": set(),
+    "data": set(),
     "plan": {
         *("--rate", "--trace", "--model-size", "--model", "--machines", "--slo", "--reference"),
         *("--budget-cost", "--budget-power", "--budget-count", "--price"),
