@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench docs figures clean
+.PHONY: demo test test-wheel lint bench docs figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tokenry demo
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n auto --dist worksteal
+
+# The wheel is built and tried in fresh environments, without the clone.
+test-wheel: | $(VENV)/bin/python
+	rm -rf dist
+	$(PIP) --upgrade build
+	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python tests/wheel.py dist/*.whl 3.11 3.12 3.13
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -67,4 +74,4 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-kvpress site demo/report.html demo/run
+	rm -rf $(VENV) .venv-peers .venv-kvpress site dist demo/report.html demo/run

@@ -23,6 +23,7 @@ VERBS = (
     "demo",
     "plan",
     "compress",
+    "data",
 )
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " gathered feathers"},
@@ -255,7 +256,7 @@ def test_steering_reaches_every_way_of_decoding(run, refused, model, tmp_path):
     assert texts[0] == texts[1]
     assert texts[0].startswith(" cat sat")
     assert run(*base, "--expected-length", 0.01)[1].strip() == ""
-    assert "above 0" in refused(*base, "--expected-length", 0)
+    assert "--expected-length is 0" in refused(*base, "--expected-length", 0)
     assert "needs a constraint" in refused(*base, "--end-when-complete")
     style.write_text("")
     assert "empty" in refused(*base, "--style", style)
@@ -269,7 +270,7 @@ def test_bytes_finish_words_and_average_models(run, refused, model):
     assert bytes(found["samples"][0]["tokens"]).decode(errors="replace") == found["text"]
     _, both, _ = run(*base, "--ensemble", model)
     assert both == streamed  # a model with itself is the model
-    assert "constraints" in refused(*base, "--bytes", "--regex", "a")
+    assert "--regex" in refused(*base, "--bytes", "--regex", "a")
     assert "--draft" in refused(*base, "--bytes", "--draft", "recycling")
 
 
@@ -364,7 +365,8 @@ def test_papers_print_the_fields_of_the_catalogue(run, toy_paper):
     fields = ["number", "key", "title", "arxiv", "role", "family", "claim", "held", "seconds"]
     assert code == 0
     assert list(row) == fields
-    assert "It plays." in run("papers")[1]
+    assert "A toy" in run("papers")[1]
+    assert "It plays." in run("papers", "toy")[1]
 
 
 def test_reproduce_prints_the_record_that_it_writes(run, toy_paper, tmp_path):
@@ -464,7 +466,10 @@ def test_objectives_are_listed_with_what_they_need(run, refused):
     rows = {row["name"]: row for row in json.loads(out)}
     assert set(rows) == {"tdpo", "tgdpo"}
     assert rows["tgdpo"]["bring"] == ["--frozen guide=MODEL"]
-    assert rows["tdpo"]["hyperparameters"]["alpha"] == "0.5"
+    assert rows["tdpo"]["hyperparameters"]["alpha"] == 0.5
+    assert rows["tdpo"]["hyperparameters"]["variant"] == "tdpo2"
+    assert rows["tgdpo"]["hyperparameters"]["floor"] is None
+    assert "no objective matches 'dop*'" in refused("objectives", "dop*")
     assert "Token-level Direct Preference Optimization" in rows["tdpo"]["summary"]
     code, out, _ = run("objectives")
     assert code == 0

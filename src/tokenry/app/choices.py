@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from tokenry.app.terminal import load
+from tokenry.app.verb import require_use
 from tokenry.core import registry
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
@@ -27,9 +28,10 @@ def methods(
     """The sampler, the drafter and the cache policy asked for (None: not asked for);
     combinations that cannot work say so."""
     in_range("--particles", particles, "[1, 4096]", integer=True)
-    proposed = proposal is not None or proposal_model is not None
-    if proposed and (sampler or "").partition(":")[0] != "guard":
-        raise InputError("a proposal is of --sampler guard: give that as well")
+    guarded = (sampler or "").partition(":")[0] == "guard"
+    for option in ("--proposal", "--proposal-model"):
+        require_use(option, guarded, "it is what --sampler guard proposes with")
+    require_use("--draft-model", draft is not None, "it is what --draft drafts with")
     chosen = None if sampler is None else sampler_of(sampler, proposal, proposal_model, chat)
     for option, value in (("--draft", draft), ("--cache", cache)):
         if value is None:
@@ -44,6 +46,32 @@ def methods(
         chosen,
         None if draft is None else drafter_of(draft, draft_model),
         None if cache is None else cache_policy(cache),
+    )
+
+
+TRAINED_PART = "its trained part: give the file that its training saved with --draft-model FILE"
+NEEDED = {
+    "dyspec": "a smaller model with the same vocabulary: give it with --draft-model MODEL",
+    "mtp": TRAINED_PART,
+    "fspad": TRAINED_PART,
+}
+# samplers of a constraint: without one they draw what the model draws anyway
+OF_A_CONSTRAINT = ("awrs", "mask", "rejection", "asap", "guard", "smc")
+
+
+def require_sampling(
+    sampler: str | None, particles: int, greedy: bool, constrained: bool, critic: bool
+) -> None:
+    """Options of sampling are refused where nothing is sampled, or everything without them."""
+    name = (sampler or "").partition(":")[0]
+    likeliest = "at --temperature 0 every text is the likeliest one"
+    require_use("--sampler", not greedy or name == "mask", likeliest)
+    require_use("--particles", not greedy or particles == 1, likeliest)
+    require_use("--critic", not greedy, likeliest)
+    require_use(
+        "--sampler",
+        constrained or name not in OF_A_CONSTRAINT or (critic and name in ("awrs", "smc")),
+        f"{name} is a way to satisfy a constraint, and there is none",
     )
 
 
@@ -102,11 +130,8 @@ def drafter_of(option: str, model: str | None) -> Any:
         return Mixture(tuple(drafter_of(one, model if one in takers else None) for one in parts))
     name = option.partition(":")[0]
     if model is None:
-        if name in ("mtp", "fspad"):
-            raise InputError(
-                f"--draft {name} needs its trained part: give the file that its training saved "
-                "with --draft-model FILE"
-            )
+        if name in readers:
+            raise InputError(f"--draft {name} needs {NEEDED[name]}")
         return configured(registry.drafter, option)
     registry.drafter[name]  # an unknown name is named first
     if name not in readers:

@@ -20,6 +20,7 @@ import tokenry
 from tokenry.app.commands import (
     audit,
     compress,
+    data,
     demo,
     generate,
     inspect,
@@ -62,6 +63,7 @@ add(compress.compress)
 for verb in (audit.audit, objectives.objectives, papers.papers, reproduce.reproduce):
     add(verb)
 app.add_typer(models.app, name="models", help=paragraphs(models.models))
+app.add_typer(data.app, name="data", help=paragraphs(data.data))
 add(plan.plan)
 add(demo.demo)
 

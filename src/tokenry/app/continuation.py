@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.generate import dead_end, ends, generate, prompt_ids, text_sampler_of
 from tokenry.decode.samplers.base import DEAD
@@ -39,10 +40,8 @@ class Limits:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
-        if not self.temperature >= 0:
-            raise InputError(f"temperature is {self.temperature}: it must be 0 (greedy) or more")
+        in_range("max_new_tokens", self.max_new_tokens, "[1, inf)", integer=True)
+        in_range("temperature", self.temperature, "[0, inf)")
 
 
 @dataclass(frozen=True)

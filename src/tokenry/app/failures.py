@@ -15,6 +15,7 @@ from pathlib import Path
 import tokenry
 from tokenry.app.verb import typed
 from tokenry.core.errors import TokenryError
+from tokenry.core.extras import extra_of, how_to_install
 
 BAD_INPUT, INTERNAL = 2, 1
 PACKAGE = Path(tokenry.__file__).resolve().parent
@@ -33,6 +34,8 @@ def report(error: BaseException) -> tuple[str, int]:
         return f"{error.strerror}: {error.filename}", BAD_INPUT
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.strerror}: the disk is full where this was to be written", BAD_INPUT
+    if isinstance(error, ModuleNotFoundError) and extra_of(error.name or ""):
+        return f"this needs {error.name}: {how_to_install([str(error.name)])}", BAD_INPUT
     source = library(error)
     where = f"at {place(error)}; --debug shows the traceback"
     if source is None and not isinstance(error, (*OF_THE_SYSTEM, RuntimeError)):

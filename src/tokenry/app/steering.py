@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenry.app.choices import as_question
 from tokenry.app.terminal import read_text
+from tokenry.app.verb import require_use
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ class Steering:
         end_when_complete: bool,
     ) -> Steering:
         """From the options, with the file that they name."""
-        if expected_length is not None and not expected_length > 0:
-            raise InputError(f"--expected-length is {expected_length:g}: it must be above 0 tokens")
+        in_range("--expected-length", expected_length, "(0, inf)", optional=True)
+        require_use("--style-strength", style is not None, "it is the strength of --style")
+        in_range("--style-strength", style_strength, "[0, inf)")
         text = None if style is None else read_text(style)
         if text is not None and not text.strip():
             raise InputError(f"{style} is empty: a style needs a text")

@@ -86,6 +86,15 @@ def load(name: str) -> Any:
         return hub.load(name)
 
 
+def check_model(name: str) -> None:
+    """Raise ModelError or UnknownNameError for a model that cannot be had, before the imports that
+    take seconds; nothing is fetched."""
+    from tokenry.model import hub
+
+    if name not in hub.NAMED_MODELS:
+        hub.locate(name)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output; infinities and NaN become null."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -101,6 +101,16 @@ def require_use(option: str, has_use: bool, why: str) -> None:
     name = words.parameter(option)
     if name is not None and name in words.given:
         raise InputError(f"{words.spelling(name)} has no effect here: {why}")
+
+
+def require_only(options: Collection[str], why: str) -> None:
+    """Refuse every typed option that is none of these. Raises InputError as `require_use` does."""
+    words = typed()
+    wanted = {words.parameter(option) for option in (*options, "--seed", "--json", "--debug")}
+    for name in words.spellings:
+        option = words.spelling(name)
+        if option is not None and name not in wanted:
+            require_use(option, False, why)
 
 
 def set_debug(value: bool) -> bool:

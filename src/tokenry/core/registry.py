@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tokenry.core.errors import UnknownNameError
+from tokenry.core.extras import extra_of
 
 T = TypeVar("T")
 
@@ -76,12 +77,22 @@ class Role:
 
 
 def import_modules(package: str) -> list[Any]:
-    """Import all modules below `package` and return them in the order of their names."""
+    """Import all modules below `package` and return them in the order of their names.
+
+    Those that stand on an extra which is not installed, such as kernels, are left out.
+    """
     root = importlib.import_module(package)
     if not hasattr(root, "__path__"):
         return [root]
     found = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
-    return [importlib.import_module(name) for name in sorted(info.name for info in found)]
+    modules = []
+    for name in sorted(info.name for info in found):
+        try:
+            modules.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            if extra_of(error.name or "") is None:
+                raise
+    return modules
 
 
 signal = Role("signal", ("tokenry.core.signals",))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tokenry.core.boundaries import prompt_ids
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.extras import require_extra
 from tokenry.decode.generate import ends as end_tokens
 from tokenry.model.decoding import DecodingState
 from tokenry.text.vocabulary import token_bytes
@@ -148,11 +149,10 @@ def cluster_keys(
     """
     if keys.ndim != 2 or not 1 <= n_clusters <= len(keys):
         raise InputError(f"cannot make {n_clusters} clusters of keys {list(keys.shape)}")
-    try:
-        from sklearn.cluster import KMeans, MiniBatchKMeans
-        from threadpoolctl import threadpool_limits  # scikit-learn needs it too
-    except ImportError as error:
-        raise InputError("clustering needs scikit-learn: pip install scikit-learn") from error
+    require_extra("clustering", "sklearn")
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from threadpoolctl import threadpool_limits  # scikit-learn needs it too
+
     options: Any = {
         "n_clusters": n_clusters, "max_iter": iterations, "random_state": seed, "n_init": 1
     }  # fmt: skip

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenry.core.errors import ModelError, UnknownNameError
+from tokenry.core.extras import require_extra
 
 
 class Loaded(NamedTuple):
@@ -116,6 +117,30 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, dtype: Any = None, device: An
     return Loaded(model.to(device).eval(), tokenizer)
 
 
+def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
+    """A model's tokenizer without the model: where its file says it all, without transformers and
+    torch either (`TokenizerFile`). The errors are those of `load`."""
+    from tokenry.text.tokenizer_file import TokenizerFile
+
+    source = locate(name_or_path)
+    local = Path(source)
+    adapter = local / "adapter_config.json"
+    if adapter.exists() and not (local / "tokenizer_config.json").exists():
+        return load_tokenizer(json.loads(adapter.read_text())["base_model_name_or_path"])
+    found = TokenizerFile.read(local, trusted=(local / "tokenry.json").exists())
+    if found is not None:
+        return found
+    try:
+        from transformers import AutoTokenizer
+
+        with _quiet():
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot load the tokenizer of {name_or_path}: {_first_line(error)}"
+        ) from error
+
+
 def folder(name: str) -> Path:
     """The local folder of a named model, fetched and converted first if it is not there yet."""
     if name not in NAMED_MODELS:
@@ -204,12 +229,9 @@ def _read(source: str, dtype: Any) -> tuple[Any, Any]:
     if not adapter.exists():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         return model, AutoTokenizer.from_pretrained(source)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelError(
-            f"{source} holds a PEFT adapter: install peft (pip install 'tokenry[train]')"
-        ) from error
+    require_extra(f"{source} holds a PEFT adapter, which", "peft")
+    from peft import PeftModel
+
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
     model, tokenizer = _read(locate(base), dtype)
     if (Path(source) / "tokenizer_config.json").exists():

@@ -7,30 +7,69 @@ versions}. The files that Tokenry ships with are the ones behind its gallery.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.files import write_whole
-from tokenry.core.registry import import_modules
 from tokenry.core.versions import installed
 from tokenry.papers.base import Outcome, Paper
+
+PACKAGE = "tokenry.papers"
+DECLARATION = re.compile(r"^PAPER = Paper\(", re.MULTILINE)
 
 
 @lru_cache(maxsize=1)
 def papers() -> dict[str, Paper]:
-    """Every paper by its key; numbered ones first, in order."""
-    found = [
-        module.PAPER for module in import_modules("tokenry.papers") if hasattr(module, "PAPER")
-    ]
+    """Every paper by its key; numbered ones first, in order.
+
+    The records are read from the files; a file is imported, with all that its method stands on,
+    when its reproduction runs.
+    """
+    folder = Path(__file__).parent
+    found = []
+    for file in sorted(folder.rglob("*.py")):
+        name = ".".join((PACKAGE, *file.relative_to(folder).with_suffix("").parts))
+        record = declared(name, file.read_text(encoding="utf-8"))
+        if record is not None:
+            found.append(record)
     found.sort(key=lambda paper: (paper.number is None, paper.number or 0, paper.key))
     return {paper.key: paper for paper in found}
+
+
+def declared(module: str, source: str) -> Paper | None:
+    """The record that a module declares as `PAPER = Paper(...)`; None if it declares none.
+
+    Arguments that are no literals are had by importing the module.
+    """
+    start = DECLARATION.search(source)
+    if start is None:
+        return None
+    statement = ast.parse(source[start.start() :]).body[0]  # nothing but definitions comes after
+    assert isinstance(statement, ast.Assign)
+    assert isinstance(statement.value, ast.Call)
+    names = [item.name for item in fields(Paper)]
+    given = dict(zip(names, statement.value.args, strict=False))
+    given |= {str(keyword.arg): keyword.value for keyword in statement.value.keywords}
+
+    def imported() -> Paper:
+        return importlib.import_module(module).PAPER
+
+    given.pop("reproduce")
+    try:
+        values = {name: ast.literal_eval(node) for name, node in given.items()}
+    except ValueError:
+        return imported()
+    return Paper(**values, reproduce=lambda seed: imported().reproduce(seed))
 
 
 def paper(key: str) -> Paper:
@@ -114,15 +153,19 @@ def listing(role: str | None = None, family: str | None = None) -> list[dict[str
         values = {getattr(record, name) for record in known}
         if wanted is not None and wanted not in values:
             raise UnknownNameError(name, wanted, values)
-    rows = []
-    for record in known:
-        if role not in (None, record.role) or family not in (None, record.family):
-            continue
-        result = read_result(record.key) or {}
-        fields = ("number", "key", "title", "arxiv", "role", "family", "claim")
-        row = {name: getattr(record, name) for name in fields}
-        rows.append(row | {"held": result.get("held"), "seconds": result.get("seconds")})
-    return rows
+    return [
+        row(record)
+        for record in known
+        if role in (None, record.role) and family in (None, record.family)
+    ]
+
+
+def row(record: Paper) -> dict[str, Any]:
+    """A paper's fields, and whether its claim held."""
+    result = read_result(record.key) or {}
+    names = ("number", "key", "title", "arxiv", "role", "family", "claim")
+    about = {name: getattr(record, name) for name in names}
+    return about | {"held": result.get("held"), "seconds": result.get("seconds")}
 
 
 def versions() -> dict[str, str]:

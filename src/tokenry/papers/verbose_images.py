@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tokenry.core.extras import require_extra
 from tokenry.learn.toy import toy_model
 from tokenry.measure.length_inflation import anomaly_inputs, generate_from, read_from
 from tokenry.measure.verbosity import Generated, length_anomaly, length_cap, length_stress_test
@@ -151,6 +152,7 @@ class Captioner(nn.Module):
 
 def digit_images() -> tuple[Tensor, Tensor]:
     """The 1,797 handwritten digits that scikit-learn ships: [N, 8, 8] in 0..1, and which."""
+    require_extra("reading digits", "sklearn")
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()

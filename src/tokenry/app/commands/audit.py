@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.terminal import AsJson, Seed, load, print_json, progress, results
+from tokenry.app.verb import require_use
 from tokenry.core.errors import InputError, UnknownNameError
 
 TITLES = {
@@ -77,6 +78,8 @@ def audit(
         raise InputError(f"--tokens must be 0 (all) or more, got {tokens}")
     if not 0 < threshold < 1:
         raise InputError(f"--threshold must be between 0 and 1, got {threshold}")
+    for option in ("--tokens", "--threshold", "--template"):
+        require_use(option, "hidden" in wanted, "it is of the probe for hidden strings")
     loaded = load(model)
     if template and loaded.tokenizer.chat_template is None:
         raise InputError(f"{model} has no chat template: leave --template out")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.terminal import AsJson, Model, Seed, load, notes, print_json, read_text, working
+from tokenry.app.verb import require_use
 from tokenry.core.errors import InputError, UnknownNameError
 
 
@@ -55,6 +56,7 @@ def compress(
     if not 0 <= percent <= 100:
         raise InputError(f"--percent is {percent:g}: it must be between 0 and 100")
     check_scorer(scorer)
+    require_use("--model", scorer != "random", "--scorer random loads no model")
     check_pattern(keep)
     text = read_text(file)
     if not text.strip():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenry.app.choices import as_question, methods, user_critic
+from tokenry.app.choices import as_question, methods, require_sampling, user_critic
 from tokenry.app.constraints import TextConstraints, with_words, word_filter
 from tokenry.app.showing import Stream, remark, warnings_as_notes
 from tokenry.app.steering import Steering
@@ -17,12 +17,14 @@ from tokenry.app.terminal import (
     AsJson,
     Model,
     Seed,
+    check_model,
     load,
     print_json,
     progress,
     read_text,
     working,
 )
+from tokenry.app.verb import require_only
 from tokenry.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ TEXTS = "Constraints on the text"
 WORDS = "Constraints on its words"
 STEER = "Steering: which texts are likely"
 HOW = "How it is decoded"
+OF_BYTES = ("--model", "--chat", "-n", "-t", "--stop", "--bytes", "--ensemble")
 
 
 def generate(
@@ -76,7 +79,7 @@ def generate(
     ] = None,
     min_tokens: Annotated[
         int,
-        typer.Option("--min-tokens", metavar="N", help="No shorter.", rich_help_panel=TEXTS),
+        typer.Option("--min-tokens", min=0, metavar="N", help="No shorter.", rich_help_panel=TEXTS),
     ] = 0,
     accept: Annotated[
         str | None,
@@ -330,6 +333,7 @@ def generate(
 
     [cyan]tokenry generate "def fibonacci(n):" -t 0 --draft goose[/]
     """
+    check_model(model)
     from tokenry.app.continuation import Limits
     from tokenry.decode.samplers.smc import SMC, MaskedTexts
 
@@ -346,8 +350,16 @@ def generate(
     text = read_text("-") if prompt == "-" else prompt
     if not text:
         raise InputError("the prompt is empty: give at least one token to continue")
+    bytewise = by_bytes or bool(ensemble)
+    if bytewise:
+        require_only(OF_BYTES, "--bytes and --ensemble write one text, byte by byte")
     text_sampler, drafter, policy = methods(**asked)
     limits = Limits(max_new_tokens, 1.0 if temperature is None else temperature, seed)
+    if min_tokens > max_new_tokens:
+        raise InputError(
+            f"--min-tokens is {min_tokens} and --max-new-tokens {max_new_tokens}: no text is so "
+            "long and so short"
+        )
     sources = TextConstraints.read(
         json_schema, regex, grammar, contains, min_tokens, accept, dictionary, melody, python
     )
@@ -358,19 +370,11 @@ def generate(
     steering = Steering.read(
         stop, expected_length, style, style_strength, contrast, end_when_complete
     )
-    if by_bytes or ensemble:
-        others = {
-            "constraints": sources != TextConstraints() or words is not None,
-            "steering": steering != Steering(steering.stop, style_strength=style_strength),
-            "--sampler, --particles, --draft or --cache": particles > 1
-            or any(value is not None for value in (text_sampler, drafter, policy)),
-        }
-        if wrong := [name for name, given in others.items() if given]:
-            raise InputError(
-                f"--bytes and --ensemble write one text by themselves: leave out {wrong[0]}"
-            )
+    if bytewise:
         write_bytes([model, *(ensemble or [])], text, chat, limits, steering.stop, as_json)
         return
+    constrained = sources != TextConstraints() or words is not None
+    require_sampling(sampler, particles, temperature == 0, constrained, critic is not None)
     potential = None if critic is None else user_critic(critic)
     if potential is not None and (draft or cache or not hasattr(text_sampler or SMC, "critic")):
         raise InputError("--critic weighs particles: it goes with --sampler smc, awrs or plain")

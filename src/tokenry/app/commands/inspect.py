@@ -9,6 +9,7 @@ from tokenry.app.terminal import (
     AsJson,
     Model,
     Seed,
+    check_model,
     check_writable,
     load,
     notes,
@@ -18,7 +19,10 @@ from tokenry.app.terminal import (
     working,
     write_text,
 )
+from tokenry.app.verb import require_only, require_use
 from tokenry.core.errors import InputError, UnknownNameError
+
+JSON_HAS_ALL = "--json prints every token"
 
 
 def inspect(
@@ -77,8 +81,11 @@ def inspect(
     [cyan]tokenry inspect --against trained --pairs heldout.jsonl --html moved.html[/]
     """
     if text is None and file is None and against is not None:
-        if signal is not None:
-            raise InputError("--signal is for a text; a run's report has its own table")
+        require_only(
+            ("--against", "--pairs", "--rows", "--html"),
+            "without a text, the report is about the run",
+        )
+        require_use("--rows", not as_json, JSON_HAS_ALL)
         from tokenry.app.moved import report_run
 
         report_run(against, pairs, rows, as_json, html)
@@ -90,14 +97,15 @@ def inspect(
     content = read_text(file or "-") if file or text == "-" else text or ""
     if not content.strip():
         raise InputError("there is nothing to inspect in an empty text")
+    require_use("--rows", not as_json, JSON_HAS_ALL)
     if html is not None:
         check_writable(html)
     wanted = signal or (["difference"] if against is not None else ["surprisal", "entropy"])
+    check_model(model)
     check_signals(wanted, against is not None)
-
+    first = load(model)
     from tokenry.measure import inspect as measure
 
-    first = load(model)
     second = None if against is None else load(against)
     with working("scoring the text"):
         found = measure.inspect(

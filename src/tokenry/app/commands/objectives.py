@@ -1,12 +1,15 @@
 """tokenry objectives: what `tokenry train` can minimise."""
 
 import dataclasses
+from fnmatch import fnmatch
 from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
 
+from tokenry.app.remembered import remembered
 from tokenry.app.terminal import AsJson, Seed, print_json, results, working
+from tokenry.core.errors import InputError
 
 
 def objectives(
@@ -27,7 +30,9 @@ def objectives(
     [cyan]tokenry objectives "*dpo*" --json[/]
     """
     with working("reading the catalogue"):
-        rows = listing(pattern)
+        rows = [row for row in remembered("objectives", listing) if fnmatch(row["name"], pattern)]
+    if not rows:
+        raise InputError(f"no objective matches {pattern!r}; tokenry objectives lists them all")
     if as_json:
         print_json(rows)
         return
@@ -44,13 +49,13 @@ def objectives(
     results().print(table)
 
 
-def listing(pattern: str = "*") -> list[dict[str, Any]]:
+def listing() -> list[dict[str, Any]]:
     """One row per objective: name, summary, needs, what the user brings, hyper-parameters."""
     from tokenry.core.registry import objective
     from tokenry.learn.objective import frozen_sources, is_on_policy
 
     rows = []
-    for key in objective.names(pattern):
+    for key in objective.names():
         kind = objective[key]
         goal = kind()
         bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
@@ -63,8 +68,17 @@ def listing(pattern: str = "*") -> list[dict[str, Any]]:
                 "needs": list(goal.needs),
                 "bring": bring,
                 "hyperparameters": {
-                    field.name: str(getattr(goal, field.name)) for field in dataclasses.fields(goal)
+                    field.name: plain(getattr(goal, field.name))
+                    for field in dataclasses.fields(goal)
                 },
             }
         )
     return rows
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it: numbers, truth values, None and lists as they are, others as
+    text."""
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)

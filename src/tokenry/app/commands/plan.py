@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.terminal import AsJson, Seed, load, print_json, progress, results
+from tokenry.app.verb import require_use
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
 
@@ -183,6 +184,9 @@ def objective(
     if not given:
         return minimise, None
     name, value = next(iter(given.items()))
+    require_use(
+        "--minimise", minimise == name, f"with --budget-{name}, what is saved is the {name}"
+    )
     in_range(f"--budget-{name}", value, "(0, inf)")
     return name, float(value)
 
@@ -212,6 +216,7 @@ def machine_of(name: str, prices: list[str]) -> Any:
 def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) -> Any:
     from tokenry.model.serving.trace import LENGTHS, poisson_trace, read_trace
 
+    require_use("--requests", trace in LENGTHS, "a trace has its own requests")
     if trace in LENGTHS:
         count = requests or int(min(max(1000, 60 * (rate or 30)), 20_000))
         return poisson_trace(rate or 1.0, trace, count, seed)

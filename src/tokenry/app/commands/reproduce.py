@@ -59,11 +59,11 @@ def show(record: dict[str, Any]) -> None:
     console = results()
     verdict = "[green]held[/]" if record["held"] else "[red]not held[/]"
     console.print(f"[bold]{record['key']}[/]: {verdict} in {record['seconds']:.0f} s")
-    console.print(f"  claim  {escape(record['claim'])}")
-    if record.get("needs"):
-        console.print(f"  needs  {escape(record['needs'])}")
-    if record.get("reason"):
-        console.print(f"  note   {escape(record['reason'])}")
+    about = Table.grid(padding=(0, 2))
+    for title, name in (("claim", "claim"), ("needs", "needs"), ("note", "reason")):
+        if record.get(name):
+            about.add_row(f"[dim]{title}[/]", escape(record[name]))
+    console.print(about)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2))
     table.add_column("measured")
     table.add_column("value", justify="right")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenry.app.terminal import AsJson, Model, Seed, load, print_json, read_text, results
+from tokenry.app.terminal import AsJson, Model, Seed, print_json, read_text, results, working
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
@@ -45,7 +45,10 @@ def tokenize(
         raise InputError("there is nothing to tokenize in an empty text")
     if stochastok is not None:
         in_range("--stochastok (attempts per token)", stochastok, "[0, 100]")
-    tokenizer = load(model).tokenizer
+    from tokenry.model.hub import load_tokenizer
+
+    with working(f"loading {model}"):
+        tokenizer = load_tokenizer(model)
     found = tokens(tokenizer, content, stochastok, seed)
     if as_json:
         print_json(found)
@@ -55,9 +58,6 @@ def tokenize(
 
 def tokens(tokenizer: Any, text: str, p: float | None, seed: int) -> dict[str, Any]:
     """{text, tokens: [{position, id, token, bytes}], expanded: [{..., from}] or None}."""
-    import torch
-
-    from tokenry.text.stochastok import StochasTok, split_tokens
     from tokenry.text.vocabulary import token_bytes
 
     pieces = token_bytes(tokenizer)
@@ -79,6 +79,10 @@ def tokens(tokenizer: Any, text: str, p: float | None, seed: int) -> dict[str, A
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     expanded = None
     if p is not None:
+        import torch
+
+        from tokenry.text.stochastok import StochasTok, split_tokens
+
         table = StochasTok(p).wrap(tokenizer).table
         split, sources = split_tokens(ids, table, p, torch.Generator().manual_seed(seed))
         expanded = [

@@ -10,6 +10,7 @@ import typer
 
 from tokenry.app.terminal import AsJson, Model, Seed, print_json, progress, results
 from tokenry.core.errors import InputError
+from tokenry.core.extras import require_extra
 
 
 def train(
@@ -98,6 +99,7 @@ def train(
     """
     from tokenry.core import registry
 
+    require_extra("training", "accelerate", "peft", "datasets")
     check_output(output, resume)
     for path in (data, eval_data, config):
         if path is not None and not path.is_file():

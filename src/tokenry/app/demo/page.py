@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from tokenry.core.errors import ModelError
+from tokenry.core.extras import require_extra
 
 INK, FAINT = "#010203", "#040506"  # stand for the page's own colours in a figure
 ACCENT, SECOND = "#0d7a80", "#d9622b"
@@ -56,15 +56,7 @@ def render(report: Report) -> str:
 
 def require_plots() -> None:
     """Say what to install before minutes are spent on a report that cannot be drawn."""
-    import importlib.util
-
-    extras = {"matplotlib": "plots", "jinja2": "app", "peft": "train", "datasets": "train"}
-    missing = [name for name in extras if importlib.util.find_spec(name) is None]
-    if missing:
-        wanted = ",".join(dict.fromkeys(extras[name] for name in missing))
-        raise ModelError(
-            f"the demo needs {', '.join(missing)}: pip install 'tokenry[{wanted}]' and run it again"
-        )
+    require_extra("the demo", "matplotlib", "jinja2", "accelerate", "peft", "datasets")
 
 
 def new_figure(width: float = 5.2, height: float = 2.4) -> Any:

@@ -34,6 +34,7 @@ import numpy as np
 
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError
+from tokenry.core.extras import require_extra
 from tokenry.model.serving.phases import PhaseModel
 from tokenry.model.serving.policies import Policy, Role, with_room
 from tokenry.model.serving.trace import Trace
@@ -132,6 +133,7 @@ class Served:
 
     def table(self) -> Any:
         """A pandas DataFrame with a row per request."""
+        require_extra("a table", "pandas")
         import pandas as pd
 
         columns = ("ttft", "tbt_mean", "tbt_max", "e2e", "prompt_machine", "token_machine")
