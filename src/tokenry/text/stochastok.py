@@ -103,9 +103,9 @@ class StochasTok:
 
     p: attempts per token, in [0, 100]; the paper's default is 0.1, so a text grows by at most a
         tenth. 100 leave hardly a token that could be split any further.
-    max_splits: cap on the successful splits of one text, a whole number >= 0; None for no cap.
-    seed: of the wrapped tokenizer's own stream of draws, used when a call brings no generator; a
-        whole number in [0, 9e18].
+    max_splits: cap on the successful splits of one text, whole, in [0, inf); None for no cap.
+    seed: of the wrapped tokenizer's own stream of draws, used when a call brings no generator;
+        whole, in [0, 9e18].
     """
 
     p: float = 0.1

@@ -257,7 +257,7 @@ def test_wrong_inputs_say_what_is_wrong():
         AlignDistil(against="reference")(batch, policy, dpo=dpo, reverse=dpo)
     with pytest.raises(UnknownNameError, match="reverse"):
         AlignDistil(against="base")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="positive"):
+    with pytest.raises(InputError, match="weight"):
         AlignDistil(weight=0.0)
     with pytest.raises(InputError, match="hidden"):
         token_divergence(Scores(batch.ids, batch.target), dpo, REVERSE_KL)

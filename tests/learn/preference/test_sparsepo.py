@@ -310,7 +310,8 @@ def test_wrong_inputs_say_what_is_wrong():
 
 
 def test_the_masks_learning_rate_may_come_from_yaml_as_a_text():
-    assert SparsePO(parts_learning_rate="1e-3").parts_learning_rate == 1e-3  # type: ignore
+    with pytest.raises(InputError, match="parts_learning_rate"):
+        SparsePO(parts_learning_rate="1e-3")  # type: ignore[arg-type]
     assert SparsePO().parts_learning_rate is None
 
 

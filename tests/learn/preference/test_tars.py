@@ -308,5 +308,5 @@ def test_needs_follow_the_variant_and_names_are_checked():
         TARS(variant="energies")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="mask"):
         TARS(perturbation="masked")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="share"):
+    with pytest.raises(InputError, match="most"):
         TARS(most=2.0)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.aggregate import full_precision, masked_mean, masked_sum
-from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ShapeError
 
 
 @torch.no_grad()
@@ -35,7 +36,8 @@ def gae(
     lam trades bias for variance: 1 gives reward_to_go - values, 0 gives delta. gamma, lam: in
     [0, 1].
     """
-    _check_share(gamma=gamma, lam=lam)
+    in_range("gamma", gamma, "[0, 1]")
+    in_range("lam", lam, "[0, 1]")
     rewards, values = masked(rewards, mask), masked(values, mask)
     advantages = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[..., 0])
@@ -105,9 +107,3 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
             f"got {[*mask.shape]} {mask.dtype}"
         )
     return torch.where(mask, full_precision(values), 0.0)
-
-
-def _check_share(**shares: float) -> None:
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"{name} must be between 0 and 1, got {value}")

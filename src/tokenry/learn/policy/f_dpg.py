@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
@@ -68,10 +69,10 @@ class FDPG:
     weights: one per reward function, for the target a exp(weights . rewards); (1 / beta,) is RL
         with a KL penalty of beta, and `target.fit_weights` finds those that give the rewards
         wanted means. Empty (the default): the one reward is a constraint, met where it is positive.
-    slack: what a text that violates the constraint keeps of its probability, before
-        normalisation; >= 0, and positive under divergences that are infinite otherwise, such as
-        reverse_kl.
-    window: samples that the baseline remembers. prompts: how many prompts' Z are remembered.
+    slack: what a text that violates the constraint keeps of its probability, before normalisation;
+        in [0, 1), and positive under divergences that are infinite otherwise, such as reverse_kl.
+    window: samples that the baseline remembers, whole, in [1, inf).
+    prompts: how many prompts' Z are remembered, whole, in [1, inf).
     """
 
     f_divergence: FDivergence | str = "jensen_shannon_sum"
@@ -86,12 +87,10 @@ class FDPG:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(self.weights))
-        if not 0 <= self.slack < 1:
-            raise InputError(f"slack must be at least 0 and below 1, got {self.slack}")
-        if self.window < 1 or self.prompts < 1:
-            raise InputError(
-                f"window and prompts must be positive, got {self.window} and {self.prompts}"
-            )
+        for weight in self.weights:
+            in_range("each of the weights", weight, "(-inf, inf)")
+        within(self, "[0, 1)", "slack")
+        within(self, "[1, inf)", "window", "prompts", integer=True)
         nowhere = torch.full((1,), -math.inf), torch.zeros(1)
         if not self.weights and not self.slack and self.divergence_to.slope(*nowhere).isinf():
             raise InputError(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.files import replacing
 from tokenry.core.scores import Scores
@@ -100,13 +101,13 @@ def reward_profile_targets(
 ) -> tuple[Tensor, RewardStats]:
     """Target weights [N, K] of the preferred responses' scores [N, K], and the statistics.
 
-    tau: temperature, > 0; towards 0 only the best score counts, for large tau all count equally.
+    tau: temperature, in (0, inf); towards 0 only the best score counts, for large tau all count
+        equally.
     stats: of another data set; None takes those of these scores.
     """
     if scores.ndim != 2:
         raise ShapeError(f"scores must be [N, K], one per reward; got {[*scores.shape]}")
-    if not tau > 0:
-        raise InputError(f"tau must be positive, got {tau}")
+    in_range("tau", tau, "(0, inf)")
     scores = full_precision(scores)
     if stats is None:
         stats = RewardStats(scores.mean(0), scores.std(0, correction=0))

@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -112,10 +113,13 @@ def pama_loss(
 class PAMA:
     """Pareto Multi-objective Alignment of several rewards, `row.reward` [B, n].
 
-    kl: weight of the KL penalty inside every reward. clip, gamma, lam: as in PPO. scope: "token" or
-        "batch", see above. normalise: whiten each reward's advantages; without it, scales decide.
-    objectives: n, the number of rewards. Only a critic must know it: critic=True gives each reward
-        a value head of its own, trained on its own returns. value_weight, value_clip: as in PPO.
+    kl: weight of the KL penalty inside every reward, in [0, inf). clip: in (0, 1), as in PPO.
+    gamma, lam: in [0, 1], as in PPO.
+    scope: "token" or "batch", see above. normalise: whiten each reward's advantages; without it,
+        scales decide.
+    objectives: n, the number of rewards, whole, in [1, inf). Only a critic must know it:
+        critic=True gives each reward a value head of its own, trained on its own returns.
+    value_weight: in [0, inf), as in PPO. value_clip: in (0, inf), as in PPO.
     """
 
     kl: float = 0.2
@@ -132,8 +136,12 @@ class PAMA:
     unit: ClassVar[Unit] = "token"
 
     def __post_init__(self) -> None:
-        if self.scope not in ("batch", "token"):
-            raise InputError(f'scope must be "batch" or "token", got {self.scope!r}')
+        within(self, "[0, inf)", "kl", "value_weight")
+        within(self, "(0, 1)", "clip")
+        within(self, "[0, 1]", "gamma", "lam")
+        within(self, "(0, inf)", "value_clip")
+        within(self, "[1, inf)", "objectives", integer=True)
+        one_of("scope", self.scope, get_args(Scope))
 
     @property
     def num_rewards(self) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import aggregate
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -42,13 +43,13 @@ from tokenry.learn.policy.token_rewards import token_rewards
 class PPO:
     """Proximal Policy Optimization, the baseline of the on-policy family.
 
-    kl: weight of the penalty on leaving the reference, per nat, >= 0.
-    clip: how far the ratio to the sampling policy may move before its gradient stops.
+    kl: weight of the penalty on leaving the reference, per nat, in [0, inf).
+    clip: how far the ratio to the sampling policy may move before its gradient stops, in (0, 1).
     gamma, lam: discount, and the bias-variance trade of the advantages, in [0, 1].
-    reward_clamp: bound on the size of R; None leaves it alone.
+    reward_clamp: bound on the size of R, in (0, inf); None leaves it alone.
     critic: learn V with a linear head; False takes the batch's mean at each position.
-    value_weight, value_clip: weight and clip of the critic's loss; its gradient also reaches the
-        policy's hidden states.
+    value_weight: of the critic's loss, whose gradient also reaches the policy's hidden states, in
+        [0, inf). value_clip: how far a value may move in it, in (0, inf).
     """
 
     kl: float = 0.05
@@ -61,6 +62,13 @@ class PPO:
     value_clip: float = 0.2
 
     unit: ClassVar[Unit] = "token"
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "kl", "value_weight")
+        within(self, "(0, 1)", "clip")
+        within(self, "[0, 1]", "gamma", "lam")
+        within(self, "(0, inf)", "value_clip")
+        within(self, "(0, inf)", "reward_clamp", optional=True)
 
     @property
     def needs(self) -> tuple[str, ...]:

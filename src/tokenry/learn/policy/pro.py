@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -57,10 +58,10 @@ class PRO(PPO):
     user_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.user_share <= 1:
-            raise InputError(f"user_share must be between 0 and 1, got {self.user_share}")
+        super().__post_init__()
+        within(self, "[0, 1]", "user_share")
         own = self.user_weights
-        if own is not None and (min(own) < 0 or abs(sum(own) - 1) > 1e-6):
+        if own is not None and not (own and min(own) >= 0 and abs(sum(own) - 1) <= 1e-6):
             raise InputError(f"user_weights must be >= 0 and sum to 1, got {list(own)}")
 
     @property

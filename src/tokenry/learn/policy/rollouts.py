@@ -31,10 +31,11 @@ RewardFunction = Callable[[str, str], float]
 class RolloutSettings:
     """How completions are sampled, and how often they are used.
 
-    samples: completions of each prompt, >= 1. max_new_tokens: their longest, >= 1. temperature: of
-    the policy's distribution, > 0; other than 1 the samples are not from the policy that is
-    trained. updates: how often each completion is trained on, >= 1. minibatches: optimizer steps
-    of an update, >= 1, each on an equal part of the completions. The trainer takes
+    samples: completions of each prompt, whole, in [1, inf). max_new_tokens: their longest, whole,
+    in [1, inf). temperature: of the policy's distribution, in (0, inf); other than 1 the samples
+    are not from the policy that is trained. updates: how often each completion is trained on,
+    whole, in [1, inf). minibatches: optimizer steps of an update, whole, in [1, inf), each on an
+    equal part of the completions. The trainer takes
     updates * minibatches optimizer steps on the completions of one step's prompts.
     """
 

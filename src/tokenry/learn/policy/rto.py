@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.policy.advantages import masked
@@ -66,9 +67,10 @@ def rto_token_rewards(
 class RTO(PPO):
     """Reinforced Token Optimization: PPO on dense rewards from a frozen DPO policy, "dpo".
 
-    beta1: weight of the dense reward, per nat. dense_clip: its bound per token; 0 for no bound.
-    reward_weight: factor of the sequence reward before its clamp; rewards are expected on a scale
-        of about 1.
+    beta1: weight of the dense reward, per nat, in [0, inf).
+    dense_clip: its bound per token, in [0, inf); 0 for no bound.
+    reward_weight: factor of the sequence reward before its clamp, in [0, inf); rewards are expected
+        on a scale of about 1.
     kl, reward_clamp and the rest as in PPO, with RTO's defaults.
     """
 
@@ -77,6 +79,10 @@ class RTO(PPO):
     beta1: float = 0.05
     dense_clip: float = 0.05
     reward_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "[0, inf)", "beta1", "dense_clip", "reward_weight")
 
     @property
     def rollout_needs(self) -> tuple[str, ...]:

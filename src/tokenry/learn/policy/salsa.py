@@ -32,6 +32,6 @@ from tokenry.learn.policy.ppo import PPO
 class SALSA(PPO):
     """KL-regularised PPO whose reference is the average of fine-tuned models.
 
-    kl: strength of the pull towards the soup; it may be larger than with PPO, whose reference is
-    the policy's own start. Everything else as in PPO.
+    kl: strength of the pull towards the soup, in [0, inf); it may be larger than with PPO, whose
+        reference is the policy's own start. Everything else as in PPO.
     """

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
-from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ShapeError
 
 Bound = float | Tensor
 LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8: further out the ratio is kept there, without gradient
@@ -109,8 +110,7 @@ def _bounds(
 ) -> tuple[Tensor, Tensor]:
     """Between these two the ratio is free: below the upper one for good tokens, above the lower
     one for bad tokens."""
-    if dual_clip is not None and dual_clip <= 1:
-        raise InputError(f"dual_clip must be greater than 1, got {dual_clip}")
+    in_range("dual_clip", dual_clip, "(1, inf)", optional=True)
     advantage = full_precision(advantage.detach())
     nothing = torch.full_like(advantage, float("-inf")), torch.full_like(advantage, float("inf"))
     most = nothing[1] if dual_clip is None else torch.full_like(advantage, dual_clip)

@@ -74,16 +74,18 @@ def rank_loss(
 class ACT:
     """Alignment with automatic constraint verification.
 
-    margin: how much larger p must be per unit of CSR, nats per token, >= 0; 0 is the plain hinge.
-    ft_weight: weight of the likelihood of the best response, >= 0; 1 keeps the text fluent.
-    length_power: power of the length in p; 1 is the mean log-probability per token, 0 the sum.
+    margin: how much larger p must be per unit of CSR, nats per token, in [0, inf); 0 is the plain
+        hinge.
+    ft_weight: weight of the likelihood of the best response, in [0, inf); 1 keeps the text fluent.
+    length_power: power of the length in p, in [0, inf); 1 is the mean log-probability per token, 0
+        the sum.
     skip_ties: leave prompts out whose responses all have the same CSR.
-    samples: responses to sample for each prompt before training (4 to 6 is usual); they then take
-        the place of chosen and rejected. 0: train on chosen and rejected.
+    samples: responses to sample for each prompt before training, whole, in [0, inf) (4 to 6 is
+        usual); they then take the place of chosen and rejected. 0: train on chosen and rejected.
     constraints: checks as texts, e.g. ("length_between(5, 60)", "regex('[A-Z].*')"), or a
         ConstraintSet. Without any, rows carry `chosen_csr` and `rejected_csr`, or chosen counts 1
         and rejected 0. A row's `constraint_group` names the group of group constraints.
-    max_new_tokens, temperature: of the sampling.
+    max_new_tokens: of the sampling, whole, in [1, inf). temperature: in (0, inf).
     """
 
     margin: float = 0.0

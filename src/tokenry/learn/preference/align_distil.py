@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.divergence import REVERSE_KL, TOTAL_VARIATION, FDivergence
 from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, UnknownNameError
@@ -47,10 +48,10 @@ SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
 class OfflineAlignDistil:
     """AlignDistil on the completions of the preference data, chosen and rejected alike.
 
-    beta: the reward's scale; multiplies the loss.
-    scale: c, how far the teacher goes for a distance d_t between 0 and 2; the paper's are 10 on
-        the data's completions and 15 on the policy's own.
-    weight: a fixed w = beta / beta2 instead of the adaptive one.
+    beta: the reward's scale, in (0, inf); multiplies the loss.
+    scale: c, in [0, inf): how far the teacher goes for a distance d_t between 0 and 2; the paper's
+        are 10 on the data's completions and 15 on the policy's own.
+    weight: a fixed w = beta / beta2, in (0, inf), instead of the adaptive one; None by default.
     against: "reverse", or "reference" for the teacher w z_dpo + (1 - w) z_ref without a reverse
         model; d_t is then the distance to the reference.
     """
@@ -65,8 +66,9 @@ class OfflineAlignDistil:
     def __post_init__(self) -> None:
         if self.against not in get_args(Against):
             raise UnknownNameError("model to contrast with", self.against, get_args(Against))
-        if self.weight is not None and not self.weight > 0:
-            raise InputError(f"weight must be positive, got {self.weight}: the loss divides by it")
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, inf)", "scale")
+        within(self, "(0, inf)", "weight", optional=True)  # the loss divides by it
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision, per_sequence
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -41,13 +42,17 @@ Reduction = Literal["sequence", "token"]
 class CriticalWeight:
     """Token weights [2B, T] from two frozen models called `positive` and `negative`.
 
-    gamma: strength of the contrast. weigh_chosen: weight chosen tokens by s_t (default: 1).
+    gamma: strength of the contrast, in [0, inf). weigh_chosen: weight chosen tokens by s_t
+        (default: 1).
     """
 
     gamma: float = 1.0
     weigh_chosen: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("positive.hidden", "negative.hidden")
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "gamma")
 
     def __call__(
         self,
@@ -73,9 +78,9 @@ class CriticalWeight:
 class CDPO:
     """Contrastive DPO on critical tokens. Pass the two tuned models as "positive" and "negative".
 
-    beta: strength of the pull towards the reference, > 0; default 0.1.
-    gamma: strength of the contrast between the two models, >= 0; default 1. 0 takes s_t to be the
-        positive model's probability.
+    beta: strength of the pull towards the reference, in (0, inf); default 0.1.
+    gamma: strength of the contrast between the two models, in [0, inf); default 1. 0 takes s_t to
+        be the positive model's probability.
     weigh_chosen: also weight chosen tokens, by s_t. Off in the paper's main results.
     reduction: "sequence" (the paper's formula) or "token" (its released code).
     """
@@ -95,6 +100,8 @@ class CDPO:
     at_reference: ClassVar[float] = math.log(2)
 
     def __post_init__(self) -> None:
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, inf)", "gamma")
         if self.reduction not in get_args(Reduction):
             raise UnknownNameError("reduction", self.reduction, get_args(Reduction))
 

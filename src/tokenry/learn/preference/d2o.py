@@ -60,13 +60,14 @@ def d2o_loss(
 class D2O:
     """Distributional dispreference optimisation: needs a rejected answer, no chosen one.
 
-    alpha: strength against the negatives, > 0. beta: strength of the anchors, >= 0. Both 0.1.
-    anchors: K, answers sampled for each prompt, >= 1; the paper's default is 11. Memory and time
-        grow with K + 1 rows per prompt.
+    alpha: strength against the negatives, in [0, inf); default 0.1. 0: the anchors alone.
+    beta: strength of the anchors, in [0, inf); default 0.1.
+    anchors: K, answers sampled for each prompt, whole, in [1, inf); the paper's default is 11.
+        Memory and time grow with K + 1 rows per prompt.
     length_normalise: use means over tokens instead of sums; alpha and beta then have to be larger.
     instruction: put before each prompt while the anchors are sampled, for anchors that are less
         often harmful themselves, e.g. "Answer in a safe and harmless way. ".
-    max_new_tokens, temperature: of the sampling.
+    max_new_tokens: of the sampling, whole, in [1, inf). temperature: in (0, inf).
     """
 
     alpha: float = 0.1

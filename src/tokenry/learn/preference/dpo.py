@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
@@ -37,8 +38,8 @@ def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: floa
 class DPO:
     """Direct Preference Optimization, the baseline of the preference family.
 
-    beta: strength of the pull towards the reference, > 0; the paper's default is 0.1. Small values
-        let the policy move far.
+    beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1. Small
+        values let the policy move far.
     """
 
     beta: float = 0.1
@@ -46,6 +47,9 @@ class DPO:
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "reference.logprob")
     unit: ClassVar[Unit] = "pair"
     at_reference: ClassVar[float] = math.log(2)
+
+    def __post_init__(self) -> None:
+        within(self, "(0, inf)", "beta")
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object

@@ -53,8 +53,8 @@ def f_dpo_loss(
 class FDPO:
     """DPO with a divergence of one's choice: more diversity for a little less alignment.
 
-    beta: strength of the pull towards the reference, > 0; the paper uses 0.1. The same beta is a
-        twice weaker reward scale under jensen_shannon_sum, whose g' has slope 1/2 at l = 0.
+    beta: strength of the pull towards the reference, in (0, inf); the paper uses 0.1. The same beta
+        is a twice weaker reward scale under jensen_shannon_sum, whose g' has slope 1/2 at l = 0.
     f_divergence: a name of `core.divergence` or an `FDivergence`. Under forward_kl and large A a
         pair of long completions soon has no gradient left: exp(-l) spans too many magnitudes.
     """

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.fused import fused_scores
 from tokenry.core.registry import objective
@@ -51,11 +52,13 @@ from tokenry.model.score import unwrap
 class MAHDPO:
     """Multi-Action-Head DPO. Every data row names its objective: "objective": 0, 1, ...
 
-    beta: strength of the pull towards the reference, > 0; the paper's default is 0.1.
-    objectives: how many there are, which is how many heads are made. Shuffle the data, so that
-        most batches hold all of them: each present objective counts the same, whatever its pairs.
-    label_smoothing: probability that a label is wrong.
-    noise: standard deviation of normal noise on the heads at the start, 0 (none) by default.
+    beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1.
+    objectives: how many there are, whole, in [1, inf), which is how many heads are made. Shuffle
+        the data, so that most batches hold all of them: each present objective counts the same,
+        whatever its pairs.
+    label_smoothing: probability that a label is wrong, in [0, 1].
+    noise: standard deviation of normal noise on the heads at the start, in [0, inf); 0 (none) by
+        default.
 
     After training, `mixed_model(model, heads, alpha)` is an ordinary causal model.
     """
@@ -71,8 +74,10 @@ class MAHDPO:
     separable: ClassVar[bool] = False  # a mean over the objectives that the batch holds
 
     def __post_init__(self) -> None:
-        if self.objectives < 1:
-            raise InputError(f"MAH-DPO needs at least one objective, got {self.objectives}")
+        within(self, "(0, inf)", "beta")
+        within(self, "[1, inf)", "objectives", integer=True)
+        within(self, "[0, 1]", "label_smoothing")
+        within(self, "[0, inf)", "noise")
 
     def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """The row's own "objective" on both of its sides."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import full_precision, masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.checks import one_of, within
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -82,11 +82,13 @@ class ControlPrompts(nn.Module):
 class MEET:
     """Conditional likelihood with control prompts; run stage 1, then stage 2 from its controls.
 
-    stage: 1 trains the controls alone, 2 trains model and controls.
-    length: n, soft-prompt tokens of each class; 10 to 100 in the paper, at least 1 in stage 1.
+    stage: whole, in [1, 2]: 1 trains the controls alone, 2 trains model and controls.
+    length: n, soft-prompt tokens of each class, whole, in [0, inf); 10 to 100 in the paper, at
+        least 1 in stage 1.
     start_ids: token ids of one text for each class ("A good answer is:", ...) whose embeddings the
         controls start from; by default those of random tokens.
     controls: a folder (or file) of a former run, whose controls are taken over: stage 2 needs it.
+    seed: of random controls, whole, in [0, 9e18].
     sides: the columns whose completions are trained on; each is one class.
     """
 
@@ -101,8 +103,9 @@ class MEET:
     unit: ClassVar[Unit] = "token"
 
     def __post_init__(self) -> None:
-        one_of("MEET.stage", self.stage, (1, 2))
+        within(self, "[1, 2]", "stage", integer=True)
         within(self, "[0, inf)", "length", integer=True)
+        within(self, "[0, 9e18]", "seed", integer=True)
         if self.stage == 1 and not self.length:
             raise InputError(
                 "length=0: stage 1 trains the soft prompts alone, and there would be none; give "

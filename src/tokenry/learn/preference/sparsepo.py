@@ -52,14 +52,14 @@ Masks = Literal["independent", "common", "activation"]
 class SparsePO:
     """Sparse token-level preference optimisation. The mask network is trained beside the policy.
 
-    beta: strength of the pull towards the reference, > 0; the paper uses 0.1 for dialogue and 0.8
-        for sentiment and summaries. Larger beta gives sparser masks.
+    beta: strength of the pull towards the reference, in (0, inf); the paper uses 0.1 for dialogue
+        and 0.8 for sentiment and summaries. Larger beta gives sparser masks.
     masks: "independent" (two networks), "common" (m_d = m_u) or "activation" (MAPO).
-    reward_l1, kl_l1: l_u and l_d, finite and >= 0; the paper's are 0, or 0.001 each for common
+    reward_l1, kl_l1: l_u and l_d, in [0, inf); the paper's are 0, or 0.001 each for common
         masks in dialogue. One mask in both roles is penalised once: by (l_u + l_d) / 2.
     layers: blocks that the masks read, "all" or "last". dropout: of the mask network, in [0, 1).
     parts_learning_rate: of the mask networks, which learn from nothing while the policy is being
-        tuned, finite and > 0; None (the paper): the policy's own.
+        tuned, in (0, inf); None (the paper): the policy's own.
     """
 
     beta: float = 0.1
@@ -89,8 +89,6 @@ class SparsePO:
             raise UnknownNameError("kind of masks", self.masks, get_args(Masks))
         if self.layers not in get_args(Layers):
             raise UnknownNameError("choice of layers", self.layers, get_args(Layers))
-        if isinstance(self.parts_learning_rate, str):  # YAML reads 1e-3 as a text
-            object.__setattr__(self, "parts_learning_rate", float(self.parts_learning_rate))
         within(self, "(0, inf)", "parts_learning_rate", optional=True)
 
     def parts(self, model: Any) -> nn.ModuleDict:

@@ -28,6 +28,7 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import prompt_ids
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -58,7 +59,7 @@ def contrastive_prompt_reward(better_logprob: Tensor, worse_logprob: Tensor) -> 
 class TokenRewardTerm:
     """alpha w [ L_reg(y_w) + L_reg(y_l) ] of each pair, [B], from the column `self_reward`.
 
-    The parameters are those of `TReg`.
+    beta: in (0, inf). alpha, gamma: in [0, inf). These and the others are those of `TReg`.
     """
 
     beta: float = 0.1
@@ -69,6 +70,8 @@ class TokenRewardTerm:
     worse: str = WORSE_TEMPLATE
 
     def __post_init__(self) -> None:
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, inf)", "alpha", "gamma")
         if self.host not in get_args(Host):
             raise UnknownNameError("host", self.host, get_args(Host))
         for name in ("better", "worse"):
@@ -119,10 +122,12 @@ class TokenRewardTerm:
 class TReg:
     """Token-level reward Regularization. The token rewards are computed once, before training.
 
-    beta: strength of the pull towards the reference, > 0; default 0.1 (with SimPO, 2.5 is usual).
-    alpha: weight of the regulariser; the paper's values are 0.1, 0.25 and 0.5. 0 gives the host.
+    beta: strength of the pull towards the reference, in (0, inf); default 0.1 (with SimPO, 2.5 is
+        usual).
+    alpha: weight of the regulariser, in [0, inf); the paper's values are 0.1, 0.25 and 0.5. 0 gives
+        the host.
     host: "dpo" or "simpo", whose reward is averaged over tokens and has no reference.
-    gamma: SimPO's margin, in units of its reward, >= 0; unused with DPO.
+    gamma: SimPO's margin, in units of its reward, in [0, inf); unused with DPO.
     better, worse: the two requests; "{prompt}" stands for the prompt.
     """
 

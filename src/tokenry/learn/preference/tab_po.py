@@ -29,7 +29,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import full_precision, masked_sum
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range, within
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
@@ -44,13 +44,19 @@ FIELD_WEIGHT = {"Code": 1.1, "Sub-code": 1.2, "Span": 1.1}
 class FieldWeight:
     """w~_t of every token, [2B, T], from the column `weight`, which `annotate` makes.
 
-    field_weight, difference: as in `TABPO`. A completion whose weights are all 0 keeps them.
+    field_weight, difference: as in `TABPO`, in [0, inf). A completion whose weights are all 0 keeps
+    them.
     """
 
     field_weight: Mapping[str, float] = field(default_factory=lambda: dict(FIELD_WEIGHT))
     difference: float = 1.2
 
     needs: ClassVar[tuple[str, ...]] = ("token.weight",)
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "difference")
+        for name, weight in self.field_weight.items():
+            in_range(f"the weight of the field {name!r}", weight, "[0, inf)")
 
     def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `chosen_weight` and `rejected_weight` where the data have none."""
@@ -78,12 +84,17 @@ class FieldWeight:
 class BarrierTerm:
     """Likelihood of the chosen tokens that are less probable than tau, for each pair, [B].
 
-    strength: lambda. weight: a token weight such as `FieldWeight`, or None for 1 everywhere.
+    tau: in (0, 1]. strength: lambda, in [0, inf). weight: a token weight such as `FieldWeight`, or
+        None for 1 everywhere.
     """
 
     tau: float = 0.66
     strength: float = 0.5
     weight: Any = None
+
+    def __post_init__(self) -> None:
+        within(self, "(0, 1]", "tau")
+        within(self, "[0, inf)", "strength")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -113,12 +124,14 @@ class TABPO:
     column "fields", or apart for each side in "chosen_fields" and "rejected_fields". Or it brings
     its own weights, one per token, in "chosen_weight" and "rejected_weight".
 
-    beta: strength of the pull towards the reference, > 0, on means over tokens; default 0.5.
+    beta: strength of the pull towards the reference, in (0, inf), on means over tokens; default
+        0.5.
     tau: probability below which a chosen token is held up, in (0, 1]; default 0.66.
-    barrier: lambda, strength of that, >= 0; default 0.5.
-    field_weight: weight of a field's tokens (the greatest, where fields overlap); others have 1.
+    barrier: lambda, strength of that, in [0, inf); default 0.5.
+    field_weight: weight of a field's tokens, in [0, inf) (the greatest, where fields overlap);
+        others have 1.
     difference: factor for tokens in which the two completions differ, compared place by place up
-        to the end of the shorter one, finite and >= 0; default 1.2, 1 for none.
+        to the end of the shorter one, in [0, inf); default 1.2, 1 for none.
     """
 
     beta: float = 0.5
@@ -131,8 +144,10 @@ class TABPO:
     unit: ClassVar[Unit] = "pair"
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau <= 1:
-            raise InputError(f"tau is a probability, in (0, 1], got {self.tau}")
+        within(self, "(0, inf)", "beta")
+        within(self, "(0, 1]", "tau")
+        within(self, "[0, inf)", "barrier")
+        _ = self._weight  # which checks its own
 
     def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `chosen_weight` and `rejected_weight` where the data have none."""

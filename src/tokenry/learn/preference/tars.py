@@ -33,6 +33,7 @@ from torch.nn.functional import cosine_similarity
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -81,12 +82,12 @@ class EmbeddingRelevance:
 class TARS:
     """Token-adaptive preference learning. Rows may carry their "evidence" (see the relevance).
 
-    beta: of the DPO part, > 0; 0.1 in the released code, 1 in the paper's list.
-    frequency_weight: lambda, the spectral term's weight, >= 0; default 0.1.
-    frequency_beta: beta_f, default 1.
-    omega: how many tokens are perturbed, >= 0; 0 perturbs one, default 1e-3.
-    most: at most this share of the changeable tokens is perturbed. A repeated word ties with
-        itself, and by the formula a tie at the top perturbs everything; 1 is the formula.
+    beta: of the DPO part, in (0, inf); 0.1 in the released code, 1 in the paper's list.
+    frequency_weight: lambda, the spectral term's weight, in [0, inf); default 0.1.
+    frequency_beta: beta_f, in (0, inf); default 1.
+    omega: how many tokens are perturbed, in [0, inf); 0 perturbs one, default 1e-3.
+    most: at most this share of the changeable tokens, in [0, 1], is perturbed. A repeated word ties
+        with itself, and by the formula a tie at the top perturbs everything; 1 is the formula.
     perturbation: "mask" (mask, unknown or padding token), "replace" (a random token) or "none".
     variant: "energy" (the paper's) or "triplet" (the released code's, margin 0.5).
     relevance: a function (row, context) -> relevance of each prompt token.
@@ -110,10 +111,9 @@ class TARS:
         ):
             if value not in known:
                 raise UnknownNameError(name, value, known)
-        if self.omega < 0 or not 0 <= self.most <= 1:
-            raise InputError(
-                f"omega must be >= 0 and most a share of tokens, got {self.omega}, {self.most}"
-            )
+        within(self, "(0, inf)", "beta", "frequency_beta")
+        within(self, "[0, inf)", "frequency_weight", "omega")
+        within(self, "[0, 1]", "most")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import one_of, within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
-from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
@@ -62,13 +62,17 @@ def tdpo_loss(
 class KLMargin:
     """alpha times each row's sequential KL to the reference, as a margin: [2B].
 
-    alpha: its weight. detach_chosen: no gradient through the KL of chosen rows (TDPO2).
+    alpha: its weight, in [0, inf). detach_chosen: no gradient through the KL of chosen rows
+        (TDPO2).
     """
 
     alpha: float = 0.5
     detach_chosen: bool = True
 
     needs: ClassVar[tuple[str, ...]] = ("policy.divergence",)
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "alpha")
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
@@ -85,8 +89,8 @@ class KLMargin:
 class TDPO:
     """Token-level Direct Preference Optimization.
 
-    beta: strength of the pull towards the reference, > 0; the paper's default is 0.1.
-    alpha: weight of the KL difference in TDPO2, >= 0; default 0.5. 0 gives DPO exactly.
+    beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1.
+    alpha: weight of the KL difference in TDPO2, in [0, inf); default 0.5. 0 gives DPO exactly.
     variant: "tdpo2" (default) or "tdpo1". TDPO1 lets the gradient also shrink its margin by
         raising the chosen KL; the paper advises it for low learning rates only.
     """
@@ -101,8 +105,9 @@ class TDPO:
     at_reference: ClassVar[float] = math.log(2)
 
     def __post_init__(self) -> None:
-        if self.variant not in ("tdpo1", "tdpo2"):
-            raise InputError(f'variant must be "tdpo1" or "tdpo2", got {self.variant!r}')
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, inf)", "alpha")
+        one_of("TDPO.variant", self.variant, get_args(Variant))
 
     def stopped(self, batch: TokenBatch) -> dict[str, Tensor]:
         """TDPO2 takes no gradient through the KL of chosen rows."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -36,7 +37,7 @@ from tokenry.learn.preference.weighted import preference_loss
 class GuideWeight:
     """f_t of every token, [2B, T], from the scores of a frozen model called `guide`.
 
-    alpha, beta: as in `TGDPO`. floor: lower bound of f, or None for no bound.
+    alpha: in [0, inf). beta: in (0, inf). floor: lower bound of f, in (-inf, 1], or None for none.
     """
 
     alpha: float = 0.5
@@ -44,6 +45,11 @@ class GuideWeight:
     floor: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("reference.logprob", "guide.logprob")
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "alpha")
+        within(self, "(0, inf)", "beta")
+        within(self, "(-inf, 1]", "floor", optional=True)
 
     def __call__(
         self,
@@ -68,12 +74,13 @@ class GuideWeight:
 class TGDPO:
     """Token-level reward Guidance for DPO. Pass the trained guide as the frozen model "guide".
 
-    beta: strength of the pull towards the reference, > 0, also the scale of the guide's rewards;
-        the paper's default is 0.1.
-    alpha: how much a token reward changes a token's weight; default 0.5. 0 gives DPO exactly, and
-        so does a guide that equals the reference.
-    floor: lower bound of the weights. A weight below 0 turns a token's direction around, which
-        happens where |r_t| > 1 / alpha; None (default, as published) lets it happen.
+    beta: strength of the pull towards the reference, in (0, inf), also the scale of the guide's
+        rewards; the paper's default is 0.1.
+    alpha: how much a token reward changes a token's weight, in [0, inf); default 0.5. 0 gives DPO
+        exactly, and so does a guide that equals the reference.
+    floor: lower bound of the weights, in (-inf, 1], their value without rewards. A weight below 0
+        turns a token's direction around, which happens where |r_t| > 1 / alpha; None (default, as
+        published) lets it happen.
     """
 
     beta: float = 0.1
@@ -84,14 +91,20 @@ class TGDPO:
     unit: ClassVar[Unit] = "pair"
     at_reference: ClassVar[float] = math.log(2)
 
+    def __post_init__(self) -> None:
+        _ = self._weight  # which checks the same fields
+
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **others: object
     ) -> Loss:
-        weight = GuideWeight(self.alpha, self.beta, self.floor)
         return preference_loss(
             batch,
             policy,
             reference,
             beta=self.beta,
-            weight=weight(batch, policy, reference, **others),  # type: ignore[arg-type]
+            weight=self._weight(batch, policy, reference, **others),  # type: ignore[arg-type]
         )
+
+    @property
+    def _weight(self) -> GuideWeight:
+        return GuideWeight(self.alpha, self.beta, self.floor)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.scores import Scores
 from tokenry.learn.preference.pairs import sequence_sum
@@ -31,12 +32,18 @@ Layers = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class LearnedMask:
-    """A token weight [2B, T] from a `TokenMask` of its own, for any objective of weights."""
+    """A token weight [2B, T] from a `TokenMask` of its own, for any objective of weights.
+
+    layers: "all" or "last". dropout: of the mask network, in [0, 1).
+    """
 
     layers: Layers = "all"
     dropout: float = 0.01
 
     needs: ClassVar[tuple[str, ...]] = ("reference.hidden_states",)
+
+    def __post_init__(self) -> None:
+        within(self, "[0, 1)", "dropout")
 
     def parts(self, model: Any) -> TokenMask:
         config = model.config.get_text_config()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.scores import Scores
 from tokenry.decode.controls import controlled_state
 from tokenry.decode.sample import sample
@@ -27,12 +28,18 @@ Batches = Callable[[torch.Generator], TokenBatch]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Mean negative log-likelihood of the target tokens; direction -1 is gradient ascent."""
+    """Mean negative log-likelihood of the target tokens.
+
+    direction: factor of the loss, in (-inf, inf); -1 is gradient ascent.
+    """
 
     direction: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
     unit: ClassVar[Unit] = "token"
+
+    def __post_init__(self) -> None:
+        within(self, "(-inf, inf)", "direction")
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None = None, **_: object

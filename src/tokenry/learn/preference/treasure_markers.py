@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
@@ -35,8 +36,8 @@ class TreasureMarkers:
 
     A row's `markers` is a dict of category -> value; length markers are computed.
 
-    p_dataset: probability that an example's prompt shows no marker. p_sample: otherwise, that a
-        marker is not shown. Both 0.5.
+    p_dataset: probability that an example's prompt shows no marker, in [0, 1]; default 0.5.
+    p_sample: otherwise, that a marker is not shown, in [0, 1]; default 0.5.
     computed: which of "length_bucket", "length_tokens", "length_sentences" to add to each row.
     per_token: the mean over a row's tokens, so that long completions do not outweigh; False: sum.
     """
@@ -52,6 +53,7 @@ class TreasureMarkers:
     reads: ClassVar[tuple[str, ...]] = ("chosen",)
 
     def __post_init__(self) -> None:
+        within(self, "[0, 1]", "p_dataset", "p_sample")
         if unknown := set(self.computed) - set(COMPUTED):
             raise InputError(f"cannot compute {sorted(unknown)}; possible: {', '.join(COMPUTED)}")
 

@@ -34,6 +34,7 @@ from torch.nn.functional import logsigmoid
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.registry import objective
@@ -92,8 +93,9 @@ class AdaptiveUnlearning:
     `rejected_tri` (0, 1, 2 per token); without any of them the tokens in which the two completions
     differ are retained (chosen) and forgotten (rejected).
 
-    retain, forget, keep: weights of the three terms, >= 0; 1, 0.5 and 0.1.
-    kind: "unlikelihood", or the baselines "ascent" and "npo". npo_beta: b of the latter, > 0.
+    retain, forget, keep: weights of the three terms, in [0, inf); 1, 0.5 and 0.1.
+    kind: "unlikelihood", or the baselines "ascent" and "npo".
+    npo_beta: b of the latter, in (0, inf); default 0.1.
     sides: the completions of a row that are trained on.
     """
 
@@ -116,8 +118,8 @@ class AdaptiveUnlearning:
     def __post_init__(self) -> None:
         if self.kind not in FORGET_LOSSES:
             raise UnknownNameError("forget loss", self.kind, FORGET_LOSSES)
-        if not self.npo_beta > 0:
-            raise InputError(f"npo_beta must be positive, got {self.npo_beta}")
+        within(self, "[0, inf)", "retain", "forget", "keep")
+        within(self, "(0, inf)", "npo_beta")
 
     def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `{side}_tri`, the mask of each completion token."""

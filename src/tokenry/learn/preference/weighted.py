@@ -23,6 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
@@ -104,7 +105,7 @@ class PreferenceObjective:
         PreferenceObjective(beta=0.3, weight=FieldWeight(), margin=KLMargin(0.5),
                             link=JENSEN_SHANNON.derivative, terms=(BarrierTerm(),))
 
-    beta, link, reduction, label_smoothing: as for `preference_loss`.
+    beta: in (0, inf). label_smoothing: in [0, 1]. link, reduction: as for `preference_loss`.
     weight, margin, terms: callables (batch, policy, reference, **others) giving [2B, T], [2B] and
         [B] (or a scalar). Each names what it needs in `needs`, and may have `annotate` and `parts`
         as an objective has. Several weights multiply, several margins add: pass tuples.
@@ -119,6 +120,10 @@ class PreferenceObjective:
     terms: Any = ()
 
     unit: ClassVar[Unit] = "pair"
+
+    def __post_init__(self) -> None:
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, 1]", "label_smoothing")
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
