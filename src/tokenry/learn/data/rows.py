@@ -90,8 +90,9 @@ class DataRows:
     rows: dicts with their own columns, "place", and by kind
         text, messages, completion   ids, target (bool, one for each id)
         preference                   prompt, chosen, rejected (as text), prompt_messages (of a
-                                     chat), prompt_ids, chosen_ids, rejected_ids, and where a part of a completion does not count
-                                     (another's turns) chosen_target, rejected_target
+                                     chat), prompt_ids, chosen_ids, rejected_ids, and where a
+                                     part of a completion does not count (another's turns)
+                                     chosen_target, rejected_target
         unpaired                     prompt, completion, prompt_ids, completion_ids,
                                      completion_label, perhaps completion_target
         prompt                       prompt, prompt_ids
