@@ -198,6 +198,24 @@ def test_temperature_zero_takes_the_likeliest_token_and_processors_come_before()
     assert seen == [[PROMPT], [[*PROMPT, second[0]]]]
 
 
+def test_where_weights_are_shared_out_a_process_goes_on_until_all_have_ended(monkeypatch):
+    """It makes the passes that the others still need, and its completions stay the same."""
+    from tokenry.model import compat
+
+    model, ids = five_tokens(), torch.tensor([PROMPT] * 5)
+    draw = torch.Generator
+    options = {"max_new_tokens": 7, "ends": [0, 1, 2, 3, 4], "leave": False}
+    alone = sample(model, ids, **options, generator=draw().manual_seed(0))
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(compat, "passes_must_agree", lambda model: True)
+    monkeypatch.setattr(compat, "any_process", lambda condition, together: together)
+    together = sample(model, ids, **options, generator=draw().manual_seed(0))
+    assert together == alone
+    assert {len(text) for text in together} == {1}
+    assert len(passes) == 7
+
+
 def test_what_draws_nothing_is_refused():
     model, ids = five_tokens(), torch.tensor([PROMPT])
     with pytest.raises(InputError, match="temperature is nan"):

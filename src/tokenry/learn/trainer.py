@@ -177,7 +177,8 @@ class ObjectiveTrainer(FiniteTrainer):
         self._checkpoint: str | None = None
         self._buffer: RolloutBuffer | None = None
         self._random_state_restored = False
-        self.dropouts: list[Dropout] = [] if dropout else dropouts(self.model)
+        policy: Any = self.model
+        self.dropouts: list[Dropout] = [] if dropout else dropouts(policy)
         self._mode_checked = dropout
 
     def compute_loss(
@@ -220,7 +221,8 @@ class ObjectiveTrainer(FiniteTrainer):
         self._load_rng_state(self._checkpoint)  # a resumed run draws what it would have drawn
         draw, step = divmod(self.state.global_step, self.rollout.steps)
         if step == 0:
-            self.model.train()  # the old log-probabilities are taken in the mode of the loss
+            policy: Any = self.model
+            policy.train()  # the old log-probabilities are taken in the mode of the loss
             drawn = [self._roll_out(self._prepare_inputs(sample)) for sample in prompts]
         elif self._buffer is None:  # resumed in the middle of it
             drawn = load_micro_batches(self._buffer_file(self._checkpoint), self.args.device)
@@ -386,7 +388,7 @@ class ObjectiveTrainer(FiniteTrainer):
         """A loader of this process's rows, each row once (see `learn.loading`)."""
         accelerator, arguments = self.accelerator, self.args
         measured = hasattr(dataset, "__len__")
-        sampler = (sampler_fn(dataset) or SequentialSampler(dataset)) if measured else None
+        sampler: Any = (sampler_fn(dataset) or SequentialSampler(dataset)) if measured else None
         config: Any = arguments.accelerator_config
         others = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         for wrong, what in (

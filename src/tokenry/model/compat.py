@@ -422,11 +422,12 @@ def passes_must_agree(model: Any) -> bool:
     """Whether the processes share the model's weights, so that all must make the same number of
     passes: `generate`'s own condition for `synced_gpus`."""
     from torch import distributed
-    from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+    from transformers import integrations
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+    known: Any = integrations
+    sharded = known.is_deepspeed_zero3_enabled() or known.is_fsdp_managed_module(model)
     return bool(sharded) and distributed.get_world_size() > 1
 
 

@@ -146,6 +146,7 @@ def continuations(model: Any, tokenizer: Any, processor: Any, seed: int) -> list
     """Thirty tokens sampled after every prompt, at temperature 0.8."""
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     batch = TokenBatch.from_ids(prompts, pad_id=tokenizer.pad_token_id, padding_side="left")
+    cut: Any = TopKLogitsWarper(50)
     drawn = sample(
         model,
         batch.ids,
@@ -153,7 +154,7 @@ def continuations(model: Any, tokenizer: Any, processor: Any, seed: int) -> list
         max_new_tokens=30,
         ends=ends(model, tokenizer),
         temperature=0.8,
-        processors=[*([] if processor is None else [processor]), TopKLogitsWarper(50)],
+        processors=[*([] if processor is None else [processor]), cut],
         leave=False,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -13,6 +13,7 @@ from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.annotation import Annotation
+from tokenry.learn.data import preference_rows
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.t_reg import (
     TokenRewardTerm,
@@ -226,8 +227,49 @@ def test_requests_go_through_the_chat_template_when_there_is_one():
     tokenizer = WordTokenizer()
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.apply_chat_template = apply
+    tokenizer.get_chat_template = lambda **_: tokenizer.chat_template
     assert request_ids(tokenizer, "improve {prompt} {x}", {"prompt_ids": [3]}) == [2]
     assert seen["messages"] == [{"role": "user", "content": "improve word3 {x}"}]
+
+
+def test_in_a_conversation_the_request_stands_in_the_users_last_words(tiny_tokenizer):
+    """And not around the whole rendered chat, role words included."""
+    row = {
+        "prompt": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "a cat?"},
+            {"role": "assistant", "content": "sat there"},
+            {"role": "user", "content": "the mat?"},
+        ],
+        "chosen": [{"role": "assistant", "content": "on the mat"}],
+        "rejected": [{"role": "assistant", "content": "there"}],
+    }
+    [read] = preference_rows([row], tiny_tokenizer)[0]
+    text = tiny_tokenizer.decode(request_ids(tiny_tokenizer, "improve {prompt} now", read))
+    asked = [*row["prompt"][:3], {"role": "user", "content": "improve the mat? now"}]
+    assert text == tiny_tokenizer.apply_chat_template(
+        asked, tokenize=False, add_generation_prompt=True
+    )
+    assert text.count("<|user|>") == 2
+    assert row["prompt"][3]["content"] == "the mat?"
+
+    plain = {"prompt": "the mat?", "chosen": " on the mat", "rejected": " there"}
+    [read] = preference_rows([plain], tiny_tokenizer, as_chat=True)[0]
+    once = tiny_tokenizer.decode(request_ids(tiny_tokenizer, "improve {prompt} now", read))
+    assert once == "<|user|>\nimprove the mat? now</s>\n<|assistant|>\n"
+
+
+def test_a_chat_that_is_a_text_already_and_one_without_a_user_are_refused(tiny_tokenizer):
+    rendered = tiny_tokenizer.apply_chat_template(
+        [{"role": "user", "content": "the mat?"}], tokenize=False, add_generation_prompt=True
+    )
+    row = {"prompt": rendered, "chosen": "on the mat", "rejected": "there"}
+    [read] = preference_rows([row], tiny_tokenizer)[0]
+    with pytest.raises(InputError, match='give "prompt" as messages'):
+        request_ids(tiny_tokenizer, "improve {prompt}", read)
+    alone = {"prompt_ids": [5], "prompt_messages": [{"role": "system", "content": "be brief"}]}
+    with pytest.raises(InputError, match="no user speaks in the prompt"):
+        request_ids(tiny_tokenizer, "improve {prompt}", alone)
 
 
 def test_is_filed_under_its_paper_and_refuses_what_it_cannot_do():

@@ -89,9 +89,10 @@ class DataRows:
 
     rows: dicts with their own columns, "place", and by kind
         text, messages, completion   ids, target (bool, one for each id)
-        preference                   prompt, chosen, rejected (as text), prompt_ids, chosen_ids,
-                                     rejected_ids, and where a part of a completion does not count
-                                     (another's turns) chosen_target, rejected_target
+        preference                   prompt, chosen, rejected (as text), prompt_messages (of a
+                                     chat), prompt_ids, chosen_ids, rejected_ids, and where a
+                                     part of a completion does not count (another's turns)
+                                     chosen_target, rejected_target
         unpaired                     prompt, completion, prompt_ids, completion_ids,
                                      completion_label, perhaps completion_target
         prompt                       prompt, prompt_ids
@@ -255,6 +256,8 @@ class _Reader:
                 f"max_length={self.options.max_length}"
             )
         fields: Row = {**texts, "prompt_ids": start}
+        if not isinstance(prompt, str):
+            fields["prompt_messages"] = prompt
         for side, (completion, target) in zip(sides, completions, strict=True):
             if not any(target):
                 raise InputError(f'no token of "{side}" is left to score; raise max_length')

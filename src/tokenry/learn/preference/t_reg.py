@@ -32,6 +32,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.data.fields import chat_of
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
@@ -187,12 +188,32 @@ def host_loss(
 def request_ids(tokenizer: Any, template: str, row: dict[str, Any]) -> list[int]:
     """The ids of a request around a row's prompt, up to where the answer begins.
 
-    Answers keep their own ids behind it. A tokenizer with a chat template gets a user's message.
+    In a conversation (`prompt_messages`) it stands around the last thing that the user said, and
+    all else stays. A prompt that is a text becomes a user's message where there is a chat template.
+    Answers keep their own ids behind it. Raises InputError for a prompt that nobody says, and for
+    a text that a chat template has written already, whose roles cannot be told any more.
     """
-    prompt = tokenizer.decode(row["prompt_ids"], skip_special_tokens=True).strip()
-    request = template.replace("{prompt}", prompt)
-    if getattr(tokenizer, "chat_template", None) is None:
-        return prompt_ids(tokenizer, f"{request}\n\nAnswer:")
-    messages = [{"role": "user", "content": request}]
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    conversation = row.get("prompt_messages")
+    templated = conversation is not None or getattr(tokenizer, "chat_template", None) is not None
+    if conversation is None:
+        ids, special = row["prompt_ids"], set(getattr(tokenizer, "all_special_ids", ()))
+        if templated and special & set(ids[1:]):
+            raise InputError(
+                f"{row.get('place', 'a row')}: the prompt is a text with special tokens in it, as "
+                "a chat template writes them; T-REG asks for better and worse answers in the "
+                'user\'s words: give "prompt" as messages'
+            )
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        if not templated:
+            return prompt_ids(tokenizer, f"{template.replace('{prompt}', text)}\n\nAnswer:")
+        conversation = [{"role": "user", "content": text}]
+    users = [n for n, message in enumerate(conversation) if message["role"] == "user"]
+    if not users:
+        raise InputError(
+            f"{row.get('place', 'a row')}: no user speaks in the prompt, so there is nothing to "
+            "ask a better answer for"
+        )
+    messages = [dict(message) for message in conversation]
+    asked = messages[users[-1]]
+    asked["content"] = template.replace("{prompt}", asked.get("content", ""))
+    return prompt_ids(tokenizer, chat_of(row, tokenizer).prompt(messages), templated=True)
