@@ -80,6 +80,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
         raise InputError(
             f"the chat template in {folder} is not the one that the run read its data with"
         )
+    options: dict[str, Any] = {**reading, "bad_rows": "skip"}
     reference, name = _reference_of(record, folder)
     beta = record["hyperparameters"].get("beta")
     with working("scoring the pairs"):
@@ -89,7 +90,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
             source,
             reference,
             beta=beta if isinstance(beta, int | float) else 1.0,
-            **reading | {"bad_rows": "skip"},
+            **options,
         )
     return Moved(folder, record["model"], name, report)
 

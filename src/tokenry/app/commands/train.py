@@ -4,7 +4,7 @@ import io
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -122,7 +122,7 @@ def train(
             output,
             config=config,
             lora=lora,
-            adapter=adapter,
+            adapter=cast(Any, adapter),
             eval_data=eval_data,
             reference=one_or_all(reference or ["auto"]),
             frozen=others,
