@@ -234,6 +234,20 @@ def test_trainings_of_their_own_refuse_half_precision_weights(tiny_llama_text):
     check_precision(tiny_llama_text.parameters(), "the model")
 
 
+def test_a_trainer_does_not_put_a_new_adapter_in_place_of_another(tiny_llama_text, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import TrainingArguments
+
+    from tokenry.learn.preference.dpo import DPO
+    from tokenry.learn.trainer import ObjectiveTrainer
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    model = get_peft_model(copy.deepcopy(tiny_llama_text), config)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    with pytest.raises(InputError, match="the model has an adapter"):
+        ObjectiveTrainer(model, DPO(), lora=config, args=arguments)
+
+
 def test_adapters_that_are_no_plain_low_rank_update_are_not_stacked(tiny_llama_text):
     from peft import LoraConfig, get_peft_model
 
