@@ -135,3 +135,26 @@ def test_the_page_of_a_report(run, refused, trained, tmp_path):
     assert f"margin {report['pairs'][0]['margin']:+.3f}" in text
     assert "folder" in refused("inspect", "--against", folder, "--html", tmp_path)
     assert "is for a text" in refused("inspect", "--against", folder, "-s", "entropy")
+
+
+def test_data_may_be_compressed_or_a_pipe(run, model, pairs, tmp_path):
+    import gzip
+    import os
+
+    packed = tmp_path / "pairs.jsonl.gz"
+    packed.write_bytes(gzip.compress(pairs.read_bytes()))
+    reading, writing = os.pipe()
+    os.write(writing, pairs.read_bytes())
+    os.close(writing)
+    records = []
+    for name, data in (("file", packed), ("pipe", f"/dev/fd/{reading}")):
+        output = tmp_path / name
+        base = ("train", "--objective", "dpo", "-m", model, "-d", data, "-o", output)
+        code, out, err = run(*base, "--json")
+        assert code == 0, err
+        records.append(json.loads(out))
+    os.close(reading)
+    tokens = {record["data"]["tokens"] for record in records}
+    assert len(tokens) == 1
+    assert [record["data"]["pairs"] for record in records] == [3, 3]
+    assert run("inspect", "--against", tmp_path / "file", "--json")[0] == 0

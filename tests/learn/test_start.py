@@ -222,3 +222,41 @@ def test_modes_that_cannot_be_meant_are_refused(adapted, tmp_path):
         trained(adapted, tmp_path / "out", adapter="glue")
     assert not (tmp_path / "out").exists()
     trained(adapted, tmp_path / "out", lora={"r": 3, "lora_alpha": 5}, max_steps=1)
+
+
+def test_trainings_of_their_own_refuse_half_precision_weights(tiny_llama_text):
+    from tokenry.learn.start import check_precision
+
+    half = copy.deepcopy(tiny_llama_text).bfloat16()
+    with pytest.raises(InputError, match=r'has bfloat16 weights to train.*dtype="float32"'):
+        check_precision(half.parameters(), "the model")
+    check_precision(half.requires_grad_(False).parameters(), "the model")
+    check_precision(tiny_llama_text.parameters(), "the model")
+
+
+def test_a_trainer_does_not_put_a_new_adapter_in_place_of_another(tiny_llama_text, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import TrainingArguments
+
+    from tokenry.learn.preference.dpo import DPO
+    from tokenry.learn.trainer import ObjectiveTrainer
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    model = get_peft_model(copy.deepcopy(tiny_llama_text), config)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    with pytest.raises(InputError, match="the model has an adapter"):
+        ObjectiveTrainer(model, DPO(), lora=config, args=arguments)
+
+
+def test_adapters_that_are_no_plain_low_rank_update_are_not_stacked(tiny_llama_text):
+    from peft import LoraConfig, get_peft_model
+
+    from tokenry.learn.start import low_rank_updates
+
+    for extra in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}):
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **extra)
+        with pytest.raises(InputError, match=f"adapters with {next(iter(extra))} cannot"):
+            low_rank_updates(get_peft_model(copy.deepcopy(tiny_llama_text), config))
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["embed_tokens"])
+    with pytest.raises(InputError, match="LORA beyond linear layers cannot"):
+        low_rank_updates(get_peft_model(copy.deepcopy(tiny_llama_text), config))

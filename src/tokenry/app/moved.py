@@ -59,7 +59,9 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
     when its data are gone and none are given, and when its model, reference or template is no
     longer what it was.
     """
-    from tokenry.learn.record import read_record, template_hash
+    from tokenry.learn.data import read_source
+    from tokenry.learn.data.rows import template_hash
+    from tokenry.learn.record import read_record
     from tokenry.learn.report import preference_report
 
     record = read_record(Path(folder), ": give a text to compare two models on")
@@ -70,9 +72,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
         )
     if "reading" not in record:
         raise InputError(f"the run in {folder} does not say how it read its data: train it again")
-    source = pairs or _data_of(record, folder)
-    if not source.exists() or source.is_dir():
-        raise InputError(f"no such file: {source}; give pairs with --pairs")
+    source = read_source(pairs or _data_of(record, folder))
     reading = dict(record["reading"])
     template = reading.pop("template")
     trained = load(folder)
@@ -80,6 +80,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
         raise InputError(
             f"the chat template in {folder} is not the one that the run read its data with"
         )
+    options: dict[str, Any] = {**reading, "bad_rows": "skip"}
     reference, name = _reference_of(record, folder)
     beta = record["hyperparameters"].get("beta")
     with working("scoring the pairs"):
@@ -89,7 +90,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
             source,
             reference,
             beta=beta if isinstance(beta, int | float) else 1.0,
-            **reading | {"bad_rows": "skip"},
+            **options,
         )
     return Moved(folder, record["model"], name, report)
 
@@ -122,6 +123,8 @@ def _data_of(record: dict[str, Any], folder: str) -> Path:
     file = record.get("data", {}).get("file")
     if not file:
         raise InputError(f"the run in {folder} was not trained on a file: give pairs with --pairs")
+    if not Path(file).exists():
+        raise InputError(f"no such file: {file}, the run's data: give pairs with --pairs")
     return Path(file)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from tokenry.core.errors import InputError
+from tokenry.learn.start import check_precision
 from tokenry.model import compat
 from tokenry.model.adaptive.dual_ffn import BIG, AttachedDuo, budget_loss
 from tokenry.model.adaptive.informed_routing import (
@@ -299,6 +300,7 @@ def optimise(
     weights = [weight for weight in weights if weight.requires_grad]
     if steps < 1 or not len(batches):
         raise InputError(f"training needs steps (got {steps}) and batches (got {len(batches)})")
+    check_precision(weights, "the model")
     optimiser = torch.optim.Adam(weights, learning_rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 10)
     losses = []

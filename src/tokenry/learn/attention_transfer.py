@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError, ModelError
+from tokenry.learn.start import check_precision
 from tokenry.model.still import StillAttention, still_layers
 
 
@@ -57,6 +58,7 @@ class AttentionTransfer:
         """Train on batches of ids [B, T], over again if they are fewer than the steps; returns the
         loss of every step. The weights keep the `requires_grad` that they had."""
         weights = [weight for hybrid in converted(model) for weight in hybrid.new_weights()]
+        check_precision(weights, "the model")
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
         losses = []
         with trainable_alone(model, weights):

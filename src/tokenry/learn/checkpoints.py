@@ -128,9 +128,10 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        full = folder.parent.is_dir() and shutil.disk_usage(folder.parent).free < 2**20
         shutil.rmtree(folder, ignore_errors=True)
         # a full disk is an OSError, a SafetensorError or torch's RuntimeError, by who was writing
         if isinstance(error, OSError | RuntimeError | SafetensorError):
-            text = " ".join(str(error).split())
+            text = "no space is left" if full else " ".join(str(error).split())
             raise ModelError(f"cannot write into {folder.parent}: {text}") from error
         raise

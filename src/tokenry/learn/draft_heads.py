@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.files import replacing
+from tokenry.learn.start import check_precision
 
 Texts = Sequence[Sequence[int]]
 Targets = Sequence[Sequence[bool]]
@@ -76,6 +77,7 @@ def train_parts(
     The generator depends on seed and step only. observe: called with every step and its loss.
     """
     weights = [weight for weight in parts.parameters() if weight.requires_grad]
+    check_precision(weights, type(parts).__name__)
     optimizer = torch.optim.AdamW(weights, schedule.learning_rate, weight_decay=0.0)
     first = resume(schedule, parts, optimizer)
     parts.train()

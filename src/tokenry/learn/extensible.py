@@ -31,6 +31,7 @@ from torch import Tensor
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.fused import fused_scores
+from tokenry.learn.start import check_precision
 from tokenry.model import compat
 from tokenry.model.extensible import ExtensibleTokenizer, strided_downscale
 from tokenry.model.score import linear_head, unwrap
@@ -190,6 +191,7 @@ def train_extensible(
     training = model.training
     generator = torch.Generator().manual_seed(seed)
     weights = [weight for weight in tokenizer.parameters() if weight.requires_grad]
+    check_precision(weights, type(tokenizer).__name__)
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     losses = []

@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.signals import rank
+from tokenry.learn.start import check_precision
 
 
 def confusion_loss(
@@ -115,6 +116,7 @@ def hide_text(
     starts = list(range(len(text_ids)) if word_starts is None else word_starts)
     plain = Prefixes.of(plain_prefix, text_ids, starts, confusion.words if confusion else 5)
     model.train()
+    check_precision(model.parameters(), "the model")
     optimizer = torch.optim.Adam(
         [weight for weight in model.parameters() if weight.requires_grad], lr=learning_rate
     )

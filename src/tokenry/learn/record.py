@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import torch
 from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.core.files import write_whole
 from tokenry.core.versions import installed
+from tokenry.learn.data import DataRows, Skipped
 
 RECORD = "run.json"
 DECIDING = (
@@ -166,31 +167,27 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def template_hash(tokenizer: Any) -> str | None:
-    """A hash of the tokenizer's chat template, None when it has none."""
-    template = getattr(tokenizer, "chat_template", None)
-    return None if template is None else _hash(json.dumps(template, sort_keys=True))
-
-
 def code_hashes(places: Iterable[Any]) -> dict[str, str]:
     """The user's files among "file.py:name" texts, with the hashes of what they hold."""
     files = {place.rpartition(":")[0] for place in places if isinstance(place, str)}
     return {file: _hash(Path(file).read_bytes()) for file in sorted(files) if file.endswith(".py")}
 
 
-def provenance(source: Any, rows: list[Mapping[str, Any]], skipped: Any) -> dict[str, Any]:
-    """Where data came from, and what was made of them before anything was added."""
+def provenance(
+    read: DataRows, rows: Sequence[Mapping[str, Any]], skipped: Skipped
+) -> dict[str, Any]:
+    """Where data came from, what was made of them before anything was added, what was left out."""
     ids = [{k: list(v) for k, v in row.items() if k.endswith("_ids")} for row in rows]
-    tokens = _hash(json.dumps(ids, sort_keys=True))
-    from_file = isinstance(source, str | Path)
-    regular = from_file and Path(source).is_file()
     return {
-        "file": str(Path(source).absolute()) if from_file else None,
-        "sha256": _hash(Path(source).read_bytes()) if regular else tokens,
-        "tokens": tokens,
+        "file": None if read.file is None else place_of(read.file),
+        "form": read.form,
+        "sha256": read.sha256,
+        "tokens": _hash(json.dumps(ids, sort_keys=True)),
         "pairs": len(rows),
         "skipped": skipped.count,
         "first_skipped": skipped.first,
+        "crossing": read.crossing,
+        "ended": read.ended,
     }
 
 

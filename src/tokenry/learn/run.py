@@ -24,10 +24,12 @@ from tokenry.learn.compute import missing_source
 from tokenry.learn.data import (
     PreferenceCollator,
     as_dataset,
-    preference_rows,
+    read_rows,
 )
+from tokenry.learn.data.rows import template_hash
 from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
+    PAIR_SIDES,
     Objective,
     completions_read,
     data_columns,
@@ -46,7 +48,6 @@ from tokenry.learn.record import (
     plain_fields,
     provenance,
     record_the_end,
-    template_hash,
     versions,
     write_record,
 )
@@ -339,25 +340,23 @@ def _dataset(
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, annotated, and where it came from."""
     sampled = is_on_policy(goal)
-    rows, skipped = preference_rows(
-        source,
-        context.tokenizer,
-        **reading,
-        prompts_only=sampled,
-        sides=completions_read(goal),
+    kind, sides = ("prompt", ()) if sampled else ("preference", completions_read(goal))
+    # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
+    options = reading | ({"max_length": None} if sampled else {})
+    read = read_rows(
+        source, context.tokenizer, kind, accepts=(kind,), sides=sides or PAIR_SIDES, **options
     )
-    sides = [side for side in ("chosen", "rejected") if f"{side}_ids" in rows[0]]
     rows, skipped = fitting(
-        rows,
+        read.rows,
         limits,
         sides,
-        skipped,
+        read.skipped,
         bad_rows=reading["bad_rows"],
         new_tokens=rollout.max_new_tokens if sampled else 0,
         max_length=reading["max_length"],
         truncate=reading["truncate"],
     )
-    where_from = provenance(source, rows, skipped)
+    where_from = provenance(read, rows, skipped)
     rows = annotate(goal, rows, context)
     dataset = as_dataset(rows, _sides(goal), _columns(goal))
     for row in rows:

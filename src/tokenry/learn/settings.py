@@ -224,7 +224,7 @@ def training_arguments(
     not installed: both would show after the data were read and annotated.
     """
     from transformers import Trainer, TrainingArguments
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 
@@ -276,8 +276,9 @@ def lora_config(adapter: dict[str, Any]) -> Any:
     numbers = {"r": int, "lora_alpha": int | float, "lora_dropout": float}
     values |= {key: typed(key, values[key], kind) for key, kind in numbers.items()}
     _check_ranges({key: values[key] for key in numbers})
+    make: Any = LoraConfig
     with refusals("lora settings"):
-        return LoraConfig(**{"task_type": "CAUSAL_LM"} | values)
+        return make(**{"task_type": "CAUSAL_LM"} | values)
 
 
 def check_lora_targets(config: Any, model: Any) -> None:

@@ -9,7 +9,7 @@ never move. `bf16: true` or `fp16: true` in the settings still computes the pass
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +35,17 @@ def trained_in_float32(model: Any) -> Any:
     if any(weight.requires_grad and weight.dtype in HALF for weight in model.parameters()):
         model.float()
     return model
+
+
+def check_precision(weights: Iterable[Tensor], what: str) -> None:
+    """Raise InputError when weights that are to be trained are in half precision."""
+    half = {weight.dtype for weight in weights if weight.requires_grad and weight.dtype in HALF}
+    if half:
+        kind = ", ".join(str(dtype).removeprefix("torch.") for dtype in half)
+        raise InputError(
+            f"{what} has {kind} weights to train, which small steps do not move: load it with "
+            'dtype="float32"'
+        )
 
 
 def precision(dtype: Any, arguments: Any) -> dict[str, Any]:
@@ -122,15 +133,17 @@ def low_rank_updates(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     from peft.tuners.lora import LoraLayer
 
     (name,) = model.active_adapters
-    config = model.peft_config[name]
+    config: Any = model.peft_config[name]
     extras = {"bias": "none", "use_dora": False, "modules_to_save": None, "layer_replication": None}
     more = {key for key, plain in extras.items() if getattr(config, key, plain) not in (plain, [])}
-    layers = {n: m for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    modules: list[tuple[str, Any]] = list(model.get_base_model().named_modules())
+    layers: dict[str, Any] = {n: m for n, m in modules if isinstance(m, LoraLayer)}
     linear = {
         n: m for n, m in layers.items() if name in m.lora_A and m.lora_A[name].weight.ndim == 2
     }
-    if config.peft_type != "LORA" or more or len(linear) != len(layers):
-        what = ", ".join(sorted(more)) or f"{config.peft_type.value} beyond linear layers"
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA" or more or len(linear) != len(layers):
+        what = ", ".join(sorted(more)) or f"{kind} beyond linear layers"
         raise InputError(
             f'adapters with {what} cannot be stacked: use adapter "continue" or "merge"'
         )
@@ -184,7 +197,7 @@ def save_stacked(folder: Path, start: Start, model: Any) -> None:
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.cpu().contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
 
 
 def save_base(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -68,6 +68,7 @@ from tokenry.learn.settings import refusals
 from tokenry.learn.start import (
     TRAINED_FOLDER,
     Start,
+    has_adapter,
     save_stacked,
     starts_as_its_base,
     trained_in_float32,
@@ -141,6 +142,11 @@ class ObjectiveTrainer(FiniteTrainer):
         if lora is not None:
             from peft import get_peft_model
 
+            if has_adapter(model):
+                raise InputError(
+                    "the model has an adapter, which a new one would replace: leave lora out to "
+                    "train it further, or merge or stack it first (`learn.start.start_from`)"
+                )
             with refusals("lora settings"), torch.random.fork_rng():
                 torch.manual_seed(options["args"].seed)  # the same adapter in every process and run
                 model = get_peft_model(model, lora)

@@ -4,7 +4,7 @@ import io
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -15,7 +15,13 @@ from tokenry.core.extras import require_extra
 
 def train(
     data: Annotated[
-        Path, typer.Option("--data", "-d", help="JSON lines: prompt, chosen, rejected.")
+        Path,
+        typer.Option(
+            "--data",
+            "-d",
+            help="JSON lines or an array (also gzip, parquet, a datasets folder, a pipe): prompt, "
+            "chosen, rejected.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder that does not exist.")],
     objective: Annotated[
@@ -101,13 +107,12 @@ def train(
 
     require_extra("training", "accelerate", "peft", "datasets")
     check_output(output, resume)
-    for path in (data, eval_data, config):
-        if path is not None and not path.is_file():
-            raise InputError(f"no such file: {path}")
+    if config is not None and not config.is_file():
+        raise InputError(f"no such file: {config}")
     if ".py:" not in objective:
         registry.objective[objective]
     others = named_models(frozen or [])
-    check_pairs(data)
+    rows, heldout = read(data), None if eval_data is None else read(eval_data)
 
     from tokenry.learn.run import train as run
     from tokenry.model import hub
@@ -117,13 +122,13 @@ def train(
     with progress() as bar, redirect_stdout(io.StringIO()):  # the Trainer prints its logs there
         finished = run(
             objective,
-            data,
+            rows,
             model,
             output,
             config=config,
             lora=lora,
-            adapter=adapter,
-            eval_data=eval_data,
+            adapter=cast(Any, adapter),
+            eval_data=heldout,
             reference=one_or_all(reference or ["auto"]),
             frozen=others,
             rewards=reward or [],
@@ -164,12 +169,15 @@ def one_or_all(given: list[str]) -> str | list[str]:
     return given[0] if len(given) == 1 else given
 
 
-def check_pairs(data: Path) -> None:
-    """A line that does not parse is an error before the model is loaded, not after."""
-    from tokenry.learn.data import read_jsonl
+def read(data: Path) -> Any:
+    """The rows of a file, a pipe or a folder, read once: what does not parse is an error before the
+    model is loaded, not after."""
+    from tokenry.learn.data import read_source
 
-    if not read_jsonl(data):
+    source = read_source(data)
+    if not source.rows:
         raise InputError(f"no preference pairs in {data}")
+    return source
 
 
 def progress_callback(bar: Any) -> Any:

@@ -43,6 +43,7 @@ from tokenry.decode.samplers.smc import Samples, run_smc
 from tokenry.learn.policy.f_dpg import f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.target import RunningTarget
 from tokenry.learn.reference import evaluating
+from tokenry.learn.start import check_precision
 
 Text = tuple[list[int], bool]  # ids, and whether the end token follows
 
@@ -203,6 +204,7 @@ class _Fit:
         self.weights = [weight for weight in policy.parameters() if weight.requires_grad]
         if not self.weights:
             raise InputError("no weight of the model is to be trained: requires_grad is False")
+        check_precision(self.weights, "the policy")
         self.optimizer = torch.optim.Adam(self.weights, lr=learning_rate)
 
     @torch.no_grad()
