@@ -121,9 +121,7 @@ class FeatureHead(nn.Module):
         if places is None:
             places = torch.arange(L, L + T, device=features.device)[None]
         if mask is None and L:
-            mask = torch.ones(T, L + T, dtype=torch.bool, device=features.device).tril(L)[
-                None, None
-            ]
+            mask = torch.ones(1, 1, T, L + T, dtype=torch.bool, device=features.device).tril(L)
         f, e = features.to(dtype) / self.feature_scale, embedded.to(dtype) / self.embed_scale
         if self.sampler is not None:
             f = f + self.sampler(f, e)

@@ -8,8 +8,8 @@ former ones said comes as one vector:
 
 and in window j + 1 every query of the insertion layer may attend to (k, v) as to one more position,
 whose key is not rotated, as position 0. Memory per window is constant. All weights are fine-tuned;
-the gradient of a window's loss flows back through r for `horizon` windows. Without the extra position it is the model as
-it was, window by window.
+the gradient of a window's loss flows back through r for `horizon` windows. Without the extra
+position it is the model as it was, window by window.
 
     reader = WindowRecurrence(model, window=64)
     loss = reader(ids, labels=ids).loss            # any training loop
@@ -66,9 +66,9 @@ class WindowRecurrence(nn.Module):
 
     window: W. layer: the insertion layer; None: the middle one. pool_layer: whose states are
     averaged, in the numbering of `hidden_states` (-1: the last). inner: width of g; None: the
-    model's. horizon: windows before its own that the gradient of a window's loss goes back through, at
-    least 1; a training text of more than horizon + 1 windows is read horizon + 1 times. previous: whether g also sees the
-    former r. The model gets the attention function that shows cache layers its queries; its outputs
+    model's. horizon: how many windows the gradient of a window's loss goes back, at least 1; a text
+    of more than horizon + 1 windows is read up to horizon + 1 times for it. previous: whether g
+    also sees the former r. The model gets the attention function that shows cache layers its queries; its outputs
     elsewhere stay the same.
     """
 
