@@ -68,8 +68,8 @@ class WindowRecurrence(nn.Module):
     averaged, in the numbering of `hidden_states` (-1: the last). inner: width of g; None: the
     model's. horizon: how many windows the gradient of a window's loss goes back, at least 1; a text
     of more than horizon + 1 windows is read up to horizon + 1 times for it. previous: whether g
-    also sees the former r. The model gets the attention function that shows cache layers its queries; its outputs
-    elsewhere stay the same.
+    also sees the former r. The model gets the attention function that shows cache layers its
+    queries; its outputs elsewhere stay the same.
     """
 
     def __init__(
