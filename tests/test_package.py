@@ -29,3 +29,40 @@ def test_the_command_line_runs_as_a_module():
 
 def test_the_package_says_that_it_is_typed():
     assert (Path(tokenry.__file__).parent / "py.typed").is_file()
+
+
+WITHOUT_EXTRAS = """
+import sys
+from importlib.machinery import PathFinder
+
+class Absent(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] not in {"accelerate", "peft", "datasets", "tensorboard", "jinja2",
+                "matplotlib", "pandas", "jedi", "sklearn", "numba", "ray", "fastapi"}:
+            return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Absent if finder is PathFinder else finder for finder in sys.meta_path]
+from tokenry.core import registry
+for role in vars(registry).values():
+    if isinstance(role, registry.Role):
+        assert role.names(), role.name
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.manual_seed(0)
+sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
+ids = torch.randint(2, 64, (1, 20))
+for name in ("h2o", "tokenselect"):
+    cache = registry.cache_policy[name].of_size(8).cache(model)
+    print(model.generate(ids, past_key_values=cache, max_new_tokens=3, do_sample=False).shape[1])
+"""
+
+
+def test_every_method_can_be_had_and_caches_work_without_the_extras():
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.split() == ["23", "23"]

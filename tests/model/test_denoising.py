@@ -52,6 +52,27 @@ def test_the_decoder_sees_both_sides_and_the_source(model):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_token_with_the_pad_id_shifts_no_position(kind):
+    """Noise may draw any id: with one row of the embedding for both, the pad id and 7 are alike."""
+    torch.manual_seed(2)
+    options = {**SIZES, "pad_token_id": 1}
+    masked = {
+        "bert": lambda: BertForMaskedLM(BertConfig(**options)),
+        "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**options)),
+    }[kind]()
+    table = masked.get_input_embeddings().weight
+    with torch.no_grad():
+        table[1] = table[7]
+    found = DenoisingSeq2Seq.from_masked_lm(masked, 8).eval()
+    mask = torch.ones(1, 5).bool()
+    logits = [
+        found(torch.tensor([[2, t, 4, 5, 6]]), mask, found.encode(Padded.of([[5, t, 3, 8]])))
+        for t in (1, 7)
+    ]
+    torch.testing.assert_close(*logits, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_padding_on_either_side_changes_nothing(kind):
     torch.manual_seed(2)
     masked = (

@@ -97,6 +97,17 @@ def test_step_by_step_it_says_what_it_says_in_one_go():
     torch.testing.assert_close(torch.cat(answers, 1), whole[1], atol=1e-5, rtol=1e-4)
 
 
+def test_with_a_memory_the_defaults_go_on_behind_it():
+    f, e = pairs()
+    found = trained()
+    whole = found(f, e)
+    memory, features = None, []
+    for part in (slice(0, 3), slice(3, 4), slice(4, 7)):
+        feature, _, memory = found(f[:, part], e[:, part], memory)
+        features.append(feature)
+    torch.testing.assert_close(torch.cat(features, 1), whole[0], atol=1e-5, rtol=1e-4)
+
+
 def test_it_does_not_look_ahead_and_sees_distances_only():
     layer = DraftLayer(WIDTH, HEADS, 24)
     x = torch.randn(1, 6, WIDTH)

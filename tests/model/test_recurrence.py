@@ -117,22 +117,34 @@ def test_a_window_can_be_read_token_by_token(tiny_model):
 
 
 def test_gradients_go_back_through_the_horizon_and_no_further(tiny_llama):
-    def reach(horizon):
-        """Whether the loss of the last of four windows depends on each window's embeddings."""
+    def reach(horizon, last=3):
+        """Whether the gradient of the loss of one of four windows comes to each of them."""
         reader = reader_of(tiny_llama, window=4, horizon=horizon)
         found = []
         embeddings = reader.model.get_input_embeddings()
-        handle = embeddings.register_forward_hook(lambda m, a, out: found.append(out))
+        handle = embeddings.register_forward_hook(lambda m, a, out: found.append((a[0], out)))
         ids = ids_of(1, 16)
         logits = reader(ids).logits
         handle.remove()
-        loss = logits[:, 12:].float().logsumexp(-1).sum()
-        gradients = torch.autograd.grad(loss, found, allow_unused=True)
-        return [g is not None and bool(g.abs().sum() > 0) for g in gradients]
+        with torch.no_grad():
+            torch.testing.assert_close(logits, reader(ids).logits, **CLOSE)
+        loss = logits[:, 4 * last : 4 * last + 4].float().logsumexp(-1).sum()
+        gradients = torch.autograd.grad(
+            loss, [*(out for _, out in found), *reader.update.parameters()], allow_unused=True
+        )
+        came = [g is not None and bool(g.abs().sum() > 0) for g in gradients]
+        assert all(came[len(found) :]) == (last > 0)  # the update net is trained
+        windows = [ids[:, at : at + 4] for at in range(0, 16, 4)]
+        return [
+            any(c for (read, _), c in zip(found, came, strict=False) if torch.equal(read, window))
+            for window in windows
+        ]
 
-    assert reach(4) == [True, True, True, True]
-    assert reach(2) == [False, False, True, True]  # cut before the first and the third window
-    assert reach(1) == [False, False, False, True]
+    assert reach(4) == reach(3) == [True, True, True, True]
+    assert reach(2) == [False, True, True, True]
+    assert reach(1) == [False, False, True, True]
+    for last in range(4):  # the same for every window of the text
+        assert reach(1, last) == [last - 1 <= window <= last for window in range(4)]
 
 
 def test_it_learns_to_carry_a_token_over():

@@ -71,9 +71,13 @@ class Role:
     def discover(self) -> None:
         """Import every module of this role's packages, once."""
         if not self.discovered:
-            self.discovered = True
-            for package in self.packages:
-                import_modules(package)
+            self.discovered = True  # a module that looks a method up while it loads gets no loop
+            try:
+                for package in self.packages:
+                    import_modules(package)
+            except BaseException:
+                self.discovered = False  # half a catalogue must not pass for a whole one
+                raise
 
 
 def import_modules(package: str) -> list[Any]:

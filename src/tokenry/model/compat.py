@@ -395,6 +395,25 @@ def _mask_argument(
     return {kind: additive(kind) for kind in kinds | {"full_attention"}}
 
 
+def counted_positions(model: Any, real: Tensor) -> dict[str, Tensor]:
+    """`position_ids` for models that find them by looking for the pad id, as RoBERTa does: a token
+    that happens to have that id would shift those behind it. real: [B, T] bool, the tokens. Empty
+    for models that count columns anyway."""
+    table = next(
+        (
+            module.position_embeddings
+            for module in model.modules()
+            if isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding)
+        ),
+        None,
+    )
+    takes = "position_ids" in inspect.signature(model.forward).parameters
+    if table is None or table.padding_idx is None or not takes:
+        return {}
+    places = real.long().cumsum(1) * real + table.padding_idx
+    return {"position_ids": places}
+
+
 FEW_ROWS = 8  # what packed weights are laid out for; one layout serves 1 to some 32 rows
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import ModelError, ShapeError
+from tokenry.model import compat
 
 
 class DenoisingSeq2Seq(nn.Module):
@@ -76,7 +77,11 @@ class DenoisingSeq2Seq(nn.Module):
 
     def encode(self, source: Padded) -> Encoded:
         source = source.aligned(self.pad_id)
-        states = self.encoder(source.ids, attention_mask=source.mask.long()).last_hidden_state
+        states = self.encoder(
+            source.ids,
+            attention_mask=source.mask.long(),
+            **compat.counted_positions(self.encoder, source.mask),
+        ).last_hidden_state
         return Encoded(states, source.mask)
 
     def forward(self, noisy: Tensor, mask: Tensor, encoded: Encoded) -> Tensor:
@@ -91,6 +96,7 @@ class DenoisingSeq2Seq(nn.Module):
             encoder_hidden_states=encoded.states,
             encoder_attention_mask=encoded.mask.long(),
             use_cache=False,
+            **compat.counted_positions(self.decoder, mask),
         ).logits
 
     def length_logits(self, encoded: Encoded) -> Tensor:

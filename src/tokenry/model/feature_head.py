@@ -110,13 +110,18 @@ class FeatureHead(nn.Module):
     ) -> tuple[Tensor, Tensor, Memory]:
         """Predicted features f^ [B, T, d], what the output layer is to read [B, T, d], the memory.
 
-        features, embedded: f_i and e_{i+1}, [B, T, d]. memory: of earlier pairs. places: [B, T],
-        i of each pair; in order by default. mask: [B or 1, 1, T, L + T] bool, which pairs each one
-        sees; default: itself and those before it.
+        features, embedded: f_i and e_{i+1}, [B, T, d]. memory: of the L earlier pairs. places:
+        [B, T], i of each pair; by default they go on behind the memory, in order. mask:
+        [B or 1, 1, T, L + T] bool, which pairs each one sees; default: the memory, itself and those
+        before it.
         """
-        dtype = self.fc.weight.dtype
+        dtype, T, L = self.fc.weight.dtype, features.shape[1], 0
+        if memory is not None:
+            L = memory[0].shape[2]
         if places is None:
-            places = torch.arange(features.shape[1], device=features.device)[None]
+            places = torch.arange(L, L + T, device=features.device)[None]
+        if mask is None and L:
+            mask = torch.ones(1, 1, T, L + T, dtype=torch.bool, device=features.device).tril(L)
         f, e = features.to(dtype) / self.feature_scale, embedded.to(dtype) / self.embed_scale
         if self.sampler is not None:
             f = f + self.sampler(f, e)

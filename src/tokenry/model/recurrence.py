@@ -8,8 +8,8 @@ former ones said comes as one vector:
 
 and in window j + 1 every query of the insertion layer may attend to (k, v) as to one more position,
 whose key is not rotated, as position 0. Memory per window is constant. All weights are fine-tuned;
-gradients flow back through r for `horizon` windows. Without the extra position it is the model as
-it was, window by window.
+the gradient of a window's loss flows back through r for `horizon` windows. Without the extra
+position it is the model as it was, window by window.
 
     reader = WindowRecurrence(model, window=64)
     loss = reader(ids, labels=ids).loss            # any training loop
@@ -48,6 +48,10 @@ class Memory:
     there: Tensor
 
 
+def detached(memory: Memory | None) -> Memory | None:
+    return None if memory is None else Memory(memory.state.detach(), memory.there)
+
+
 @dataclass(frozen=True)
 class RecurrentOutput:
     """logits [B, T, V], the mean loss over the labels (None without), the memory behind them."""
@@ -62,9 +66,10 @@ class WindowRecurrence(nn.Module):
 
     window: W. layer: the insertion layer; None: the middle one. pool_layer: whose states are
     averaged, in the numbering of `hidden_states` (-1: the last). inner: width of g; None: the
-    model's. horizon: windows that a gradient goes back through. previous: whether g also sees the
-    former r. The model gets the attention function that shows cache layers its queries; its outputs
-    elsewhere stay the same.
+    model's. horizon: how many windows the gradient of a window's loss goes back, at least 1; a text
+    of more than horizon + 1 windows is read up to horizon + 1 times for it. previous: whether g
+    also sees the former r. The model gets the attention function that shows cache layers its
+    queries; its outputs elsewhere stay the same.
     """
 
     def __init__(
@@ -121,25 +126,37 @@ class WindowRecurrence(nn.Module):
         # real tokens first, so that where windows are cut does not depend on the padding
         order = attention.long().argsort(dim=1, descending=True, stable=True)
         ids, real = ids.gather(1, order), attention.gather(1, order)
-        logits = []
-        for number, start in enumerate(range(0, ids.shape[1], self.window)):
-            part = slice(start, start + self.window)
-            if memory is not None and number % self.horizon == 0:
-                memory = Memory(memory.state.detach(), memory.there)
-            output = self.model(
-                input_ids=ids[:, part],
-                attention_mask=real[:, part].long(),
-                past_key_values=self.cache(memory if recurrent else None),
-                use_cache=True,
-                output_hidden_states=True,
-            )
-            logits.append(output.logits)
-            memory = self._remember(memory, output.hidden_states[self.pool_layer], real[:, part])
+        parts = [slice(at, at + self.window) for at in range(0, ids.shape[1], self.window)]
+        memory = detached(memory)
+        before, logits = [memory], []
+        for number, part in enumerate(parts):
+            first = number - self.horizon
+            if first > 0 and recurrent and torch.is_grad_enabled():
+                # the way back to window `first` alone: what it was told is a constant
+                memory = detached(before[first])
+                for again in parts[first:number]:
+                    _, memory = self._read(ids[:, again], real[:, again], memory, recurrent)
+            found, memory = self._read(ids[:, part], real[:, part], memory, recurrent)
+            logits.append(found)
+            before.append(memory)
         back = order.argsort(dim=1)
         joined = torch.cat(logits, dim=1)
         joined = joined.gather(1, back[..., None].expand_as(joined))
         loss = None if labels is None else self._loss(joined, labels, attention)
         return RecurrentOutput(joined, loss, memory)
+
+    def _read(
+        self, ids: Tensor, real: Tensor, memory: Memory | None, recurrent: bool
+    ) -> tuple[Tensor, Memory]:
+        """Logits of one window, and the memory behind it."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=real.long(),
+            past_key_values=self.cache(memory if recurrent else None),
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        return output.logits, self._remember(memory, output.hidden_states[self.pool_layer], real)
 
     def cache(self, memory: Memory | None) -> Any:
         """A cache for the tokens of one window, in which the model itself can generate on:

@@ -138,3 +138,26 @@ def test_greedy_follows_the_scores_and_stops_at_the_end():
     found = greedy(lambda ids: table[ids[:, -1]], 2, start=0, end=3, limit=9)
     assert found.tolist() == [[1, 2, 3], [1, 2, 3]]
     assert greedy(lambda ids: table[ids[:, -1]], 1, start=0, end=3, limit=2).tolist() == [[1, 2]]
+
+
+def test_tokens_with_the_pad_id_shift_no_position_of_roberta():
+    from transformers import RobertaConfig, RobertaForCausalLM, RobertaModel
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16, pad_token_id=1,
+        attn_implementation="eager", is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    decoder = RobertaForCausalLM(config)
+    config.is_decoder = config.add_cross_attention = False
+    whole = joined(RobertaModel(config, add_pooling_layer=False), decoder).eval()
+    for half in (whole.encoder, whole.decoder):
+        table = half.get_input_embeddings().weight
+        with torch.no_grad():
+            table[1] = table[7]
+    found = [
+        read(whole, torch.tensor([[5, t, 3, 8]]), torch.tensor([[2, t, 4, 6]])).logits
+        for t in (1, 7)
+    ]
+    torch.testing.assert_close(*found)

@@ -216,6 +216,29 @@ def test_generate_takes_the_schedule(model):
     assert torch.equal(found, text)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
+def test_generate_without_a_cache_writes_the_same(model, options):
+    before = model.prepare_inputs_for_generation
+    with SkipDecode(layers_of(model), 2, 8).attach(model) as attached, torch.no_grad():
+        options = GREEDY | {"max_new_tokens": 10} | options
+        for prompt in (IDS[:, :7], IDS[:1, :4]):
+            found = model.generate(prompt, use_cache=False, **options)
+            expected = model.generate(prompt, past_key_values=attached.cache(), **options)
+            assert torch.equal(found, expected)
+    assert model.prepare_inputs_for_generation == before
+
+
+def test_generate_without_a_cache_writes_the_same_inside_an_adapter(tiny_llama):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(copy.deepcopy(tiny_llama), lora).eval()
+    with SkipDecode(layers_of(tiny_llama), 2, 8).attach(adapted) as attached, torch.no_grad():
+        options = GREEDY | {"max_new_tokens": 10, "input_ids": IDS[:, :7]}
+        found = adapted.generate(use_cache=False, **options)
+        assert torch.equal(found, adapted.generate(past_key_values=attached.cache(), **options))
+
+
 def test_rows_do_not_depend_on_each_other_or_on_left_padding(model):
     """Rows share columns: a row padded by n is the row alone whose prompt is n columns longer."""
     attention = torch.ones_like(IDS)

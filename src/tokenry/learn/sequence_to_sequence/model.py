@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import ModelError, ShapeError
+from tokenry.model import compat
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,20 @@ def read(
 
     Raises ModelError for a model loaded with an attention that returns no weights.
     """
-    encoded = model.get_encoder()(
-        input_ids=source, attention_mask=source_mask, return_dict=True, **(encoder_inputs or {})
+    encoder, decoder = model.get_encoder(), getattr(model, "decoder", None)
+    own: dict[str, Any] = {}
+    if source is not None:
+        real = torch.ones_like(source) if source_mask is None else source_mask
+        own = compat.counted_positions(encoder, real.bool())
+    encoded = encoder(
+        **{"input_ids": source, "attention_mask": source_mask, "return_dict": True}
+        | own
+        | dict(encoder_inputs or {})
     )
+    told: dict[str, Any] = {}
+    if decoder is not None:  # of an EncoderDecoderModel, which hands on what is named so
+        told = compat.counted_positions(decoder, torch.ones_like(decoder_input).bool())
+        told = {f"decoder_{name}": value for name, value in told.items()}
     seen = source_mask
     if cross_mask is not None:
         shape = (*decoder_input.shape, encoded[0].shape[1])
@@ -67,7 +79,7 @@ def read(
         output_attentions=True,
         output_hidden_states=True,
         use_cache=False,
-        **(decoder_inputs or {}),
+        **(told | dict(decoder_inputs or {})),
     )
     attentions = output.cross_attentions
     if not attentions or any(attention is None for attention in attentions):

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -138,13 +139,49 @@ class SkipDecode:
             (layers, str(number), SkippableLayer(layer, number, len(layers), self))
             for number, layer in enumerate(layers)
         ]
-        return attach(model, self, wrapped, AttachedSkipDecode)
+        attached = attach(model, self, wrapped, AttachedSkipDecode)
+        attached.watch_generation()
+        return attached
 
 
 class AttachedSkipDecode(Attached):
     """SkipDecode on a model. A forward without a cache runs every column at its depth at once, as
     training on the schedule wants it; `model(ids, prompt_columns=n)` says how many columns are
-    prompt (0 if it does not)."""
+    prompt (0 if it does not). `generate` without a cache says it by itself."""
+
+    def watch_generation(self) -> None:
+        """Without a cache, `generate` reads the whole text in every step: the layers are told how
+        much of it is the prompt, which the first step reads."""
+        prompt = 0
+
+        def watched(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+            @wraps(prepare)  # transformers reads its signature
+            def with_prompt(*args: Any, **options: Any) -> dict[str, Any]:
+                nonlocal prompt
+                inputs = prepare(*args, **options)
+                if inputs.get("past_key_values") is None:
+                    if options.get("is_first_iteration"):
+                        read = inputs.get("inputs_embeds")
+                        prompt = (inputs["input_ids"] if read is None else read).shape[1]
+                    inputs.setdefault("prompt_columns", prompt)
+                return inputs
+
+            return with_prompt
+
+        for owner, name in self._preparing():
+            setattr(owner, name, watched(getattr(owner, name)))
+
+    def remove(self) -> None:
+        super().remove()
+        for owner, name in self._preparing():
+            vars(owner).pop(name, None)
+
+    def _preparing(self) -> list[tuple[Any, str]]:
+        """What prepares the inputs of a step. (PEFT keeps the model's own, and calls it.)"""
+        found = [(base_model(self.model), "prepare_inputs_for_generation")]
+        if hasattr(self.model, "base_model_prepare_inputs_for_generation"):
+            found.append((self.model, "base_model_prepare_inputs_for_generation"))
+        return found
 
     def cache(self, prompt_columns: int | None = None) -> RaggedCache:
         """A cache for one generation. prompt_columns: how many columns, padding included, are

@@ -49,7 +49,7 @@ def compiled_for(states: Tensor) -> Any:
 @cache
 def _compiled() -> Any:
     try:
-        from tokenry.model.cache import compiled
+        from tokenry.model import compiled_selection as compiled
     except ImportError:  # numba is not installed: `pip install "tokenry[fast]"`
         return None
     return compiled

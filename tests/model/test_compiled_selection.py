@@ -13,7 +13,7 @@ from tokenry.model.attention import GivenMask
 from tokenry.model.cache import selection
 from tokenry.model.cache.tokenselect import TokenSelect
 
-compiled = pytest.importorskip("tokenry.model.cache.compiled", reason="numba is not installed")
+compiled = pytest.importorskip("tokenry.model.compiled_selection", reason="numba is not installed")
 
 
 @given(
@@ -122,7 +122,7 @@ def test_threads_may_call_at_the_same_time():
 IN_A_PROCESS_OF_ITS_OWN = """
 import torch
 torch.set_num_threads(1)
-from tokenry.model.cache import compiled
+from tokenry.model import compiled_selection as compiled
 for _ in range(2):
     compiled.vote(torch.ones(1, 2, 4), torch.ones(1, 1, 8, 4), 1, 7)
     compiled.best(torch.ones(1, 8), 3)
