@@ -48,8 +48,8 @@ def copy_mixture(
     """log p, float32 [B, T, V].
 
     logits [B, T, V]; attention [B, T, S]; source_ids [B, S]; copyable: bool [B, S], the candidates'
-    tokens; gate [B, T] in [0, 1], counted as 1 where no candidate is attended to. blocks [B, S]: the
-    number of each token's block, to normalise in each on its own; p is then not normalised.
+    tokens; gate [B, T] in [0, 1], counted as 1 where no candidate is attended to. blocks [B, S]:
+    the number of each token's block, to normalise in each on its own; p is then not normalised.
     """
     B, T, V = logits.shape
     S = source_ids.shape[1]
