@@ -9,8 +9,10 @@ import torch
 
 from tokenry.app.continuation import ConstraintMask, Limits, sampled
 from tokenry.core.errors import ConstraintError
+from tokenry.core.registry import drafter as drafters
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.samplers.smc import SMC
+from tokenry.decode.speculation import latency
 from tokenry.decode.speculation.verify import draw
 
 WAYS = {"sampled": [], "drafted": ["--draft", "recycling"], "cached": ["--cache", "h2o:8"]}
@@ -106,3 +108,11 @@ def test_the_command_line_says_that_the_window_ended_a_text(run, refused, tmp_pa
 def test_a_messages_option_is_not_turned_into_its_opposite(refused, model):
     line = refused("generate", "a", "-m", model, "--bytes", "--regex", "a")
     assert "--bytes and --ensemble write one text" in line
+
+
+@pytest.mark.parametrize("name", sorted({*drafters.names()} - {"mtp", "fspad"}))
+def test_a_draft_in_a_short_command_measures_nothing(run, model, monkeypatch, name):
+    plain = run("generate", "the cat", "-m", model, "-t", 0, "-n", 12)[1]
+    monkeypatch.setattr(latency, "measured", lambda *_: pytest.fail("the machine was measured"))
+    monkeypatch.setattr(latency, "packing_pays", lambda _: pytest.fail("packing was tried"))
+    assert run("generate", "the cat", "-m", model, "-t", 0, "-n", 12, "--draft", name)[1] == plain

@@ -5,10 +5,13 @@ by draw (more than the same law); ends, limits and processors hold; trees keep t
 """
 
 import copy
+import math
+from dataclasses import fields
 
 import pytest
 import torch
 
+from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
 
@@ -113,3 +116,18 @@ def test_trees_start_at_the_last_token_and_stay_in_their_room(drafter, tiny_mode
         assert accepted.tokens == found.ids[done : done + len(accepted.tokens)]
         done += len(accepted.tokens)
     assert done == len(found.ids)
+
+
+NUMBERS = [
+    (name, one.name, "int" in str(one.type))
+    for name in drafters.names()
+    for one in fields(drafters[name])
+    if one.init and any(kind in str(one.type) for kind in ("int", "float"))
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "whole"), NUMBERS)
+def test_a_number_outside_its_range_is_refused_by_name(name, setting, whole):
+    for value in (math.nan, math.inf, -math.inf, -1, "3", True, *([1.5] if whole else [])):
+        with pytest.raises(InputError, match=f"{setting} is .*; it must be a"):
+            drafters[name](**{setting: value})

@@ -23,6 +23,7 @@ from tokenry.decode.generate import dead_end, ends, generate, prompt_ids, text_s
 from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.request import Processor, TextSampler
 from tokenry.decode.samplers.smc import SMC
+from tokenry.decode.speculation.latency import for_one_request
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.window import new_tokens_within, warn_of_window
@@ -149,7 +150,8 @@ def drafted(
     policy: Any = None,
 ) -> Continuation:
     """One text, as plain decoding would give it, with several tokens per pass; guesses that the
-    constraint rejects are cut before the model reads them."""
+    constraint rejects are cut before the model reads them. The machine's times are measured only
+    for a text that is long enough to win that back."""
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
 
@@ -159,19 +161,21 @@ def drafted(
         return False
 
     masks = [] if constraint is None else [ConstraintMask(constraint, ids, tokenizer)]
-    found = generate_with_drafter(
-        model,
-        ids,
-        drafter,
-        limits.max_new_tokens,
-        temperature=limits.temperature,
-        eos_token_id=ends(*loaded),
-        processors=[*processors, *masks],
-        stopping=[watch],
-        prune=masks[0].prune if masks else None,
-        cache=None if policy is None else policy.cache(model),
-        generator=torch.Generator().manual_seed(limits.seed),
-    )
+    with for_one_request(model, limits.max_new_tokens) as kernels:
+        found = generate_with_drafter(
+            model,
+            ids,
+            drafter,
+            limits.max_new_tokens,
+            temperature=limits.temperature,
+            eos_token_id=ends(*loaded),
+            processors=[*processors, *masks],
+            stopping=[watch],
+            prune=masks[0].prune if masks else None,
+            cache=None if policy is None else policy.cache(model),
+            generator=torch.Generator().manual_seed(limits.seed),
+            kernels=kernels,
+        )
     if must_end and not ended(loaded, found.new_ids):
         raise unfinished(loaded, prompt, constraint, limits, [found.new_ids])
     return one_text(loaded, found.new_ids, found.seconds, found.forward_calls)

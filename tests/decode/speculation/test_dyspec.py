@@ -680,11 +680,11 @@ def test_a_window_that_is_too_short_is_named(tiny_llama):
 
 
 def test_impossible_settings_are_named():
-    with pytest.raises(InputError, match="got 0, "):
+    with pytest.raises(InputError, match=r"DySpec\.breadth is 0"):
         DySpec(breadth=0)
-    with pytest.raises(InputError, match="temperature > 0"):
+    with pytest.raises(InputError, match=r"temperature is 0\.0; it must be a number in \(0, inf\)"):
         DySpec(temperature=0.0)
-    with pytest.raises(InputError, match="got -1 and None"):
+    with pytest.raises(InputError, match=r"DySpec\.nodes is -1"):
         DySpec(nodes=-1)
     with pytest.raises(InputError, match="'tree'"):
         DySpec(growth="tree")

@@ -161,7 +161,7 @@ def test_copied_and_recycled_guesses_meet(tiny_llama):
 
 
 def test_bad_settings_are_named(tiny_llama):
-    with pytest.raises(InputError, match="got 0 and None"):
+    with pytest.raises(InputError, match=r"Goose\.k is 0; it must be"):
         Goose(k=0)
     with pytest.raises(VocabularyError, match="for 65 tokens"):
         Goose(memory=Memory(AdjacencyMatrix(65))).begin(tiny_llama, PROMPT)

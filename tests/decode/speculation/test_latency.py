@@ -139,3 +139,32 @@ def test_both_kernels_write_the_same_text(model):
         for kernels in (None, True, False)
     ]
     assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_short_request_measures_nothing_and_packs_nothing(model, monkeypatch):
+    passes = takes(monkeypatch, lambda count, model: count)
+    monkeypatch.setattr(latency, "packing_pays", lambda model: pytest.fail("packing was tried"))
+    with latency.for_one_request(model, latency.MEASURING_PAYS - 1) as kernels:
+        assert kernels is False
+        curve = latency_curve(model)
+        assert [curve[size] / curve[1] for size in curve] == pytest.approx(
+            [latency.ASSUMED[size] for size in latency.SIZES]
+        )
+        with quick_kernels(model, kernels):
+            assert not is_packed(model)
+    assert not passes
+    latency_curve(model)  # what was assumed is forgotten
+    assert passes
+
+
+def test_a_long_request_measures_and_a_known_curve_is_used(model, monkeypatch):
+    passes = takes(monkeypatch, lambda count, model: count)
+    with latency.for_one_request(model, latency.MEASURING_PAYS) as kernels:
+        assert kernels is None
+        curve = latency_curve(model)
+    assert passes
+    passes.clear()
+    with latency.for_one_request(model, 5) as kernels:
+        assert kernels is None
+        assert latency_curve(model) == curve
+    assert not passes

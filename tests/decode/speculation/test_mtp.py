@@ -216,10 +216,10 @@ def test_masks_stay_inside_the_models_positions():
 def test_impossible_settings_are_refused(tiny_llama):
     predictor = MaskPredictor.of(tiny_llama, k=3, rank=1)
     for options, words in (
-        ({"k": 4}, "between 1 and the predictor's 3, got 4"),
-        ({"k": 0}, "got 0"),
-        ({"mode": "cubic"}, "'linear' or 'quadratic'"),
-        ({"temperature": -1.0}, "at least 0"),
+        ({"k": 4}, r"MTP\.k is 4; it must be a whole number in \[1, 3\]"),
+        ({"k": 0}, r"MTP\.k is 0"),
+        ({"mode": "cubic"}, "one of 'linear', 'quadratic'"),
+        ({"temperature": -1.0}, r"temperature is -1\.0"),
     ):
         with pytest.raises(InputError, match=words):
             MTP(predictor, **options)

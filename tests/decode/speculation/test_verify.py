@@ -123,7 +123,7 @@ def test_top_p_draws_from_the_smallest_sufficient_set():
 
 
 def test_impossible_settings_are_named():
-    with pytest.raises(InputError, match="got -1 and 1"):
+    with pytest.raises(InputError, match="temperature is -1"):
         draw(torch.zeros(3), -1)
     with pytest.raises(InputError, match="top_p"):
         draw(torch.zeros(3), 1.0, 0.0)

@@ -73,6 +73,22 @@ def test_without_candidates_the_gate_does_not_matter():
     assert not torch.allclose(found[1], logits[1].log_softmax(-1))
 
 
+@pytest.mark.parametrize("attended", [0.0, 1e-42, 1e-30])
+@pytest.mark.parametrize("gated", [0.0, 0.3])
+def test_it_adds_up_to_one_where_candidates_have_no_attention(attended, gated):
+    logits, attention, ids, copyable, gate = random_mixture(6)
+    copyable[:] = torch.tensor([True, False, True, False, False])
+    attention[0, 1] = torch.tensor([attended, 0.5, 0.0, 0.5, 0.0])
+    attention.requires_grad_()
+    gate = torch.full_like(gate, gated)
+    found = copy_mixture(logits, attention, ids, copyable, gate)
+    assert torch.allclose(found.exp().sum(-1), torch.ones(2, 3), atol=1e-5)
+    if attended < 1e-38:  # nothing to copy: the plain model
+        assert torch.allclose(found[0, 1], logits[0, 1].log_softmax(-1))
+    (gradient,) = torch.autograd.grad(found.logsumexp(-1).sum(), attention)
+    assert gradient.isfinite().all()
+
+
 def test_blocks_of_their_own_add_up_to_their_number():
     logits, attention, ids, copyable, gate = random_mixture(3)
     copyable[:] = torch.tensor([True, True, True, True, False])

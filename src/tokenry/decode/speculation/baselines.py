@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
@@ -48,8 +48,7 @@ class PromptLookup:
     reads_prompt = False
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.ngram < 1:
-            raise InputError(f"tokens and ngram must be >= 1, got {self.tokens} and {self.ngram}")
+        within(self, "[1, inf)", "tokens", "ngram", integer=True)
 
     def begin(self, model: Any, prompt: Sequence[int]) -> LookupDraft:
         return LookupDraft(self, prompt)

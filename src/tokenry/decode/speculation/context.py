@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
 from tokenry.decode.speculation.latency import latency_curve
@@ -56,10 +56,8 @@ class ContextNGrams:
     reads_prompt = False
 
     def __post_init__(self) -> None:
-        if self.shortest < 1 or (self.nodes is not None and self.nodes < 0):
-            raise InputError(
-                f"shortest must be >= 1 and nodes >= 0, got {self.shortest} and {self.nodes}"
-            )
+        within(self, "[1, inf)", "shortest", integer=True)
+        within(self, "[0, inf)", "nodes", integer=True, optional=True)
 
     def begin(self, model: Any, prompt: Sequence[int]) -> ContextDraft:
         latency = latency_curve(model) if self.nodes is None else {}

@@ -34,7 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import one_of, within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.best_first import (
     MOST_DEPTH,
@@ -86,15 +86,12 @@ class DySpec:
     reads_prompt = False
 
     def __post_init__(self) -> None:
-        if self.breadth < 1 or not self.temperature > 0 or not 0 <= self.threshold <= 1:
-            raise InputError(
-                "breadth must be >= 1, temperature > 0 and threshold in [0, 1], got "
-                f"{self.breadth}, {self.temperature} and {self.threshold}"
-            )
-        if any(limit is not None and limit < 0 for limit in (self.nodes, self.depth)):
-            raise InputError(f"nodes and depth must be >= 0, got {self.nodes} and {self.depth}")
-        if self.growth not in ("levels", "heap"):
-            raise InputError(f'growth must be "levels" or "heap", got {self.growth!r}')
+        within(self, "[1, inf)", "breadth", integer=True)
+        within(self, "(0, inf)", "temperature")
+        within(self, "[0, 1]", "threshold")
+        within(self, "[0, inf)", "nodes", "depth", integer=True, optional=True)
+        within(self, "[0, inf)", "seed", integer=True)
+        one_of("DySpec.growth", self.growth, ("levels", "heap"))
 
     def begin(self, model: Any, prompt: Sequence[int]) -> DySpecDraft:
         size = model.config.get_text_config().vocab_size

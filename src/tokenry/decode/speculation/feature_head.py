@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.mtp import draft_generator
@@ -64,13 +64,10 @@ class FSPAD:
     )
 
     def __post_init__(self) -> None:
-        if self.depth < 1 or self.breadth < 1 or (self.nodes is not None and self.nodes < 1):
-            raise InputError(
-                "nodes, depth and breadth must be at least 1, got "
-                f"{self.nodes}, {self.depth} and {self.breadth}"
-            )
-        if self.temperature < 0:
-            raise InputError(f"temperature must be at least 0, got {self.temperature}")
+        within(self, "[1, inf)", "depth", "breadth", integer=True)
+        within(self, "[1, inf)", "nodes", integer=True, optional=True)
+        within(self, "[0, inf)", "temperature")
+        within(self, "[0, inf)", "seed", integer=True)
         object.__setattr__(self, "generator", draft_generator(self.seed))
 
     def begin(self, model: Any, prompt: Sequence[int]) -> FeatureDraft:

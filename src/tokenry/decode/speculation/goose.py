@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import Matcher, Spot
 from tokenry.decode.speculation.growth import Calibration, Guess, grow
@@ -104,8 +104,8 @@ class Goose:
     reads_prompt = False
 
     def __post_init__(self) -> None:
-        if self.k < 1 or (self.nodes is not None and self.nodes < 0):
-            raise InputError(f"k must be >= 1 and nodes >= 0, got {self.k} and {self.nodes}")
+        within(self, "[1, inf)", "k", integer=True)
+        within(self, "[0, inf)", "nodes", integer=True, optional=True)
 
     def begin(self, model: Any, prompt: Sequence[int]) -> GooseDraft:
         self.memory.table = table_for(model, self.memory.table, self.k)

@@ -21,7 +21,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range, within
 from tokenry.decode.speculation.tree import BestSize, TokenTree
 from tokenry.decode.speculation.verify import Accepted
 
@@ -63,6 +63,10 @@ class Calibration:
     hits: dict[Hashable, float] = field(default_factory=dict)
     expected: dict[Hashable, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        within(self, "(0, inf)", "strength")
+        within(self, "[0, 1]", "fade")
+
     def rate(self, guess: Guess) -> float:
         """How likely the guess is, after what was seen of its kind."""
         hits = self.hits.get(guess.kind, 0.0) + self.strength
@@ -96,8 +100,7 @@ def grow(
     nodes: how many to draft; None takes as many as pay by `latency`, seconds of a pass by its
     number of tokens.
     """
-    if nodes is not None and nodes < 0:
-        raise InputError(f"a tree has at least 0 draft nodes, not {nodes}")
+    in_range("nodes", nodes, "[0, inf)", integer=True, optional=True)
     most = MOST_NODES if nodes is None else nodes
     # (-q, when it was put in, parent, guess): of equal q the one that came first
     heap: list[tuple[float, int, int, Guess]] = []

@@ -22,6 +22,13 @@ TRIED = (1, 8)  # one token, and a small tree: what kernels are compared by
 STEADY = 0.9  # a round that finds less than this share of the best time shows that others ran
 LONGEST = 2.0  # seconds of measuring after which no further round begins
 
+MEASURING_PAYS = 512  # new tokens from which measuring and packing the weights win back their time
+
+# one token as the unit, plain kernels: SmolLM2-135M on two cores, the dearer of two such machines
+ASSUMED = {1: 1.0, 2: 1.65, 3: 1.7, 4: 1.7, 8: 1.8, 16: 2.0, 32: 2.7}
+BANDWIDTH = {"cpu": 1e10}  # bytes of weights read per second, for the unit
+ACCELERATED = 1e12
+
 _CURVES: WeakKeyDictionary[Any, dict[bool, dict[int, float]]] = WeakKeyDictionary()
 
 
@@ -69,6 +76,27 @@ def measured(model: Any, sizes: Sequence[int], context: int, repeats: int) -> di
         if not left or time.perf_counter() - begun > LONGEST:
             break
     return best
+
+
+@contextmanager
+def for_one_request(model: Any, new_tokens: int) -> Iterator[bool | None]:
+    """Within it, a request too short to win back the time of measuring takes an assumed curve.
+
+    Yields what to give as `kernels`: False for such a request, since packing the weights takes time
+    too; None where the curve is known or measuring pays. ASSUMED is on the careful side: a tree
+    that it calls worth its time is worth it on machines with a flatter curve.
+    """
+    known = _CURVES.setdefault(model, {})
+    if new_tokens >= MEASURING_PAYS or any(known.values()):
+        yield None
+        return
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    unit = size / BANDWIDTH.get(next(model.parameters()).device.type, ACCELERATED)
+    known[is_packed(model)] = {tokens: unit * times for tokens, times in ASSUMED.items()}
+    try:
+        yield False
+    finally:
+        known.clear()
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from tokenry.core.errors import InputError, VocabularyError
+from tokenry.core.checks import one_of, within
+from tokenry.core.errors import VocabularyError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import TRUST
 from tokenry.decode.speculation.growth import Calibration, Guess, grow, preorder
@@ -72,15 +73,10 @@ class Lookahead:
     reads_prompt = False
 
     def __post_init__(self) -> None:
-        if self.branch_length < 1 or self.query_length < 1 or (self.nodes or 0) < 0:
-            raise InputError(
-                "branch_length and query_length must be >= 1 and nodes >= 0, got "
-                f"{self.branch_length}, {self.query_length} and {self.nodes}"
-            )
-        if self.mode not in ("hier", "one"):
-            raise InputError(f'mode must be "hier" or "one", got {self.mode!r}')
-        if not 0 <= self.output_weight <= 1:
-            raise InputError(f"output_weight must be between 0 and 1, got {self.output_weight}")
+        within(self, "[1, inf)", "branch_length", "query_length", integer=True)
+        within(self, "[0, inf)", "nodes", integer=True, optional=True)
+        within(self, "[0, 1]", "output_weight")
+        one_of("Lookahead.mode", self.mode, ("hier", "one"))
 
     def begin(self, model: Any, prompt: Sequence[int]) -> LookaheadDraft:
         size = model.config.get_text_config().vocab_size

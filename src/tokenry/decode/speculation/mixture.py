@@ -29,6 +29,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import ContextNGrams
@@ -65,8 +66,7 @@ class Mixture:
     def __post_init__(self) -> None:
         if len(self.drafters) < 2 or not all(hasattr(one, "begin") for one in self.drafters):
             raise InputError(f"a mixture needs two or more drafters, got {self.drafters!r}")
-        if self.nodes is not None and self.nodes < 0:
-            raise InputError(f"nodes must be >= 0, got {self.nodes}")
+        within(self, "[0, inf)", "nodes", integer=True, optional=True)
 
     @property
     def reads_prompt(self) -> bool:

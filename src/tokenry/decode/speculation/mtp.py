@@ -27,7 +27,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import one_of, within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
@@ -63,13 +63,11 @@ class MTP:
     )
 
     def __post_init__(self) -> None:
-        if self.mode not in ("linear", "quadratic"):
-            raise InputError(f"mode must be 'linear' or 'quadratic', got {self.mode!r}")
-        if self.temperature < 0:
-            raise InputError(f"temperature must be at least 0, got {self.temperature}")
-        most = None if self.predictor is None else self.predictor.k
-        if self.k is not None and not 1 <= self.k <= (most or self.k):
-            raise InputError(f"k must be between 1 and the predictor's {most}, got {self.k}")
+        one_of("MTP.mode", self.mode, ("linear", "quadratic"))
+        most = "inf)" if self.predictor is None else f"{self.predictor.k}]"
+        within(self, f"[1, {most}", "k", integer=True, optional=True)
+        within(self, "[0, inf)", "temperature")
+        within(self, "[0, inf)", "seed", integer=True)
         object.__setattr__(self, "generator", draft_generator(self.seed))
 
     def begin(self, model: Any, prompt: Sequence[int]) -> MaskDraft:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.files import replacing
 from tokenry.core.registry import drafter
@@ -45,8 +46,7 @@ class AdjacencyMatrix:
     """
 
     def __init__(self, vocab_size: int, k: int = 8):
-        if not 1 <= k <= vocab_size:
-            raise InputError(f"k must be between 1 and the vocabulary's {vocab_size}, got {k}")
+        in_range("k", k, f"[1, {vocab_size}]", integer=True)
         self.ids = torch.zeros(vocab_size, k, dtype=torch.int32)
         self.probs = torch.zeros(vocab_size, k)
 
@@ -135,8 +135,9 @@ class TokenRecycling:
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.k < 1 or (self.nodes is not None and self.nodes < 0):
-            raise InputError(f"k must be >= 1 and nodes >= 0, got {self.k} and {self.nodes}")
+        within(self, "[1, inf)", "k", integer=True)
+        within(self, "[0, inf)", "nodes", integer=True, optional=True)
+        one_of("TokenRecycling.learn_prompt", self.learn_prompt, ("nothing", "tokens", "logits"))
 
     @property
     def reads_prompt(self) -> bool:

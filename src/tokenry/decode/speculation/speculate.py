@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.decode.speculation.latency import quick_kernels
 from tokenry.decode.speculation.tree import TokenTree
@@ -235,8 +236,7 @@ def check(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, cac
         raise InputError("no prompt: give at least one")
     if any(not len(prompt) for prompt in prompts):
         raise InputError("the prompt is empty: give at least one token to continue")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
     if cache is None:
         return
     if len(prompts) > 1:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.core.files import replacing
 
@@ -66,10 +67,9 @@ class TrieCache:
         max_nodes: int | None = 1 << 20,
         vocab_size: int | None = None,
     ):
-        if branch_length < 1:
-            raise InputError(f"branch_length must be at least 1, got {branch_length}")
-        if any(limit is not None and limit < 1 for limit in (tree_nodes, max_nodes)):
-            raise InputError(f"limits must be at least 1 node, got {tree_nodes} and {max_nodes}")
+        in_range("branch_length", branch_length, "[1, inf)", integer=True)
+        for name, limit in (("tree_nodes", tree_nodes), ("max_nodes", max_nodes)):
+            in_range(name, limit, "[1, inf)", integer=True, optional=True)
         self.branch_length, self.vocab_size = branch_length, vocab_size
         self.tree_nodes, self.max_nodes = tree_nodes, max_nodes
         self.trees: dict[int, Tree] = {}

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ConstraintError
 from tokenry.decode.speculation.rejection import draw_with_proposals
 from tokenry.decode.speculation.tree import TokenTree
 
@@ -80,10 +81,8 @@ def draw(
     is one of them as often as possible (see `rejection`). Raises ConstraintError where no token is
     possible.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise InputError(
-            f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}"
-        )
+    in_range("temperature", temperature, "[0, inf)")
+    in_range("top_p", top_p, "(0, 1]")
     best, likeliest = logits.max(-1)
     if not float(best) > float("-inf"):  # NaN is none either
         raise ConstraintError(

@@ -13,8 +13,8 @@ states that it sees, a gate decides between the vocabulary and the candidates' t
     g_t = σ(w · [c_t; h_t] + b)
     p(y_t = v) = g_t softmax(logits_t)_v + (1 - g_t) Σ_{j is a candidate's token v} ᾱ_tj
 
-ᾱ is α normalised over all candidates' tokens; separators are never copied. Without candidates g = 1
-and the model is the plain one.
+ᾱ is α normalised over all candidates' tokens; separators are never copied. Without candidates, or
+where none of them is attended to, g = 1 and the model is the plain one.
 
 Source: DICTDIS: Dictionary Constrained Disambiguation for Improved NMT (arXiv 2210.06996). The
 release normalises α in each block on its own, so that p adds up to more than 1: `blocks` does the
@@ -48,8 +48,8 @@ def copy_mixture(
     """log p, float32 [B, T, V].
 
     logits [B, T, V]; attention [B, T, S]; source_ids [B, S]; copyable: bool [B, S], the candidates'
-    tokens; gate [B, T] in [0, 1], counted as 1 in rows without candidates. blocks [B, S]: the
-    number of each token's block, to normalise in each on its own; p is then not normalised.
+    tokens; gate [B, T] in [0, 1], counted as 1 where no candidate is attended to. blocks [B, S]:
+    the number of each token's block, to normalise in each on its own; p is then not normalised.
     """
     B, T, V = logits.shape
     S = source_ids.shape[1]
@@ -58,14 +58,15 @@ def copy_mixture(
         raise ShapeError(f"attention, copyable and gate do not fit the logits: {', '.join(wrong)}")
     smallest = torch.finfo(torch.float32).tiny
     share = attention.float() * copyable[:, None]  # [B, T, S]
-    if blocks is None:
-        share = share / share.sum(-1, keepdim=True).clamp_min(smallest)
-    else:
+    total = share.sum(-1, keepdim=True)  # [B, T, 1]
+    seen = total >= smallest  # else there is nothing to normalise, and nothing is copied
+    if blocks is not None:
         same = (blocks[:, :, None] == blocks[:, None]).float()  # [B, S, S]
-        share = share / (share @ same).clamp_min(smallest)
+        total = share @ same
+    share = (share / total.clamp_min(smallest)).masked_fill(~seen, 0.0)
     place = source_ids.masked_fill(~copyable, 0)[:, None].expand(-1, T, -1)
     copied = share.new_zeros(B, T, V).scatter_add(-1, place, share)
-    gate = torch.where(copyable.any(-1, keepdim=True), gate.float(), 1.0)[..., None]
+    gate = torch.where(seen, gate.float()[..., None], 1.0)
     generated = logits.float().log_softmax(-1) + gate.clamp_min(smallest).log()
     mixed = (1 - gate).clamp_min(smallest).log() + copied.clamp_min(smallest).log()
     return torch.where(copied > 0, torch.logaddexp(generated, mixed), generated)
