@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -10,7 +11,7 @@ from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenry.app.terminal import read_text
+from tokenry.app.terminal import notes, read_text
 from tokenry.core.errors import ConstraintError, InputError
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 class TextConstraints:
     """Constraints on the whole text, as they were given, before a tokenizer is there.
 
-    accept: (may the text go on so, may it end so). notes: of each line of a song. python: names
-    have to be known to a completion engine.
+    whitespace, lenient: how the schema is read. accept: (may the text go on so, may it end so).
+    notes: of each line of a song. python: names have to be known to a completion engine.
     """
 
     schema: Any = None
+    whitespace: str | None = None
+    lenient: bool = False
     pattern: str | None = None
     grammar: str | None = None
     contains: tuple[str, ...] = ()
@@ -49,12 +52,19 @@ class TextConstraints:
         dictionary: Path | None = None,
         melody: str | None = None,
         python: bool = False,
+        whitespace: str | None = None,
+        lenient: bool = False,
     ) -> TextConstraints:
         """From the options, with the files that they name."""
         from tokenry.text.phrase_dictionary import PhraseDictionary
 
+        if schema is None and (whitespace is not None or lenient):
+            option = "--lenient" if whitespace is None else "--whitespace"
+            raise InputError(f"{option} says how a schema is read: give one with --json-schema")
         return cls(
             None if schema is None else read_schema(schema),
+            whitespace,
+            lenient,
             regex,
             None if grammar is None else read_text(grammar),
             tuple(contains or ()),
@@ -79,7 +89,19 @@ class TextConstraints:
         tokenizer, eos = loaded.tokenizer, ends(*loaded)
         parts: list[Constraint] = []
         if self.schema is not None:
-            parts.append(Grammar.json_schema(self.schema, tokenizer, eos=eos))
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                parts.append(
+                    Grammar.json_schema(
+                        self.schema,
+                        tokenizer,
+                        whitespace=self.whitespace,
+                        lenient=self.lenient,
+                        eos=eos,
+                    )
+                )
+            for warning in said:
+                notes().print(str(warning.message), markup=False)
         if self.pattern is not None:
             parts.append(Grammar.regex(self.pattern, tokenizer, eos=eos))
         if self.grammar is not None:
@@ -114,16 +136,20 @@ class TextConstraints:
 
 def read_schema(source: str) -> Any:
     """A JSON schema from a file, or from the option's own text if that is an object."""
+    from tokenry.decode.constraints.json_schema import read_json
+
     inline = source.lstrip().startswith("{")
     name = "the schema" if inline else source
     try:
-        schema = json.loads(source if inline else read_text(source))
+        schema = read_json(source if inline else read_text(source))
+    except ConstraintError as error:
+        raise ConstraintError(f"{name} cannot be used: {error}") from None
     except json.JSONDecodeError as error:
         raise ConstraintError(
             f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     if not isinstance(schema, dict | bool):
-        raise ConstraintError(f"{name} is not a JSON schema: it holds {json.dumps(schema)[:40]}")
+        raise ConstraintError(f"{name} is not a JSON schema: it holds {str(schema)[:40]}")
     return schema
 
 

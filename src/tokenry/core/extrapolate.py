@@ -69,12 +69,13 @@ def extrapolate(
         raise InputError("weight holds values that are not finite numbers")
     if a.full_logits is not None and b.full_logits is not None:
         per_token = weight[a.mask][:, None] if isinstance(weight, Tensor) else weight
-        if a.full_logits.shape != b.full_logits.shape:
+        full = a.full_logits, b.full_logits
+        if full[0].shape != full[1].shape:
             raise VocabularyError(
-                f"logits {list(a.full_logits.shape)} and {list(b.full_logits.shape)} cannot be "
-                "extrapolated: they must be of the same tokens and vocabulary"
+                f"logits {list(full[0].shape)} and {list(full[1].shape)} cannot be extrapolated: "
+                "they must be of the same tokens and vocabulary"
             )
-        own, other = (full_precision(z.full_logits).log_softmax(-1) for z in (a, b))
+        own, other = (full_precision(logits).log_softmax(-1) for logits in full)
         logits = extrapolated(own, other, per_token)
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(1, a.ids[a.mask][:, None])[:, 0]

@@ -61,7 +61,7 @@ def reproduce(seed: int) -> Outcome:
     import tokenry
 
     model, tokenizer = tokenry.load("smollm2")
-    no_e = WordConstraint(WithoutLetters("e"), tokenizer)
+    no_e = WordConstraint(WithoutLetters("e"), tokenizer, wordless=True)
     plain, filtered = perplexities(model, tokenizer, no_e)
     lower = sum(f < p for p, f in zip(plain, filtered, strict=True))
 
@@ -70,7 +70,7 @@ def reproduce(seed: int) -> Outcome:
     plain_rate = sum("e" in text.lower() for text in free) / len(free)
     filtered_rate = sum("e" in text.lower() for text in without) / len(without)
 
-    sized = WordConstraint(Length(3, 5), tokenizer)
+    sized = WordConstraint(Length(3, 5), tokenizer, wordless=True)
     by_token = token_mask(
         tokenizer, lambda string: not letters(string) or 3 <= letters(string) <= 5
     )

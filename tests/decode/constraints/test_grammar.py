@@ -1,11 +1,14 @@
 """Grammars: what the contract does not say, the errors and the tokenizers of the real models."""
 
+import copy
 import json
 
 import pytest
 
 from tokenry.core.errors import ConstraintError
+from tokenry.decode.constraints import grammar as module
 from tokenry.decode.constraints.grammar import Grammar
+from tokenry.text.vocabulary import token_bytes
 
 
 def read(constraint, tokenizer, text):
@@ -90,6 +93,53 @@ def test_several_tokens_may_end_a_text(tiny_tokenizer):
 def test_a_tokenizer_without_an_end_is_refused(tiny_tokenizer):
     with pytest.raises(ConstraintError, match="end-of-sequence"):
         Grammar.regex("a", tiny_tokenizer, eos=[])
+
+
+def test_what_the_engine_gives_up_on_is_one_line(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "LIMITS", {**module.LIMITS, "max_items_in_row": 50})
+    schema = {"type": "object", "properties": {f"k{i}": {"type": "null"} for i in range(520)}}
+    with pytest.raises(ConstraintError) as caught:
+        read(Grammar.json_schema(schema, tiny_tokenizer), tiny_tokenizer, '{"k1":').mask()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_added_tokens_that_spell_text_are_allowed_and_special_ones_are_not(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<table>", "null,"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    table, null, tool = tokenizer.convert_tokens_to_ids(["<table>", "null,", "<tool>"])
+    state = read(Grammar.regex("(<table>|<tool>|null)+x", tokenizer), tokenizer, "null")
+    for token, allowed in ((table, True), (null, False), (tool, False)):
+        assert state.allows(token) is allowed
+        assert bool(state.mask()[token]) is allowed
+    assert read(Grammar.regex("a<table>", tokenizer), tokenizer, "a").advance(table).complete
+    grammar = Grammar.json_schema({"type": "array", "items": {"type": "null"}}, tokenizer)
+    assert read(grammar, tokenizer, "[").advance(null).mask()[tokenizer.encode("null")[0]]
+
+
+@pytest.mark.model
+def test_every_token_of_gemma_that_spells_an_allowed_text_is_allowed(gemma3):
+    tokenizer = gemma3.tokenizer
+    spelling = token_bytes(tokenizer)
+    mask = Grammar.regex(r"(?s:.)*", tokenizer).initial().mask()
+    whole = [token for token, piece in enumerate(spelling) if piece and is_utf8(piece)]
+    assert mask[whole].all()
+    assert tokenizer.convert_tokens_to_ids("<table>") in whole
+    assert not mask[[t for t, piece in enumerate(spelling) if not piece and t not in (1,)]].any()
+    state = Grammar.regex("a<table>b", tokenizer).initial().advance(spelling.index(b"a"))
+    begins = {
+        token for token, piece in enumerate(spelling) if piece and b"<table>b".startswith(piece)
+    }
+    assert set(state.mask().nonzero()[:, 0].tolist()) == begins
+    assert all(map(state.allows, begins))
+
+
+def is_utf8(piece):
+    try:
+        return bool(piece.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 @pytest.mark.model

@@ -1,5 +1,6 @@
 """Word constraints against brute force: every token sequence over small vocabularies."""
 
+import random
 import re
 import unicodedata
 from itertools import product
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.core.errors import ConstraintError
+from tokenry.core.errors import ConstraintError, InputError
 from tokenry.core.registry import constraint
 from tokenry.decode.constraints.spelling import (
     Spelling,
@@ -73,19 +74,21 @@ LISTED = [
 ]
 
 
-def spans(text: str) -> list[tuple[str, int]]:
+def spans(text: str, fold: bool = True) -> list[tuple[str, int]]:
     """An independent reading of a text's words, with the place where each ends."""
-    plain = "".join(unicodedata.normalize("NFKD", character)[0] for character in text.lower())
+    plain = text.lower()
+    if fold:
+        plain = "".join(unicodedata.normalize("NFKD", character)[0] for character in plain)
     pattern = r"[^\W\d_]+(?:'[^\W\d_]+)*"
     return [(match[0], match.end()) for match in re.finditer(pattern, plain.replace("’", "'"))]
 
 
-def is_good(data: bytes, accepts, prompt: str = "") -> bool:
+def is_good(data: bytes, accepts, prompt: str = "", fold: bool = True) -> bool:
     try:
         text = data.decode()
     except UnicodeDecodeError:
         return False
-    return all(accepts(word) for word, end in spans(text) if end > len(prompt))
+    return all(accepts(word) for word, end in spans(text, fold) if end > len(prompt))
 
 
 def run(state: WordState, tokens) -> WordState | None:
@@ -110,6 +113,7 @@ def reachable(start: WordState) -> dict[WordState, list[WordState]]:
 
 def assert_equals_brute_force(start: WordState, accepts, length: int, prompt: str = "") -> None:
     pieces = start.constraint.vocabulary.pieces
+    fold = start.constraint.words is None  # a lexicon's words are written as it writes them
     ids = range(1, len(pieces))
     states = {(): start}
     for size in range(length + 1):
@@ -120,20 +124,20 @@ def assert_equals_brute_force(start: WordState, accepts, length: int, prompt: st
             state = states[tokens]
             data = prompt.encode() + b"".join(pieces[token] for token in tokens)
             finished = state is not None and state.complete
-            assert finished == is_good(data, accepts, prompt), (data, finished)
+            assert finished == is_good(data, accepts, prompt, fold), (data, finished)
 
 
 @pytest.mark.parametrize("filter", OPEN, ids=str)
 def test_without_lexicon_the_finished_texts_are_exactly_the_good_ones(filter):
     assert filter.exact
-    built = WordConstraint(filter, PIECES, eos=[EOS])
+    built = WordConstraint(filter, PIECES, eos=[EOS], wordless=True)
     assert built.words is None
     assert_equals_brute_force(built.initial(), filter, length=3)
 
 
 @pytest.mark.parametrize("filter", [*LISTED, *OPEN[1:12:3]], ids=str)
 def test_with_lexicon_the_finished_texts_are_exactly_the_good_ones(filter):
-    built = WordConstraint(filter, PIECES, eos=[EOS], lexicon=LEXICON)
+    built = WordConstraint(filter, PIECES, eos=[EOS], wordless=True, lexicon=LEXICON)
     listed = {*LEXICON}
     assert_equals_brute_force(built.initial(), lambda w: w in listed and filter(w), length=3)
 
@@ -141,7 +145,7 @@ def test_with_lexicon_the_finished_texts_are_exactly_the_good_ones(filter):
 def test_long_sequences_of_a_tiny_vocabulary_are_exact():
     pieces = [b"", b"a", b"b ", b"'", b"ba"]
     for filter in (Length(2, 3), EndsWith("a"), Palindrome()):
-        built = WordConstraint(filter, pieces, eos=[EOS], lexicon=LEXICON)
+        built = WordConstraint(filter, pieces, eos=[EOS], wordless=True, lexicon=LEXICON)
         assert_equals_brute_force(
             built.initial(), lambda w, f=filter: w in LEXICON and f(w), length=6
         )
@@ -151,10 +155,10 @@ def test_long_sequences_of_a_tiny_vocabulary_are_exact():
 @pytest.mark.parametrize("lexicon", [None, LEXICON], ids=["open", "lexicon"])
 def test_words_that_a_prompt_holds_are_not_judged_and_those_it_begins_are(prompt, lexicon):
     filter = Length(2, 3)
-    built = WordConstraint(filter, PIECES, eos=[EOS], lexicon=lexicon)
+    built = WordConstraint(filter, PIECES, eos=[EOS], wordless=True, lexicon=lexicon)
     # The prompt's tokens: single bytes, appended to the vocabulary for this purpose.
     pieces = [*PIECES, *(bytes([byte]) for byte in sorted({*prompt.encode()}))]
-    built = WordConstraint(filter, pieces, eos=[EOS], lexicon=lexicon)
+    built = WordConstraint(filter, pieces, eos=[EOS], wordless=True, lexicon=lexicon)
     start = built.begin([pieces.index(bytes([byte])) for byte in prompt.encode()])
 
     def accepts(word):
@@ -174,7 +178,7 @@ def assert_mask_is_allows(state: WordState) -> None:
 def test_mask_is_allows_everywhere_and_there_is_no_dead_end(filter):
     lexicon = None if filter.exact else LEXICON
     every = [b"e", *(bytes([byte]) for byte in range(0x80, 0xC0))]  # bytes that end characters
-    built = WordConstraint(filter, PIECES + every, eos=[EOS], lexicon=lexicon)
+    built = WordConstraint(filter, PIECES + every, eos=[EOS], wordless=True, lexicon=lexicon)
     graph = reachable(built.initial())
     for state in graph:
         assert_mask_is_allows(state)
@@ -217,11 +221,14 @@ TOKENS = st.lists(
 
 
 @settings(max_examples=150)
-@given(FILTERS, TOKENS, st.lists(st.integers(0, 10**6), max_size=12))
-def test_random_filters_over_random_vocabularies_only_let_good_texts_end(filter, tokens, choices):
+@given(FILTERS, TOKENS, st.lists(st.integers(0, 10**6), max_size=12), st.booleans())
+def test_random_filters_over_random_vocabularies_only_let_good_texts_end(
+    filter, tokens, choices, wordless
+):
     pieces = [b"", *dict.fromkeys(tokens)]
     try:
-        built = WordConstraint(filter, pieces, eos=[EOS], lexicon=None if filter.exact else LEXICON)
+        lexicon = None if filter.exact else LEXICON
+        built = WordConstraint(filter, pieces, eos=[EOS], lexicon=lexicon, wordless=wordless)
     except ConstraintError:
         assert not any(map(filter, LEXICON))
         return
@@ -230,7 +237,7 @@ def test_random_filters_over_random_vocabularies_only_let_good_texts_end(filter,
     for choice in choices:
         assert_mask_is_allows(state)
         if state.complete:
-            words = Spelling().words(data.decode())
+            words = built.written.words(data.decode())
             assert all(filter(word) and (known is None or word in known) for word in words)
             assert built.accepts(data.decode())
         going = [token for token in state.mask().nonzero()[:, 0].tolist() if token != EOS]
@@ -275,6 +282,141 @@ def test_a_text_may_end_only_at_an_accepted_word_and_goes_nowhere_after_its_end(
     assert not ended.allows(1)
     with pytest.raises(ConstraintError, match="Length"):
         one.advance(EOS)
+
+
+@pytest.mark.parametrize(
+    ("filter", "refused", "accepted"),
+    [
+        (LetterAt((-1, "e")), ["pen", "e's"], ["pine", "e"]),
+        (LetterAt((0, "p"), (-2, "n")), ["pen", "on", "p"], ["pine", "pne"]),
+        (WithoutLetters("E"), ["pen", "Pen", "PEN", "pén"], ["pan"]),
+        (WithoutLetters("ｅ"), ["pen"], ["pan"]),
+        (WithoutLetters("eé"), ["pen", "pén"], ["pan"]),
+        (StartsWith("PE"), ["apple"], ["pen", "Pen"]),
+        (EndsWith("Σ"), ["οδο"], ["οδος", "ΟΔΟΣ"]),
+        (Anagram("ePn"), ["pine"], ["pen"]),
+        (OnlyLetters("ABC"), ["abd"], ["cab"]),
+    ],
+    ids=str,
+)
+def test_the_letters_of_a_filter_are_those_of_the_words(filter, refused, accepted):
+    pieces = [b"", *(bytes([byte]) for byte in range(256))]
+    built = WordConstraint(filter, pieces, eos=[EOS])
+    for text, good in [*((t, False) for t in refused), *((t, True) for t in accepted)]:
+        state = run(built.initial(), [1 + byte for byte in text.encode()])
+        assert (state is not None and state.complete) == good == built.accepts(text), text
+
+
+@pytest.mark.parametrize(
+    ("filter", "said"),
+    [
+        (WithoutLetters("é"), "write 'e'"),
+        (WithoutLetters("e\u0301"), "write 'e'"),
+        (WithLetters("aé"), "write 'e'"),
+        (StartsWith("é") | AnyWord(), "write 'e'"),
+        (~LetterAt((0, "é")), "write 'e'"),
+    ],
+    ids=str,
+)
+def test_letters_that_are_folded_away_are_refused(filter, said):
+    with pytest.raises(ConstraintError, match=said):
+        WordConstraint(filter, PIECES, eos=[EOS], lexicon=LEXICON)
+    apart, words = Spelling(fold_accents=False), ["éa", "aé", "ba"]
+    WordConstraint(filter, PIECES, eos=[EOS], spelling=apart, lexicon=words)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LetterAt((0, "th")),
+        lambda: LetterAt((0, "")),
+        lambda: LetterAt((0.5, "t")),
+        lambda: LetterAt((0, "a"), (0, "b")),
+        lambda: WithoutLetters(""),
+        lambda: WithoutLetters("1"),
+        lambda: WithLetters("a b"),
+        lambda: OnlyLetters("-"),
+        lambda: StartsWith("'"),
+        lambda: EndsWith("."),
+        lambda: Anagram(""),
+        lambda: PartialAnagram("4"),
+        lambda: EditDistance("c4t"),
+        lambda: EditDistance("cat", -1),
+        lambda: Isogram(0),
+        lambda: Length(float("nan")),
+        lambda: Length(1, float("inf")),
+    ],
+)
+def test_filters_that_no_word_or_every_word_would_pass_by_mistake_are_refused(build):
+    with pytest.raises((ConstraintError, InputError)):
+        build()
+
+
+def test_words_of_a_lexicon_are_written_as_it_writes_them():
+    """Accents are folded for the filter, not in the text: "mátt" is no word."""
+    pieces = [b"", *(bytes([byte]) for byte in range(256))]
+    built = WordConstraint(EndsWith("e"), pieces, eos=[EOS], lexicon=["cafe\u0301", "mate", "cat"])
+    assert built.words == ["café", "mate"]
+    for text, good in [("café", True), ("Café mate", True), ("cafe", False), ("máte", False)]:
+        state = run(built.initial(), [1 + byte for byte in text.encode()])
+        assert (state is not None and state.complete) == good == built.accepts(text), text
+
+
+SENTENCES = [
+    ("The cat sat. It sat!", True),
+    ("\n\n3.5 cats, 12 mats (1999) sat...\n\nMats?", True),
+    ("", True),
+    ("...", True),  # the end of the sentence before
+    ("123", False),
+    ("- * -", False),
+    ("a cat. 12 - 13.", False),
+    ("\n3. *3.11*\n\na", False),
+    ("a" + " - " * 6 + "b", False),
+    ("a (1914-1918), b", True),
+    ("a" + "÷" * 9 + "b", False),
+    ("aᵃ", False),
+    ("ｃａｔ", False),
+    ("a\x82", False),
+    ("\n" * 33 + "a", False),
+]
+
+
+@pytest.mark.parametrize(("text", "good"), SENTENCES)
+def test_texts_are_made_of_words_unless_wordless_is_asked_for(text, good):
+    pieces = [b"", *(bytes([byte]) for byte in range(256))]
+    tokens = [1 + byte for byte in text.encode()]
+    state = run(WordConstraint(AnyWord(), pieces, eos=[EOS]).initial(), tokens)
+    assert (state is not None and state.complete) == good
+    free = WordConstraint(AnyWord(), pieces, eos=[EOS], wordless=True)
+    assert run(free.initial(), tokens).complete
+
+
+def test_where_words_are_due_masks_are_allows_and_a_letter_can_always_come():
+    every = [b"e", "—".encode(), *(bytes([byte]) for byte in range(0x80, 0xC0))]
+    built = WordConstraint(WithoutLetters("b"), [*PIECES, *every, b"1", b"\n"], eos=[EOS])
+    chance = random.Random(0)
+    for _ in range(20):
+        state = built.initial()
+        for _ in range(40):
+            mask = state.mask()
+            assert mask.tolist() == [state.allows(token) for token in range(built.vocab_size)]
+            assert state.tail or mask[PIECES.index(b"a")]
+            going = [token for token in mask.nonzero()[:, 0].tolist() if token != EOS]
+            state = state.advance(chance.choice(going))
+
+
+def test_a_prompts_words_count_for_its_last_sentence():
+    pieces = [b"", *(bytes([byte]) for byte in range(256))]
+    built = WordConstraint(AnyWord(), pieces, eos=[EOS])
+
+    def complete(prompt, text):
+        start = built.begin([1 + byte for byte in prompt.encode()])
+        state = run(start, [1 + byte for byte in text.encode()])
+        return state is not None and state.complete
+
+    assert complete("The year is", " 1999.")
+    assert complete("In 19", "99.")
+    assert not complete("It was so.", " 1999!")
 
 
 def test_states_never_change():

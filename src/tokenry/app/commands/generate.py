@@ -61,6 +61,24 @@ def generate(
             "--json-schema", metavar="FILE", help="JSON of this schema.", rich_help_panel=TEXTS
         ),
     ] = None,
+    whitespace: Annotated[
+        str | None,
+        typer.Option(
+            "--whitespace",
+            metavar="R",
+            help="What may stand between the parts of the JSON, as a regular expression: '' for "
+            "nothing, ' ?' for at most one space. Default: any white space.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient/--strict",
+            help="Leave out the schema's formats that cannot be checked, and say so.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = False,
     regex: Annotated[
         str | None,
         typer.Option("--regex", metavar="R", help="Matches as a whole.", rich_help_panel=TEXTS),
@@ -361,8 +379,9 @@ def generate(
             "long and so short"
         )
     sources = TextConstraints.read(
-        json_schema, regex, grammar, contains, min_tokens, accept, dictionary, melody, python
-    )
+        json_schema, regex, grammar, contains, min_tokens, accept, dictionary, melody, python,
+        whitespace, lenient,
+    )  # fmt: skip
     words = word_filter(
         without_letter, with_letter, only_letters, starts_with, ends_with, shortest, longest,
         syllables, rhymes_with,

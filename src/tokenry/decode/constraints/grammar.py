@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,10 +24,28 @@ from torch import Tensor
 from tokenry.core.errors import ConstraintError
 from tokenry.core.registry import constraint
 from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.json_schema import Path, parts, pointer, prepare, read_json
+from tokenry.text.vocabulary import token_bytes
 
 # Where a grammar forces the next bytes, llguidance's masks keep only their usual tokenization,
 # though its checks of single tokens allow all; without forcing, both allow all.
 ANY_TOKENS = '%llguidance {"no_forcing": true}'
+# Ten times the engine's own limits: an object of 5,000 optional properties is read. They count
+# work, not seconds, so that what is refused on one machine is refused on all.
+LIMITS = {
+    "max_items_in_row": 20_000,
+    "initial_lexer_fuel": 10_000_000,
+    "step_lexer_fuel": 2_000_000,
+    "step_max_items": 500_000,
+    "max_grammar_size": 5_000_000,
+    "verbose_errors": False,
+}
+OVERLAP = (
+    'the options of "oneOf" may overlap, and a text that satisfies two of them is wrong: give each '
+    '"type": "object" and a required property with a "const" that no other has, or a "type" of its '
+    'own, or write "anyOf" if several may match'
+)
+LONGEST_REASON = 300  # characters
 MASK_COST = 16.0  # one mask in single checks, measured on JSON schemas over 49,152 tokens
 
 
@@ -43,7 +62,7 @@ class Grammar(Constraint):
 
         self.eos = eos_of(tokenizer, eos)
         self.vocab_size = len(tokenizer)
-        self._start = LLMatcher(_vocabulary(tokenizer), source, log_level=0)
+        self._start = LLMatcher(_vocabulary(tokenizer), source, log_level=0, limits=_limits())
         if reason := self._start.get_error():
             raise ConstraintError(f"the grammar cannot be used: {_one_line(reason)}")
 
@@ -54,32 +73,42 @@ class Grammar(Constraint):
         tokenizer: Any,
         *,
         whitespace: str | None = None,
+        lenient: bool = False,
         eos: Sequence[int] | None = None,
     ) -> Grammar:
         """JSON texts that satisfy a schema, given as a dict or as its JSON text.
 
         whitespace: regular expression of the white space allowed between the parts (default: any
-        amount of JSON's; `""` for none, `" ?"` for at most one space).
-        """
-        from llguidance import LLMatcher
+        amount of JSON's; `""` for none, `" ?"` for at most one space). lenient: formats that cannot
+        be checked are left out, with a warning, instead of refused.
 
+        Fewer texts than the schema's, never others: keys come in the schema's order, integers
+        without point and exponent, characters without \\u escapes. What cannot be represented
+        exactly is refused with its path (`json_schema.prepare`).
+        """
         options: dict[str, Any] = {}
         if whitespace == "":
             options = {"whitespace_flexible": False}
         elif whitespace is not None:
             options = {"whitespace_pattern": whitespace}
         try:
-            parsed = json.loads(schema) if isinstance(schema, str) else schema
-            plain = LLMatcher.grammar_from_json_schema(json.dumps(parsed))
-            if reason := LLMatcher.validate_grammar(plain):
-                raise ConstraintError(f"{_one_line(reason)}, at {_culprit(parsed)}")
-            if options and isinstance(parsed, Mapping):
-                parsed = {**parsed, "x-guidance": {**parsed.get("x-guidance", {}), **options}}
-            return cls(f"start: %json {json.dumps(parsed)}\n{ANY_TOKENS}", tokenizer, eos)
+            parsed = read_json(schema) if isinstance(schema, str) else schema
+            prepared = prepare(parsed, lenient=lenient)
+            known = prepared.schema
+            if reason := _refused(known):
+                raise ConstraintError(f"{_one_line(reason)}, at {_culprit(known)}")
+            if options and isinstance(known, Mapping):
+                known = {**known, "x-guidance": {**known.get("x-guidance", {}), **options}}
+            grammar = cls(f"start: %json {json.dumps(known)}\n{ANY_TOKENS}", tokenizer, eos)
         except (ValueError, TypeError) as error:  # ConstraintError is a ValueError
             raise ConstraintError(
                 f"not a JSON schema that can be used: {_reason(error)}"
             ) from error
+        if prepared.dropped:
+            warnings.warn(
+                f"not checked: the format {', the format '.join(prepared.dropped)}", stacklevel=2
+            )
+        return grammar
 
     @classmethod
     def regex(cls, pattern: str, tokenizer: Any, *, eos: Sequence[int] | None = None) -> Grammar:
@@ -155,55 +184,69 @@ class _GrammarState:
         return _GrammarState(self._grammar, parser, False)
 
 
-def _culprit(schema: Any) -> str:
-    """JSON pointer to the smallest part of a schema that cannot be used on its own."""
+def _refused(schema: Any) -> str:
+    """Why the engine refuses a schema; empty if it does not."""
     from llguidance import LLMatcher
 
+    source = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    return LLMatcher.validate_grammar(source, limits=_limits())
+
+
+def _culprit(schema: Any) -> str:
+    """JSON pointer to the smallest part of a schema that cannot be used on its own."""
     if not isinstance(schema, Mapping):
         return "#"
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    path, part = "#", schema
+    path: Path = ()
+    part = schema
     while True:
-        for step, inner in _parts(part):
-            source = LLMatcher.grammar_from_json_schema(json.dumps({**shared, **inner}))
-            if LLMatcher.validate_grammar(source):
-                path, part = f"{path}/{step}", inner
+        for step, inner in parts(part):
+            if isinstance(inner, Mapping) and _refused({**shared, **inner}):
+                path, part = (*path, *step), inner
                 break
         else:
-            return path
+            return pointer(path)
 
 
-def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The schemas directly inside a schema, each with the steps that lead to it."""
-    for key, value in schema.items():
-        if key in ("properties", "patternProperties", "$defs", "definitions"):
-            inside = value.items() if isinstance(value, Mapping) else ()
-        elif isinstance(value, list):
-            inside = enumerate(value)
-        else:
-            inside = [(None, value)]
-        for name, inner in inside:
-            if isinstance(inner, Mapping):
-                yield (key if name is None else f"{key}/{name}"), inner
+def _limits() -> Any:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(**LIMITS)
 
 
 _vocabularies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
+class _Spelled:
+    """What llguidance asks of a tokenizer. The bytes of its tokens are those that all constraints
+    see, added tokens that stand for text included; only special ones spell nothing."""
+
+    def __init__(self, tokenizer: Any):
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
+        spelling = token_bytes(tokenizer)
+        names = tokenizer.convert_ids_to_tokens(list(range(len(spelling))))
+        # a byte that is not in UTF-8 marks the names of special tokens
+        self.tokens = [
+            piece or b"\xff" + (name or f"<nothing {token}>").encode()
+            for token, (piece, name) in enumerate(zip(spelling, names, strict=True))
+        ]
+        self.special_token_ids = [token for token, piece in enumerate(spelling) if not piece]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text, add_special_tokens=False)
+
+
 def _vocabulary(tokenizer: Any) -> Any:
     """llguidance's form of a tokenizer: takes a second to build, so one is kept per tokenizer."""
     if tokenizer not in _vocabularies:
-        import llguidance.hf
+        from llguidance import LLTokenizer, TokenizerWrapper
 
-        try:
-            _vocabularies[tokenizer] = llguidance.hf.from_tokenizer(
-                tokenizer, n_vocab=len(tokenizer)
-            )
-        except (ValueError, AttributeError) as error:
+        if tokenizer.eos_token_id is None:
             raise ConstraintError(
-                f"{type(tokenizer).__name__} cannot be read by llguidance: {error}; "
-                "a fast tokenizer with an end-of-sequence token is needed"
-            ) from error
+                f"{type(tokenizer).__name__} has no end-of-sequence token, which a grammar needs"
+            )
+        _vocabularies[tokenizer] = LLTokenizer(TokenizerWrapper(_Spelled(tokenizer)))
     return _vocabularies[tokenizer]
 
 
@@ -212,6 +255,10 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(message: str) -> str:
-    """Without the quoted lines of the grammar, which the library has wrapped."""
-    lines = (line.strip() for line in message.splitlines())
-    return " ".join(line for line in lines if line and not re.match(r"\d+ \||\^+$", line))
+    """Without the quoted lines of the grammar, which the library has wrapped, and without the
+    engine's state, which follows an error's first paragraph."""
+    if "oneOf constraints are not supported" in message:
+        return OVERLAP
+    lines = (line.strip() for line in message.split("\n<state>")[0].splitlines())
+    kept = " ".join(line for line in lines if line and not re.match(r"\d+ \||\^+$", line))
+    return kept if len(kept) <= LONGEST_REASON else kept[:LONGEST_REASON] + " ..."

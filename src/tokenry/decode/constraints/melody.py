@@ -52,6 +52,7 @@ from tokenry.decode.steering.phonetics import Unknown, syllable_counts
 
 BREAK, NOWHERE = "\n", "\0"  # the symbols of a line's end and of a character that is refused
 DIGITS = "0123456789"
+WRITTEN = Spelling(fold_accents=False)  # words are written as the lexicon writes them
 LONGEST = 60  # notes in a phrase: the counts that a line can have are the bits of one integer
 CACHE_SIZE = 256  # masks kept, least recently used ones leaving first
 
@@ -89,7 +90,7 @@ class Melody(Constraint):
                 f"phrase {self.phrases.index(max(self.phrases))} has {max(self.phrases)} notes: "
                 f"more than {LONGEST} syllables in a line are not counted; divide the phrase"
             )
-        self.spelling = Spelling()
+        self.spelling = WRITTEN
         self.eos = eos_of(tokenizer, eos)
         self.vocabulary = vocabulary_of(tokenizer, self.spelling)
         self.vocab_size = len(self.vocabulary.pieces)
@@ -344,9 +345,8 @@ def symbols_of(text: str) -> str:
     """The symbols of a text, with line breaks and refused characters of their own."""
     if text.isalpha() and text.isascii():
         return text.lower()
-    spelling = Spelling()
     return "".join(
-        BREAK if c == BREAK else NOWHERE if c in DIGITS else spelled(c, spelling) for c in text
+        BREAK if c == BREAK else NOWHERE if c in DIGITS else spelled(c, WRITTEN) for c in text
     )
 
 
@@ -373,10 +373,10 @@ def spoken_words(
     words: frozenset[str] | None, unknown: Unknown, longest: int
 ) -> dict[int, LexiconMachine]:
     """A machine for each syllable count, up to the longest, of the words that can have it."""
-    known = default_words(Spelling()) if words is None else words
+    known = default_words(WRITTEN) if words is None else words
     by_count: dict[int, list[str]] = {}
     for word in known:
-        for count in syllable_counts(word, unknown):
+        for count in syllable_counts(Spelling().symbols(word), unknown):
             if 0 < count <= longest:
                 by_count.setdefault(count, []).append(word)
     if not by_count:

@@ -18,6 +18,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tokenry.core.errors import ConstraintError
+
 SEPARATOR = " "
 APOSTROPHE = "'"
 
@@ -32,6 +34,31 @@ class Spelling:
     def symbols(self, text: str) -> str:
         """The symbols of a text, character by character."""
         return "".join(spelled(character, self) for character in text)
+
+    def letters(self, text: str) -> str:
+        """Letters and apostrophes of a filter as words are spelled with them.
+
+        "É" is normalised where case is folded and "ｅ" where widths are; where accents are folded,
+        "é" never occurs, and stands neither for "e" alone nor for "é" alone.
+        Raises ConstraintError for what no word can have.
+        """
+        found = []
+        for character in unicodedata.normalize("NFC", text):
+            symbols = spelled(character, self)
+            plain = unicodedata.normalize("NFKC", character) if self.fold_accents else character
+            if symbols not in (folded(plain, self), APOSTROPHE):
+                known = bool(symbols) and symbols != SEPARATOR
+                why = f"accents are folded away, and {symbols!r} stands for both" * known
+                raise ConstraintError(
+                    f"{text!r} holds {character!r}, which is in no word here: "
+                    + (
+                        f"{why}; write {symbols!r}, or pass a Spelling without fold_accents"
+                        if known
+                        else "words are made of letters and single apostrophes"
+                    )
+                )
+            found.append(symbols)
+        return "".join(found)
 
     def words(self, text: str) -> list[str]:
         """The words of a text, in order, spelled."""
@@ -62,9 +89,15 @@ def spelled(character: str, spelling: Spelling) -> str:
     if spelling.fold_accents and not "가" <= character <= "힣":
         symbols = unicodedata.normalize("NFKD", character)
         symbols = "".join(symbol for symbol in symbols if not is_mark(symbol))
-    if spelling.fold_case:
-        symbols = symbols.lower()
+    symbols = folded(symbols, spelling)
     return "".join(s if s.isalpha() or is_mark(s) else SEPARATOR for s in symbols)
+
+
+def folded(symbols: str, spelling: Spelling) -> str:
+    """Without case, if it is folded; a final sigma is a sigma. One letter stays one letter."""
+    if not spelling.fold_case:
+        return symbols
+    return "".join(s.casefold() if len(s.casefold()) == 1 else s.lower() for s in symbols)
 
 
 def is_mark(symbol: str) -> bool:
@@ -85,14 +118,7 @@ def split_tail(data: bytes) -> tuple[str, bytes] | None:
 @lru_cache(maxsize=1 << 10)
 def spellings_after(tail: bytes, spelling: Spelling) -> frozenset[str]:
     """The symbols of every character whose UTF-8 begins with the bytes `tail`."""
-    lead = tail[0]
-    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-    first = lead & (0x7F >> length)
-    for byte in tail[1:]:
-        first = first << 6 | byte & 0x3F
-    free = 6 * (length - len(tail))
-    low = max(first << free, (0x80, 0x800, 0x10000)[length - 2])
-    high = min((first + 1) << free, 0x110000)
+    low, high = span_after(tail)
     known = letters_and_marks()
     letters = known[bisect_left(known, low) : bisect_left(known, high)]
     surrogates = max(0, min(high, 0xE000) - max(low, 0xD800))
@@ -100,9 +126,31 @@ def spellings_after(tail: bytes, spelling: Spelling) -> frozenset[str]:
     return frozenset(symbols | {SEPARATOR} if len(letters) < high - low - surrogates else symbols)
 
 
+def span_after(tail: bytes) -> tuple[int, int]:
+    """The code points [low, high) whose UTF-8 begins with the bytes `tail`."""
+    lead = tail[0]
+    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    first = lead & (0x7F >> length)
+    for byte in tail[1:]:
+        first = first << 6 | byte & 0x3F
+    free = 6 * (length - len(tail))
+    low = max(first << free, (0x80, 0x800, 0x10000)[length - 2])
+    return low, min((first + 1) << free, 0x110000)
+
+
+# Where Unicode has assigned anything but private use; looking elsewhere would only take time.
+ASSIGNED = (range(0x34000), range(0xE0000, 0xE0200))
+
+
 @lru_cache(maxsize=1)
 def letters_and_marks() -> list[int]:
-    """The code points that can be in words, in order; scanned where Unicode has any."""
-    scripts, selectors = range(0x34000), range(0xE0100, 0xE01F0)
-    points = (*scripts, *selectors)
+    """The code points that can be in words, in order."""
+    points = (point for part in ASSIGNED for point in part)
     return [point for point in points if unicodedata.category(chr(point))[0] in "LM"]
+
+
+def code_points_after(tail: bytes) -> list[int]:
+    """The assigned code points whose UTF-8 begins with the bytes `tail`, surrogates left out."""
+    low, high = span_after(tail)
+    known = (range(max(low, part.start), min(high, part.stop)) for part in ASSIGNED)
+    return [point for part in known for point in part if not 0xD800 <= point < 0xE000]

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from tokenry.decode.constraints import sentence_spans
 from tokenry.decode.constraints.spelling import (
     APOSTROPHE,
     SEPARATOR,
@@ -36,10 +37,14 @@ class WordVocabulary:
         self.pieces = list(pieces)
         self.inside = [t for t, piece in enumerate(pieces) if piece and 0x80 <= piece[0] < 0xC0]
         growing, closing, self.tailed, self.quoted = [], [], [], []
+        kinds: dict[str, int] = {"": 0}
+        self._kind_of = np.zeros(len(pieces), np.int64)
         for token, piece in enumerate(pieces):
             split = split_tail(piece) if piece else None
             if split is None:
                 continue
+            kind = sentence_spans.classes(split[0])
+            self._kind_of[token] = kinds.setdefault(kind, len(kinds))
             symbols = re.sub(f"{SEPARATOR}+", SEPARATOR, spelling.symbols(split[0]))
             head, separator, rest = symbols.partition(SEPARATOR)
             if separator:
@@ -50,6 +55,8 @@ class WordVocabulary:
                 self.tailed.append(token)
             if symbols and (symbols[0] == APOSTROPHE or is_mark(symbols[0])):
                 self.quoted.append(token)
+        self._kinds = list(kinds)
+        self._spans: dict[int, np.ndarray] = {}
         heads = [head for _, head, *_ in [*growing, *closing]]
         self.heads, self.rests = SymbolTrie(heads), SymbolTrie([rest for *_, rest in closing])
         self.growing = np.array([token for token, *_ in growing], np.int64)
@@ -58,6 +65,13 @@ class WordVocabulary:
         self.growing_head = np.array([place[head] for _, head in growing], np.int64)
         self.closing_head = np.array([place[head] for _, head, _ in closing], np.int64)
         self.closing_rest = np.array([self.rests.place[rest] for *_, rest in closing], np.int64)
+
+    def within_spans(self, span: int) -> np.ndarray:
+        """Which tokens [V] may come where a sentence's span is in this state."""
+        if span not in self._spans:
+            after = [sentence_spans.read(span, kind) != sentence_spans.DEAD for kind in self._kinds]
+            self._spans[span] = np.array(after, bool)[self._kind_of]
+        return self._spans[span]
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; none for ids that the tokenizer does not have."""

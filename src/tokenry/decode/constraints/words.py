@@ -14,6 +14,10 @@ words are those of a lexicon (the CMU pronouncing dictionary unless another is g
 filter. So no dead end is entered as long as every letter is a token of its own or made from bytes,
 as it is with byte-level and byte-fallback tokenizers.
 
+Words are words, and texts are made of them: with a lexicon, as it writes them (folding accents away
+is for the filter's eyes, no licence to write "mátt"), and with no more signs between them than
+sentences have (`sentence_spans`).
+
 Masks are computed for the whole vocabulary at once: tokens are grouped by the symbols before their
 first separator, and a trie of these is walked from the state. A mask is kept for each state.
 
@@ -24,9 +28,10 @@ Generation Studio (arXiv 2306.15926). The paper masks by token strings; the word
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -34,15 +39,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
 from tokenry.core.registry import constraint
+from tokenry.decode.constraints import sentence_spans
 from tokenry.decode.constraints.base import Constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     APOSTROPHE,
     SEPARATOR,
     Spelling,
+    code_points_after,
     is_mark,
-    spellings_after,
+    spelled,
     split_tail,
 )
 from tokenry.decode.constraints.word_machine import (
@@ -69,7 +77,11 @@ class WordConstraint(Constraint):
     tokenizer: a tokenizer, or the list of its tokens' bytes (b"" for special tokens).
     lexicon: the words that may be used (None: any string of letters if the filter is exact, else
         the CMU pronouncing dictionary). Entries that are not one word, such as "able-bodied", are
-        left out; the words that pass are in `words`.
+        left out; the words that pass are in `words`, accents and all.
+    spelling: what the filter sees of a word; its letters are normalised to it, or refused where
+        they can never occur.
+    wordless: also allow texts without words: sentences of signs and digits alone, runs of them of
+        any length, and letters in disguise (ᵃ, ａ).
     eos: the ids that may end a text (default: the tokenizer's).
     always_allow: ids that are allowed everywhere; what they do to a word is not judged.
     cache_size: how many masks (one byte per vocabulary entry each) are kept, least recently used
@@ -85,34 +97,40 @@ class WordConstraint(Constraint):
         eos: Sequence[int] | None = None,
         always_allow: Iterable[int] = (),
         spelling: Spelling | None = None,
+        wordless: bool = False,
         cache_size: int = 256,
     ):
-        self.filter = filter
+        in_range("cache_size", cache_size, "[1, inf)", integer=True)
         self.spelling = spelling or Spelling()
+        filter = self.filter = filter.spelled(self.spelling.letters)
+        self.wordless = wordless
         self.eos = eos_of(tokenizer, eos)
-        self.vocabulary = vocabulary_of(tokenizer, self.spelling)
-        self.vocab_size = len(self.vocabulary.pieces)
         self.always_allow = frozenset(always_allow)
         self.words: list[str] | None = None
+        self.written = self.spelling  # how the machine reads a text
         if lexicon is not None or not filter.exact:
+            self.written = replace(self.spelling, fold_accents=False)
             candidates = (
-                default_words(self.spelling)
+                default_words(self.written)
                 if lexicon is None
-                else single_words(lexicon, self.spelling)
+                else single_words(lexicon, self.written)
             )
-            self.words = sorted(word for word in candidates if filter(word))
+            symbols = self.spelling.symbols
+            self.words = sorted(word for word in candidates if filter(symbols(word)))
             if not self.words:
                 raise ConstraintError(
                     f"none of the {len(candidates)} words of the lexicon passes {filter}: "
                     "loosen the filter or give another lexicon"
                 )
+        self.vocabulary = vocabulary_of(tokenizer, self.written)
+        self.vocab_size = len(self.vocabulary.pieces)
         self.machine: WordMachine = (
             LexiconMachine(self.words) if self.words else OpenMachine(filter)
         )
         self.cache_size = cache_size
-        self._masks: OrderedDict[tuple[int, bool, bytes], Tensor] = OrderedDict()
-        self._spellings: dict[bytes, list[str]] = {}
-        self._alive: dict[tuple[int, bool, bytes], bool] = {}
+        self._masks: OrderedDict[tuple[int, bool, bytes, int], Tensor] = OrderedDict()
+        self._spellings: dict[bytes, list[tuple[str, str]]] = {}
+        self._alive: dict[tuple[int, bool, bytes, int], bool] = {}
 
     def initial(self) -> WordState:
         return WordState(self, START)
@@ -125,7 +143,9 @@ class WordConstraint(Constraint):
         """
         recent = [self.vocabulary.piece(token) for token in prompt[-PROMPT_WINDOW:]]
         begin = max((rank + 1 for rank, piece in enumerate(recent) if not piece), default=0)
-        return self._forgive(WordState(self, START), b"".join(recent[begin:]))
+        data = b"".join(recent[begin:])
+        state = self._forgive(WordState(self, START), data)
+        return replace(state, span=sentence_spans.after_prompt(data.decode(errors="replace")))
 
     def forgive(self, state: WordState, token: int) -> WordState:
         """The state after a token that the constraint does not judge."""
@@ -133,9 +153,14 @@ class WordConstraint(Constraint):
         return self._forgive(state, piece) if piece else self.initial()
 
     def accepts(self, text: str) -> bool:
-        """Whether every word of a text is good (and, with a lexicon, in it)."""
-        words = self.spelling.words(text)
+        """Whether every word of a text is good (and, with a lexicon, in it), and there are words
+        wherever there have to be."""
+        words = self.written.words(text)
         known = self._word_set
+        if not self.wordless and not sentence_spans.may_end(
+            sentence_spans.read(sentence_spans.FRESH, sentence_spans.classes(text))
+        ):
+            return False
         return all(self.filter(word) if known is None else word in known for word in words)
 
     @cached_property
@@ -163,36 +188,41 @@ class WordConstraint(Constraint):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text, tail = decoder.decode(start.tail + data), decoder.getstate()[0]
         state = start.state
-        for symbol in self.spelling.symbols(text):
+        for symbol in self.written.symbols(text):
             state = self._step(state, state >= FIRST_FREE, symbol)[0] or LOST
         given = state >= FIRST_FREE
         # A character that no completion fits is as good as ended.
-        if tail and not self._tail_alive(state, given, tail):
+        if tail and not self._tail_alive(state, given, tail, sentence_spans.FRESH):
             return WordState(self, START)
         return WordState(self, state, given, tail)
 
-    def _tail_alive(self, state: int, given: bool, tail: bytes) -> bool:
+    def _tail_alive(self, state: int, given: bool, tail: bytes, span: int) -> bool:
         """Whether some character that begins with the bytes `tail` may come next."""
-        key = (state, given, tail)
+        key = (state, given, tail, span)
         if key not in self._alive:
             self._alive[key] = any(
-                self._read(state, given, symbols)[0] != DEAD for symbols in self._possible(tail)
+                self._read(state, given, symbols)[0] != DEAD
+                and (self.wordless or sentence_spans.step(span, kind) != sentence_spans.DEAD)
+                for symbols, kind in self._possible(tail)
             )
         return self._alive[key]
 
-    def _possible(self, tail: bytes) -> list[str]:
+    def _possible(self, tail: bytes) -> list[tuple[str, str]]:
+        """Symbols and class of the characters that begin with the bytes `tail`."""
         if tail not in self._spellings:
-            possible = spellings_after(tail, self.spelling)
+            possible = readings_after(tail, self.written)
             alphabet = self.machine.alphabet()
             if alphabet is not None:
-                marks = {symbols for symbols in possible if any(map(is_mark, symbols))}
-                several = {symbols for symbols in possible if len(symbols) != 1}
-                possible = (possible & alphabet) | marks | several
+                possible = {
+                    (symbols, kind)
+                    for symbols, kind in possible
+                    if symbols in alphabet or len(symbols) != 1 or any(map(is_mark, symbols))
+                }
             self._spellings[tail] = sorted(possible)
         return self._spellings[tail]
 
     def _mask(self, state: WordState) -> Tensor:
-        key = (state.state, state.given, state.tail)
+        key = (state.state, state.given, state.tail, state.span)
         if key in self._masks:
             self._masks.move_to_end(key)
             return self._masks[key]
@@ -220,6 +250,8 @@ class WordConstraint(Constraint):
             allowed[vocabulary.closing[at_once]] = self._rests_alive[at_once]
             for token in vocabulary.quoted:
                 allowed[token] = state.judge(token)
+        if not self.wordless:
+            allowed &= vocabulary.within_spans(state.span)
         for token in vocabulary.tailed:
             allowed[token] = allowed[token] and state.judge(token)
         return allowed
@@ -250,6 +282,7 @@ class WordState:
 
     state: the word machine's. tail: the bytes of an unfinished character.
     given: the unfinished word came from a prompt and may end as it is.
+    span: what the present sentence holds so far, a state of `sentence_spans`.
     """
 
     constraint: WordConstraint
@@ -257,6 +290,7 @@ class WordState:
     given: bool = False
     tail: bytes = b""
     finished: bool = False
+    span: int = sentence_spans.FRESH
 
     @property
     def mask_cost(self) -> float:
@@ -265,6 +299,8 @@ class WordState:
     @property
     def complete(self) -> bool:
         if self.finished or self.tail:
+            return False
+        if not self.constraint.wordless and not sentence_spans.may_end(self.span):
             return False
         machine = self.constraint.machine
         return self.given or machine.step(self.state, SEPARATOR) != DEAD
@@ -301,17 +337,33 @@ class WordState:
         if split is None:
             return None
         text, tail = split
-        symbols = self.constraint.spelling.symbols(text)
-        state, given = self.constraint._read(self.state, self.given, symbols)
-        if state == DEAD or (tail and not self.constraint._tail_alive(state, given, tail)):
+        reader, span = self.constraint, self.span
+        state, given = reader._read(self.state, self.given, reader.written.symbols(text))
+        if not reader.wordless:
+            span = sentence_spans.read(span, sentence_spans.classes(text))
+        if state == DEAD or span == sentence_spans.DEAD:
             return None
-        return WordState(self.constraint, state, given, tail)
+        if tail and not reader._tail_alive(state, given, tail, span):
+            return None
+        return WordState(reader, state, given, tail, span=span)
+
+
+@lru_cache(maxsize=1 << 10)
+def readings_after(tail: bytes, spelling: Spelling) -> frozenset[tuple[str, str]]:
+    """Symbols and class of every character whose UTF-8 begins with the bytes `tail`."""
+    letters = {
+        (spelled(chr(point), spelling), sentence_spans.class_of(chr(point)))
+        for point in code_points_after(tail)
+        if unicodedata.category(chr(point))[0] in "LM"
+    }
+    signs = {(SEPARATOR, kind) for kind in sentence_spans.classes_after(tail)}
+    return frozenset(letters | signs)
 
 
 def single_words(lexicon: Iterable[str], spelling: Spelling) -> frozenset[str]:
     """The entries of a lexicon that are one word, spelled."""
-    spelled = (spelling.words(entry) for entry in lexicon)
-    return frozenset(words[0] for words in spelled if len(words) == 1)
+    several = (spelling.words(unicodedata.normalize("NFC", entry)) for entry in lexicon)
+    return frozenset(words[0] for words in several if len(words) == 1)
 
 
 @lru_cache(maxsize=4)

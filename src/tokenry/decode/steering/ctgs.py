@@ -48,7 +48,8 @@ class VocabFilterProcessor(LogitsProcessor):
         this or any other place of the batch, is taken for a prompt.
     when_empty: what to do where no token survives (the logits may have been masked before). "raise"
         a ConstraintError, or "end" the text with an end-of-sequence token.
-    options: those of `WordConstraint` (lexicon, eos, always_allow, spelling, cache_size).
+    options: those of `WordConstraint` (lexicon, eos, always_allow, spelling, wordless,
+        cache_size).
 
     Rows whose text has ended are left alone. Finding the state of a row costs one token's reading.
     """

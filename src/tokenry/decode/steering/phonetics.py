@@ -16,8 +16,9 @@ Generation Studio (arXiv 2306.15926), section 3. The guesses are ours.
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
+from tokenry.core.checks import one_of, within
 from tokenry.core.errors import ConstraintError
 from tokenry.decode.steering.word_filters import WordFilter
 
@@ -33,6 +34,10 @@ class Syllables(WordFilter):
     count: int
     unknown: Unknown = "guess"
 
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "count", integer=True)
+        one_of("Syllables.unknown", self.unknown, get_args(Unknown))
+
     def __call__(self, word: str) -> bool:
         return self.count in syllable_counts(word, self.unknown)
 
@@ -43,8 +48,11 @@ class RhymesWith(WordFilter):
 
     target: str
     unknown: Unknown = "guess"
+    lettered: ClassVar[tuple[str, ...]] = ("target",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("RhymesWith.unknown", self.unknown, get_args(Unknown))
         if not rhymes_of(self.target, self.unknown):
             raise ConstraintError(
                 f"the pronunciation of {self.target!r} is not known: take a word of the CMU "
@@ -65,6 +73,15 @@ class Meter(WordFilter):
     """The word's stresses match `pattern`: 1 primary, 2 secondary, 0 none; "." stands for any."""
 
     pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise ConstraintError(
+                f"Meter.pattern is {self.pattern!r}; it must be a regular expression over 0, 1 and "
+                f"2: {error}"
+            ) from None
 
     def __call__(self, word: str) -> bool:
         import pronouncing

@@ -11,6 +11,9 @@ a filter answers three questions that let a decoder build words token by token:
     residual(p)  equal residuals: the same endings are accepted after both prefixes
     letters()    letters that it tells apart; all others may be exchanged for one another
 
+The letters of a filter are those of spelled words: a `WordConstraint` puts them into its own
+spelling (`spelled`), "E" as "e", and refuses letters that no word is spelled with.
+
 `safe`: every prefix of an accepted word is accepted, so that prefix = verdict. `exact`: prefix(p)
 is True exactly if some string of letters completes p, and there are few residuals. A filter that is
 not exact needs a list of words (a lexicon) to be decoded quickly and without dead ends. "Or" of
@@ -21,19 +24,29 @@ Generation Studio (arXiv 2306.15926), section 3. The paper judges token strings;
 with it prefix, residual and exactness, is ours.
 """
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
 
 
 class WordFilter(ABC):
-    """A predicate on words. Subclasses are frozen dataclasses, so their repr names the filter."""
+    """A predicate on words. Subclasses are frozen dataclasses, so their repr names the filter.
+
+    lettered: the fields that hold letters of words.
+    """
 
     exact: bool = False
     safe: bool = False
+    lettered: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.lettered:
+            check_letters(f"{type(self).__name__}.{name}", getattr(self, name))
 
     @abstractmethod
     def __call__(self, word: str) -> bool:
@@ -50,6 +63,11 @@ class WordFilter(ABC):
     def letters(self) -> frozenset[str] | None:
         """The letters that the filter tells apart from others; None: all."""
         return None
+
+    def spelled(self, spell: Callable[[str], str]) -> "WordFilter":
+        """The same filter with its letters put through `spell`."""
+        written = {name: spell(getattr(self, name)) for name in self.lettered}
+        return replace(self, **written) if written else self  # type: ignore[type-var]
 
     def __and__(self, other: "WordFilter") -> "WordFilter":
         return AllOf((self, other))
@@ -83,11 +101,15 @@ class WithoutLetters(WordFilter):
     """Lipogram: none of `banned` is in the word."""
 
     banned: str
+    lettered: ClassVar[tuple[str, ...]] = ("banned",)
     exact: ClassVar[bool] = True
     safe: ClassVar[bool] = True
 
     def __call__(self, word: str) -> bool:
         return not any(letter in word for letter in self.banned)
+
+    def spelled(self, spell: Callable[[str], str]) -> WordFilter:
+        return WithoutLetters(spelled_set(self.banned, spell))
 
     def residual(self, prefix: str) -> Hashable:
         return None
@@ -101,11 +123,15 @@ class OnlyLetters(WordFilter):
     """Every letter of the word is one of `allowed`. Its negation is the paper's weak lipogram."""
 
     allowed: str
+    lettered: ClassVar[tuple[str, ...]] = ("allowed",)
     exact: ClassVar[bool] = True
     safe: ClassVar[bool] = True
 
     def __call__(self, word: str) -> bool:
         return set(word) <= {*self.allowed, "'"}
+
+    def spelled(self, spell: Callable[[str], str]) -> WordFilter:
+        return OnlyLetters(spelled_set(self.allowed, spell))
 
     def residual(self, prefix: str) -> Hashable:
         return None
@@ -119,6 +145,7 @@ class WithLetters(WordFilter):
     """Reverse lipogram: each of `required` is in the word."""
 
     required: str
+    lettered: ClassVar[tuple[str, ...]] = ("required",)
     exact: ClassVar[bool] = True
 
     def __call__(self, word: str) -> bool:
@@ -140,6 +167,8 @@ class Length(WordFilter):
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        in_range("Length.minimum", self.minimum, "[0, inf)", integer=True)
+        in_range("Length.maximum", self.maximum, "[1, inf)", integer=True, optional=True)
         if self.maximum is not None and self.maximum < max(1, self.minimum):
             raise ConstraintError(
                 f"no word has {self.minimum} to {self.maximum} letters: "
@@ -165,6 +194,7 @@ class StartsWith(WordFilter):
     """The word begins with `beginning`."""
 
     beginning: str
+    lettered: ClassVar[tuple[str, ...]] = ("beginning",)
     exact: ClassVar[bool] = True
 
     def __call__(self, word: str) -> bool:
@@ -185,6 +215,7 @@ class EndsWith(WordFilter):
     """The word ends with `ending`."""
 
     ending: str
+    lettered: ClassVar[tuple[str, ...]] = ("ending",)
     exact: ClassVar[bool] = True
 
     def __call__(self, word: str) -> bool:
@@ -217,6 +248,9 @@ class AllOf(WordFilter):
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", flatten(AllOf, self.parts))
 
+    def spelled(self, spell: Callable[[str], str]) -> WordFilter:
+        return AllOf(tuple(part.spelled(spell) for part in self.parts))
+
     @property
     def safe(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(part.safe for part in self.parts)
@@ -248,6 +282,9 @@ class AnyOf(WordFilter):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", flatten(AnyOf, self.parts))
+
+    def spelled(self, spell: Callable[[str], str]) -> WordFilter:
+        return AnyOf(tuple(part.spelled(spell) for part in self.parts))
 
     @property
     def safe(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -283,6 +320,9 @@ class Not(WordFilter):
     def __call__(self, word: str) -> bool:
         return not self.part(word)
 
+    def spelled(self, spell: Callable[[str], str]) -> WordFilter:
+        return Not(self.part.spelled(spell))
+
     def __invert__(self) -> WordFilter:
         return self.part
 
@@ -305,6 +345,33 @@ def merged_letters(parts: tuple[WordFilter, ...]) -> frozenset[str] | None:
             return None
         merged |= letters
     return merged
+
+
+def check_letters(name: str, letters: str) -> None:
+    """Raise ConstraintError unless there are letters, and nothing that no word has."""
+    # combining marks stand behind their letters
+    marks = {"M", "L"}
+    known = isinstance(letters, str) and all(
+        letter in "'’" or unicodedata.category(letter)[0] in marks for letter in letters
+    )
+    if not known or not any(map(str.isalpha, letters)):
+        raise ConstraintError(
+            f"{name} is {letters!r}; it must be letters, maybe with single apostrophes: words have "
+            "nothing else"
+        )
+
+
+def spelled_set(letters: str, spell: Callable[[str], str]) -> str:
+    """A set of letters, spelled; one that is folded into another of them is that one ("eé")."""
+    found, letters = "", unicodedata.normalize("NFC", letters)
+    for letter in letters:
+        try:
+            found += spell(letter)
+        except ConstraintError:
+            base = unicodedata.normalize("NFD", letter)[0]
+            if base == letter or base not in letters:
+                raise
+    return found
 
 
 def letter_count(word: str) -> int:

@@ -5,7 +5,7 @@
     partial anagram of a   no letter is in w more often than in a
     isogram(c)             no letter is in w more than c times
     edit distance(a, d)    Levenshtein(w, a) <= d
-    letter at {i: s}       w[i] = s for all i, False where i is past the end
+    letter at {i: s}       w[i] = s for all i, False where i is past an end; -1 is the last
 
 Apostrophes are left out of all of them except the edit distance.
 
@@ -13,12 +13,15 @@ Source: Most Language Models can be Poets too: An AI Writing Assistant and Const
 Generation Studio (arXiv 2306.15926), section 3.
 """
 
+import unicodedata
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenry.decode.steering.word_filters import WordFilter
+from tokenry.core.checks import in_range, within
+from tokenry.core.errors import ConstraintError
+from tokenry.decode.steering.word_filters import WordFilter, check_letters
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class PartialAnagram(WordFilter):
     """The word can be laid with letters of `source`, each used at most as often as it is there."""
 
     source: str
+    lettered: ClassVar[tuple[str, ...]] = ("source",)
     exact: ClassVar[bool] = True
     safe: ClassVar[bool] = True
 
@@ -53,6 +57,7 @@ class Anagram(WordFilter):
     """The word uses all the letters of `source`, each exactly as often."""
 
     source: str
+    lettered: ClassVar[tuple[str, ...]] = ("source",)
     exact: ClassVar[bool] = True
 
     def __call__(self, word: str) -> bool:
@@ -76,6 +81,9 @@ class Isogram(WordFilter):
     # Not marked exact: its residuals are the sets of letters, 2^26 of them.
     safe: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "count", integer=True)
+
     def __call__(self, word: str) -> bool:
         letters = letters_of(word)
         if self.count == 1:
@@ -88,7 +96,12 @@ class EditDistance(WordFilter):
     """At most `distance` insertions, deletions and substitutions lead to `target`."""
 
     target: str
+    lettered: ClassVar[tuple[str, ...]] = ("target",)
     distance: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "[0, inf)", "distance", integer=True)
 
     def __call__(self, word: str) -> bool:
         return edit_row(word, self.target)[-1] <= self.distance
@@ -99,29 +112,58 @@ class EditDistance(WordFilter):
 
 @dataclass(frozen=True)
 class LetterAt(WordFilter):
-    """The letters at given positions: `LetterAt((0, "b"), (2, "g"))` accepts "bag" and "bugle"."""
+    """The letters at given positions: `LetterAt((0, "b"), (2, "g"))` accepts "bag" and "bugle".
+
+    Negative positions count from the end: `LetterAt((-1, "e"))` accepts "bugle".
+    """
 
     places: tuple[tuple[int, str], ...]
     exact: ClassVar[bool] = True
 
     def __init__(self, *places: tuple[int, str]):
         object.__setattr__(self, "places", places)
+        for index, letter in places:
+            in_range("a position of LetterAt", index, "(-inf, inf)", integer=True)
+            check_letters(f"the letter of LetterAt at {index}", letter)
+            if len(unicodedata.normalize("NFC", letter)) != 1:
+                raise ConstraintError(
+                    f"at {index} LetterAt has {letter!r}; it must be one letter: give each letter "
+                    "its own position, or take StartsWith or EndsWith"
+                )
+        wanted = dict(places)
+        for index, letter in places:
+            if wanted[index] != letter:
+                raise ConstraintError(
+                    f"no word has {letter!r} and {wanted[index]!r} at {index} at once"
+                )
 
     def __call__(self, word: str) -> bool:
         letters = letters_of(word)
-        return self.prefix(word) and all(index < len(letters) for index, _ in self.places)
+        size = len(letters)
+        return all(
+            -size <= index < size and letters[index] == letter for index, letter in self.places
+        )
 
     def prefix(self, prefix: str) -> bool:
         letters = letters_of(prefix)
-        return all(letters[index : index + 1] in ("", letter) for index, letter in self.places)
+        return all(
+            letters[index : index + 1] in ("", letter)
+            for index, letter in self.places
+            if index >= 0
+        )
 
     def residual(self, prefix: str) -> Hashable:
-        return min(
-            len(letters_of(prefix)), max((index for index, _ in self.places), default=-1) + 1
-        )
+        letters = letters_of(prefix)
+        first = max((index + 1 for index, _ in self.places), default=0)
+        last = max((-index for index, _ in self.places), default=0)
+        size = min(len(letters), max(first, last, 0))
+        return size, letters[len(letters) - min(size, last) :] if last > 0 else ""
 
     def letters(self) -> frozenset[str] | None:
         return frozenset(letter for _, letter in self.places)
+
+    def spelled(self, spell: Callable[[str], str]) -> WordFilter:
+        return LetterAt(*((index, spell(letter)) for index, letter in self.places))
 
 
 def edit_row(word: str, target: str) -> list[int]:
