@@ -190,7 +190,7 @@ def test_fine_tuning_on_the_schedule_lowers_its_loss(tiny_llama):
             attached, [batch], steps=30, learning_rate=3e-3, prompt_columns=8
         )
         assert losses[-1] < losses[0]
-    with pytest.raises(InputError, match="steps"):
+    with pytest.raises(InputError, match="batches"):
         train_on_schedule(attached, [], steps=3)
 
 

@@ -216,7 +216,7 @@ def test_training_goes_on_where_it_was_stopped(tiny_llama, tmp_path):
 def test_impossible_input_is_refused(tiny_llama):
     with pytest.raises(InputError, match="no text has 3 tokens"):
         train_mtp(tiny_llama, [[1, 2]], k=2, rank=1)
-    with pytest.raises(InputError, match="blocks must be at least 1"):
+    with pytest.raises(InputError, match="blocks is 0"):
         train_mtp(tiny_llama, counting_texts(), k=2, rank=1, blocks=0)
     with pytest.raises(InputError, match="blocks start at columns 0 to 11"):
         mtp_training_batch(batch(), 2, torch.tensor([12]))

@@ -18,6 +18,12 @@ import tokenry.learn.preference
 import tokenry.learn.rewards
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective, tokenizer
+from tokenry.learn.attention_transfer import AttentionTransfer
+from tokenry.learn.draft_heads import Schedule
+from tokenry.learn.hiding import AutoConfusion
+from tokenry.learn.sequence_to_sequence.event_posterior import EventLikelihood
+from tokenry.measure.verbosity import TemporalWeights
+from tokenry.text.markers import MarkerDropout
 
 NUMBERS = ("float", "int", "float | None", "int | None", float, int, float | None, int | None)
 INTERVAL = re.compile(r"in ([\[(])(\S+), ([^\s\])]+)([\])])")
@@ -25,8 +31,10 @@ REFUSAL = r"must be a (whole )?number in"
 
 
 def hyperparameters():
-    """Every registered method, and the parts that objectives are composed of."""
+    """Every registered method, the parts that objectives are composed of, and other methods."""
     found = {entry.value for role in (objective, tokenizer) for entry in role}
+    found |= {AttentionTransfer, AutoConfusion, EventLikelihood, MarkerDropout, Schedule}
+    found.add(TemporalWeights)
     for package in (tokenry.learn.preference, tokenry.learn.policy, tokenry.learn.rewards):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for value in vars(importlib.import_module(info.name)).values():

@@ -30,7 +30,7 @@ def test_precisions_by_hand():
     assert mean_prefix_precision([1, 0, 1], 3) == pytest.approx((1 + 0.5 + 2 / 3) / 3)
     assert precision_at([1, 0, 1], 2) == 0.5
     assert precision_at([1], 4) == 0.25
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="k is 0"):
         precision_at([1], 0)
 
 

@@ -141,7 +141,7 @@ def test_ids_that_are_none_are_named(tiny_llama):
         token_forcing_scan(tiny_llama, [3, 64])
     with pytest.raises(InputError, match="at least one id"):
         token_forcing_scan(tiny_llama, [])
-    with pytest.raises(InputError, match="steps must be at least 1"):
+    with pytest.raises(InputError, match="steps is 0"):
         token_forcing_scan(tiny_llama, steps=0)
     with pytest.raises(InputError, match="no scan"):
         ForcedTokens.joined([])

@@ -149,5 +149,5 @@ def test_what_is_no_marker_is_an_error():
             SCHEMA.render({"tone": value})
     with pytest.raises(InputError, match="colon"):
         MarkerSchema({"a:b": str})
-    with pytest.raises(InputError, match="probability"):
+    with pytest.raises(InputError, match="p_sample is 2"):
         MarkerDropout(p_sample=2)

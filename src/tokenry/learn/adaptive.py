@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.learn.start import check_precision
 from tokenry.model import compat
@@ -99,10 +100,7 @@ def train_routers(
     mixed by P, which low temperatures make nearly one choice.
     """
     target = budget / attached.layers
-    if not 0 <= target <= 1:
-        raise InputError(
-            f"budget ({budget}) must be from 0 to the model's {attached.layers} layers"
-        )
+    in_range("budget", budget, f"[0, {attached.layers}]")  # the model's layers
 
     def loss(step: int, batch: Any) -> Tensor:
         at = step / max(steps - 1, 1)
@@ -251,8 +249,7 @@ def train_token_routers(
 
     rho: mean share of tokens that run, over units. tau: of the Gumbel noise, falling linearly.
     """
-    if not 0 <= sparsity <= 1:
-        raise InputError(f"sparsity ({sparsity}) must be a share from 0 to 1")
+    in_range("sparsity", sparsity, "[0, 1]")
     rule = Sampled(tau[0], torch.Generator().manual_seed(seed))
 
     def loss(step: int, batch: Any) -> Tensor:
@@ -298,8 +295,10 @@ def optimise(
 ) -> list[float]:
     """Adam with a cosine that ends at a tenth of the learning rate; the loss of every step."""
     weights = [weight for weight in weights if weight.requires_grad]
-    if steps < 1 or not len(batches):
-        raise InputError(f"training needs steps (got {steps}) and batches (got {len(batches)})")
+    in_range("steps", steps, "[1, inf)", integer=True)
+    in_range("learning_rate", learning_rate, "(0, inf)")
+    if not len(batches):
+        raise InputError("training needs batches; there are none")
     check_precision(weights, "the model")
     optimiser = torch.optim.Adam(weights, learning_rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 10)

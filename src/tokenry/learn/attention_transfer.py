@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.learn.start import check_precision
 from tokenry.model.still import StillAttention, still_layers
@@ -43,16 +44,14 @@ def attention_transfer_loss(model: Any, ids: Tensor, attention: Tensor | None = 
 
 @dataclass(frozen=True)
 class AttentionTransfer:
-    """Stage 1. steps: optimizer steps. learning_rate: Adam's."""
+    """Stage 1. steps: optimizer steps, whole, in [1, inf). learning_rate: Adam's, in (0, inf)."""
 
     steps: int = 200
     learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0:
-            raise InputError(
-                f"steps={self.steps} and learning_rate={self.learning_rate} must be positive"
-            )
+        within(self, "[1, inf)", "steps", integer=True)
+        within(self, "(0, inf)", "learning_rate")
 
     def fit(self, model: Any, batches: Iterable[Tensor]) -> list[float]:
         """Train on batches of ids [B, T], over again if they are fewer than the steps; returns the

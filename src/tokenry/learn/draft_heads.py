@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.files import replacing
 from tokenry.learn.start import check_precision
@@ -28,11 +29,15 @@ Targets = Sequence[Sequence[bool]]
 class Schedule:
     """How drafters' parts are trained.
 
-    steps: of AdamW without weight decay, gradients clipped to norm 1. batch_size, length: texts per
-    step, tokens per text; longer texts are cut into pieces. learning_rate: reached after `warm_up`
-    steps, then falls to a tenth on half a cosine. seed: of batches and noise. checkpoint: a file
-    that is written every `save_every` steps, and that training goes on from if it exists; the
-    result is then the same as without the interruption. progress: a bar in the terminal.
+    steps: of AdamW without weight decay, gradients clipped to norm 1; whole, in [0, inf).
+    batch_size: texts per step, whole, in [1, inf). length: tokens per text, whole, in [2, inf);
+        longer texts are cut into pieces.
+    learning_rate: reached after `warm_up` steps, in (0, inf); then falls to a tenth on half a
+        cosine. warm_up: whole, in [0, inf).
+    seed: of batches and noise, whole, in [0, 9e18].
+    checkpoint: a file that is written every `save_every` steps, and that training goes on from if
+        it exists; the result is then the same as without the interruption. save_every: whole, in
+        [1, inf). progress: a bar in the terminal.
     """
 
     steps: int = 1000
@@ -46,16 +51,11 @@ class Schedule:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.warm_up < 0 or self.learning_rate <= 0:
-            raise InputError(
-                "steps and warm_up must be at least 0 and learning_rate above it, got "
-                f"{self.steps}, {self.warm_up} and {self.learning_rate}"
-            )
-        if self.batch_size < 1 or self.save_every < 1 or self.length < 2:
-            raise InputError(
-                "batch_size and save_every must be at least 1 and length at least 2, got "
-                f"{self.batch_size}, {self.save_every} and {self.length}"
-            )
+        within(self, "[0, inf)", "steps", "warm_up", integer=True)
+        within(self, "[1, inf)", "batch_size", "save_every", integer=True)
+        within(self, "[2, inf)", "length", integer=True)
+        within(self, "(0, inf)", "learning_rate")
+        within(self, "[0, 9e18]", "seed", integer=True)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

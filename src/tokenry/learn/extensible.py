@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.aggregate import masked_mean
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.fused import fused_scores
 from tokenry.learn.start import check_precision
@@ -181,11 +182,11 @@ def train_extensible(
     step takes `batch_size`; target: as in `extensible_loss`. learning_rate: of Adam, falling
     linearly to 0. watch: is told the step and its loss.
     """
-    if not len(ids) or steps < 1 or batch_size < 1 or not ratios:
-        raise InputError(
-            f"training needs texts, steps, a batch and ratios, got {len(ids)} texts, {steps} steps,"
-            f" batches of {batch_size}, ratios {list(ratios)}"
-        )
+    in_range("steps", steps, "[1, inf)", integer=True)
+    in_range("batch_size", batch_size, "[1, inf)", integer=True)
+    in_range("learning_rate", learning_rate, "(0, inf)")
+    if not len(ids) or not ratios:
+        raise InputError(f"training needs texts and ratios, got {len(ids)} and {list(ratios)}")
     device = unwrap(model).get_input_embeddings().weight.device
     frozen = [weight for weight in model.parameters() if weight.requires_grad]
     training = model.training

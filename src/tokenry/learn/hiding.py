@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.signals import rank
 from tokenry.learn.start import check_precision
@@ -56,13 +57,20 @@ def confusion_loss(
 class AutoConfusion:
     """Which words still need confusion: those too near to either end of the ranking.
 
-    rank_threshold: R; a word whose rank r (from 0) has R < r < V - R is hidden well enough.
-    weight: of the confusion in the loss. words: how many first words of the text it is about.
+    rank_threshold: R, whole, in [0, inf); a word whose rank r (from 0) has R < r < V - R is hidden
+        well enough.
+    weight: of the confusion in the loss, in [0, inf).
+    words: how many first words of the text it is about, whole, in [1, inf).
     """
 
     rank_threshold: int = 100
     weight: float = 0.1
     words: int = 5
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "rank_threshold", integer=True)
+        within(self, "[0, inf)", "weight")
+        within(self, "[1, inf)", "words", integer=True)
 
     def active(self, logits: Tensor, target_ids: Tensor) -> Tensor:
         """[K] from logits [K, V]: 1 too likely, 0 hidden, -1 so unlikely that it shows."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, frozen, train_parts
 from tokenry.model import compat
@@ -81,8 +82,7 @@ def mtp_training_batch(batch: TokenBatch, k: int, starts: Tensor | None = None) 
     B, T = batch.shape
     device = batch.ids.device
     starts = torch.arange(T, device=device) if starts is None else starts.to(device)
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    in_range("k", k, "[1, inf)", integer=True)
     if not len(starts) or not 0 <= int(starts.min()) <= int(starts.max()) < T:
         raise InputError(f"blocks start at columns 0 to {T - 1}, got {starts.tolist()}")
     n, j = starts.repeat_interleave(k), torch.arange(1, k + 1, device=device).repeat(len(starts))
@@ -178,8 +178,7 @@ def train_mtp(
     with every step and its loss.
     """
     schedule = schedule or Schedule()
-    if blocks < 1:
-        raise InputError(f"blocks must be at least 1, got {blocks}")
+    in_range("blocks", blocks, "[1, inf)", integer=True)
     if predictor is None:
         predictor = MaskPredictor.of(model, k, rank, sampler=sampler, seed=schedule.seed)
     predictor.check(model)

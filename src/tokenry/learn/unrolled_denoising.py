@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tokenry.core.aggregate import masked_mean
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.decode.denoising import draw
 from tokenry.model.denoising import DenoisingSeq2Seq, Padded
@@ -80,8 +81,7 @@ def unrolled_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """The mean loss of `steps` denoising steps from the noisy text `first` [B, T] on."""
-    if steps < 1:
-        raise InputError(f"steps is {steps}: at least one denoising step is needed")
+    in_range("steps", steps, "[1, inf)", integer=True)
     losses, noisy = [], first
     for step in range(steps):
         logits = predict(noisy).float()

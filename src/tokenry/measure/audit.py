@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.boundaries import start_ids
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.measure.length_inflation import LengthInflation, length_inflation
@@ -137,8 +138,8 @@ def audit(
     for part in parts:
         if part not in known:
             raise UnknownNameError("part of the audit", part, known)
-    if tokens < 0 or not 0 < threshold < 1:
-        raise InputError(f"tokens must be >= 0 and 0 < threshold < 1: {tokens}, {threshold}")
+    in_range("tokens", tokens, "[0, inf)", integer=True)
+    in_range("threshold", threshold, "(0, 1)")
     forcing_prefix(tokenizer, template)  # a missing template is an error before minutes of work
     found = Audit()
     for part in [part for part in PARTS if part in parts]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends as end_tokens
 from tokenry.decode.generate import prompt_ids
@@ -82,12 +83,15 @@ def length_inflation(
 ) -> LengthInflation:
     """Measure it on these prompts, which are asked through the chat template if there is one.
 
-    strength: the perturbation's bound, as a share of the root mean square of the prompts' embedding
-    entries. losses: of the stress test; "diversity" adds a singular value decomposition a step.
+    strength: the perturbation's bound, in [0, inf), as a share of the root mean square of the
+        prompts' embedding entries. losses: of the stress test; "diversity" adds a singular value
+        decomposition a step.
     progress: called with the name of each part that is done.
     """
-    if not prompts or max_new_tokens < 1:
-        raise InputError("length inflation needs at least one prompt and one new token")
+    if not prompts:
+        raise InputError("length inflation needs at least one prompt")
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
+    in_range("strength", strength, "[0, inf)")
     ends = end_tokens(model, tokenizer)
     if not ends:
         raise InputError("the model has no end token: the length of its texts is the limit")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.boundaries import prompt_ids
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extras import require_extra
 from tokenry.decode.generate import ends as end_tokens
@@ -47,7 +48,8 @@ class InContextNavigator:
     instruction: the question. template: the prompt, with the fields {instruction}, {list} (the
     answers so far, one `item` each) and {number}; it ends where an answer begins. item: a line of
     that list, with {number} and {answer}. stop: the text that ends an answer. per_round: first
-    tokens tried a round. complete_from: "initial", the prompt with an empty list, or "current".
+    tokens tried a round, whole, in [1, inf). complete_from: "initial", the prompt with an empty
+    list, or "current". max_new_tokens: of an answer, whole, in [1, inf).
     """
 
     model: Any
@@ -63,8 +65,7 @@ class InContextNavigator:
     def __post_init__(self) -> None:
         if self.complete_from not in ("initial", "current"):
             raise InputError(f"complete_from must be initial or current, got {self.complete_from}")
-        if self.per_round < 1 or self.max_new_tokens < 1:
-            raise InputError("per_round and max_new_tokens must be at least 1")
+        within(self, "[1, inf)", "per_round", "max_new_tokens", integer=True)
 
     def __call__(self, rounds: int = 10) -> list[Answer]:
         """rounds * per_round answers in the order in which they were found, repeats included.
@@ -230,8 +231,7 @@ def rank_cluster_report(
 
 def precision_at(correct: Sequence[bool | int], k: int) -> float:
     """Share of the first k answers that are right; missing answers are wrong."""
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    in_range("k", k, "[1, inf)", integer=True)
     return sum(map(bool, correct[:k])) / k
 
 

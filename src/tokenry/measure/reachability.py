@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 
 TOKENS_PER_BATCH = 2048
@@ -105,8 +106,9 @@ def gcg_prompt_search(
     """
     generator = generator or torch.Generator().manual_seed(0)
     tried = _candidates(model, candidates, blacklist)
-    if k < 1 or (init is not None and len(init) > k):
-        raise InputError(f"k must be at least 1 and the initial prompt no longer, got k={k}")
+    in_range("k", k, "[1, inf)", integer=True)
+    if init is not None and len(init) > k:
+        raise InputError(f"the initial prompt has {len(init)} tokens, more than k={k}")
     start = list(init or ())
     drawn = torch.randint(len(tried), (k - len(start),), generator=generator)
     current = (*tried[drawn].tolist(), *start)
@@ -290,8 +292,7 @@ def attention_unreachability_bound(
             f"wanted must have a row of {wv.shape[1]} for each row of x0 {list(x0.shape)}, "
             f"got {list(wanted.shape)}"
         )
-    if max_norm <= 0:
-        raise InputError(f"max_norm must be positive, got {max_norm}")
+    in_range("max_norm", max_norm, "(0, inf)")
     x0, wq, wk, wv, wanted = (value.double() for value in (x0, wq, wk, wv, wanted))
     scores = (x0 @ wq) @ (x0 @ wk).T / math.sqrt(wk.shape[1])  # [m, m]
     if causal:

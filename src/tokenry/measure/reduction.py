@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ShapeError
 from tokenry.core.reduction import Reduction
 
 
@@ -111,8 +112,8 @@ def stability(
     seed: int = 0,
 ) -> float:
     """Mean overlap |kept and kept'| / |kept or kept'| under noise; 1: always the same places."""
-    if noise < 0 or trials < 1:
-        raise InputError(f"noise must be >= 0 and trials >= 1, got {noise} and {trials}")
+    in_range("noise", noise, "[0, inf)")
+    in_range("trials", trials, "[1, inf)", integer=True)
     generator = torch.Generator().manual_seed(seed)
     kept = set(reduce(x).positions().tolist())
     spread = noise * float(x.float().square().mean().sqrt())

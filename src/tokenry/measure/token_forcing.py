@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.model.decoding import DecodingState
 
@@ -116,8 +117,9 @@ def forced_batches(
 ) -> Iterator[ForcedTokens]:
     """The scan batch by batch, in the order of the tokens."""
     ids = _token_ids(model, token_ids)
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
+    in_range("steps", steps, "[1, inf)", integer=True)
+    in_range("threshold", threshold, "[0, 1]", optional=True)
+    in_range("batch_size", batch_size, "[1, inf)", integer=True, optional=True)
     size = batch_size or min(512, max(16, LOGITS_PER_BATCH // vocabulary_size(model)))
     prefix = _Prefix(model, prefix_ids)
     for start in range(0, len(ids), size):

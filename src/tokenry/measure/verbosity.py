@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
 
 Ends = int | Collection[int]
@@ -68,11 +69,17 @@ class TemporalWeights:
 
     At iteration t (from 1): |L_unc / (L_eos r1)| and |L_unc / (L_div r2)| with r1 = 10 ln t - 20
     and r2 = 0.5 ln t + 1. r1 changes sign at t = e^2 and is kept at least `guard` away from 0.
+
+    momentum: of the averages, in [0, 1). guard: in (0, inf).
     """
 
     momentum: float = 0.9
     guard: float = 1e-3
     weights: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        within(self, "[0, 1)", "momentum")
+        within(self, "(0, inf)", "guard")
 
     def step(self, t: int, uniformity: Tensor, eos: Tensor, diversity: Tensor) -> tuple:
         """(l1, l2) for iteration t, detached."""
@@ -151,8 +158,8 @@ def length_stress_test(
     """
     if unknown := set(losses) - set(LOSSES):
         raise InputError(f"unknown losses {sorted(unknown)}; known: {', '.join(LOSSES)}")
-    if steps < 0 or regenerate_every < 1:
-        raise InputError("steps must be at least 0 and regenerate_every at least 1")
+    in_range("steps", steps, "[0, inf)", integer=True)
+    in_range("regenerate_every", regenerate_every, "[1, inf)", integer=True)
     draw = generator or torch.Generator().manual_seed(0)
 
     def projected(delta: Tensor) -> Tensor:
@@ -208,11 +215,9 @@ def length_anomaly(entropies: Tensor, eos_probs: Tensor, mask: Tensor | None = N
 def length_cap(clean_lengths: Tensor | Sequence[int], percentile: float = 99.5) -> int:
     """The limit on new tokens that so many percent of clean texts stay within."""
     lengths = torch.as_tensor(clean_lengths, dtype=torch.float64)
-    if not lengths.numel() or not 0 < percentile <= 100:
-        raise InputError(
-            f"need at least one clean length and a percentile in (0, 100], got {lengths.numel()} "
-            f"lengths and {percentile}"
-        )
+    if not lengths.numel():
+        raise InputError("a limit needs at least one clean length; there is none")
+    in_range("percentile", percentile, "(0, 100]")
     return math.ceil(lengths.quantile(percentile / 100, interpolation="higher").item())
 
 

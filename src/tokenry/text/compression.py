@@ -28,6 +28,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.text.word_boundaries import kind_of
 
@@ -56,8 +57,7 @@ def keep_top_percent(
     share the items out between them wherever n·k/100 is no half. protect: items that stay in any
     case; they come first in the count, and go beyond it when they are more. generator: of "random".
     """
-    if not 0 <= percent <= 100:
-        raise InputError(f"percent is {percent}: it must be between 0 (nothing) and 100 (all)")
+    in_range("percent", percent, "[0, 100]")
     if mode not in get_args(Mode):
         raise UnknownNameError("mode", mode, get_args(Mode))
     values = torch.as_tensor(scores, dtype=torch.float64).detach().cpu()

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 
 Value = str | int | float
@@ -152,9 +153,10 @@ class MarkerSchema:
 class MarkerDropout:
     """Which of an example's markers its prompt shows.
 
-    p_dataset: probability that an example shows none. p_sample: otherwise, probability of each
-    marker to be left out. Both 0.5 in the paper. The draw depends on the seed and the example's
-    number alone, not on the order of calls.
+    p_dataset: probability that an example shows none, in [0, 1]; 0.5 in the paper.
+    p_sample: otherwise, probability of each marker to be left out, in [0, 1]; 0.5 in the paper.
+    seed: whole, in (-inf, inf). The draw depends on it and the example's number alone, not on the
+        order of calls.
     """
 
     p_dataset: float = 0.5
@@ -162,9 +164,8 @@ class MarkerDropout:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("p_dataset", "p_sample"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is a probability, got {getattr(self, name)}")
+        within(self, "[0, 1]", "p_dataset", "p_sample")
+        within(self, "(-inf, inf)", "seed", integer=True)
 
     def __call__(self, markers: Markers, example: int) -> dict[str, Value]:
         draw = random.Random(f"{self.seed}:{example}")

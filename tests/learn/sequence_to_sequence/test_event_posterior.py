@@ -129,7 +129,7 @@ def test_wrong_input_is_named():
         event_unlikelihood(logits, mask, weights[:, :4])
     with pytest.raises(InputError, match=r"0\.\.4, not \[5\]"):
         event_token_weights(5, [5], [])
-    with pytest.raises(InputError, match="must be positive"):
+    with pytest.raises(InputError, match="w_answer is"):
         event_token_weights(5, [1], [], w_answer=0.0)
     with pytest.raises(InputError, match="positive_class"):
         EventPosteriorHead(8, positive_class=2)

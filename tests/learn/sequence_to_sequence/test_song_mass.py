@@ -119,7 +119,7 @@ def test_impossible_songs_are_named():
         example(3, 0, NOTES)
     with pytest.raises(InputError, match="0 tokens"):
         example(0, 0)
-    with pytest.raises(InputError, match="ratio 0"):
+    with pytest.raises(InputError, match="ratio is 0"):
         example(4, 0, ratio=0.0)
     with pytest.raises(ShapeError, match=r"\[4\] and \[3\]"):
         song_mass_example(

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
 
 SMALLEST = 1e-8  # stands for 1 - p where it is 0
@@ -75,12 +76,14 @@ def event_token_weights(
     ids = torch.tensor([*answer_ids, *nonanswer_ids], dtype=torch.long)
     if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
         raise InputError(f"trigger ids must be in 0..{vocab_size - 1}, not {ids.tolist()}")
+    in_range("w_answer", w_answer, "(0, inf)")
+    in_range("w_nonanswer", w_nonanswer, "(0, inf)")
     factors = [w_answer] * len(answer_ids) + [w_nonanswer] * len(nonanswer_ids)
     total = vocab_size + sum(factor - 1 for factor in factors)
-    if min([*factors, total]) <= 0:
+    if total <= 0:
         raise InputError(
-            f"w_answer {w_answer} and w_nonanswer {w_nonanswer} must be positive and leave weight "
-            f"to the {vocab_size} tokens"
+            f"w_answer {w_answer} and w_nonanswer {w_nonanswer} must leave weight to the "
+            f"{vocab_size} tokens"
         )
     logs = torch.zeros(vocab_size).index_add(0, ids, torch.tensor(factors).log())
     return logs.exp() / total
@@ -90,11 +93,14 @@ def event_token_weights(
 class EventLikelihood:
     """Cross-entropy of the target tokens (their mean) + weight · event unlikelihood / N.
 
-    weight: default 0.1, the paper's. selective: penalise only the most probable token.
+    weight: in [0, inf); default 0.1, the paper's. selective: penalise only the most probable token.
     """
 
     weight: float = 0.1
     selective: bool = True
+
+    def __post_init__(self) -> None:
+        within(self, "[0, inf)", "weight")
 
     def __call__(
         self, logits: Tensor, target: Tensor, mask: Tensor, token_weights: Tensor

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 
 
@@ -70,8 +71,9 @@ def song_mass_example(
     group = len(kinds)
     if not group or len(tokens) % group or not len(tokens):
         raise InputError(f"{len(tokens)} tokens are not one or more groups of {group}")
-    if not (0 < ratio <= 1 and span >= 1):
-        raise InputError(f"ratio {ratio} must be in (0, 1] and span {span} at least 1")
+    in_range("ratio", ratio, "(0, 1]")
+    in_range("span", span, "[1, inf)")
+    in_range("decoder_noise", decoder_noise, "[0, 1]")
     spans = masked_spans(len(tokens), ratio, span, group, generator)
     positions = torch.cat([torch.arange(first, last) for first, last in spans])
     hidden = torch.zeros(len(tokens) // group, dtype=torch.bool)
