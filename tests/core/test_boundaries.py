@@ -331,3 +331,46 @@ def test_generation_marks_around_nothing_are_an_error():
     chat = Chat(tokenizer_of("bytes", template))
     with pytest.raises(InputError, match="marks nothing"):
         chat.conversation([], talk("user:hi|assistant:hello"))
+
+
+def test_a_token_reaches_across_only_where_it_holds_characters_of_both_sides():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: n for n, word in enumerate(("</s>", "the", "cat", "sat"))}
+    backend = Tokenizer(models.WordLevel(words, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # white space is in no token
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    pair = pair_tokens(tokenizer, "the cat ", "sat")
+    assert (pair.ids, pair.target) == ([1, 2, 3, 0], [False, False, True, True])
+    assert pair.crossing == 0
+
+
+def test_a_token_that_reaches_out_of_a_part_counts_and_is_reported():
+    tokenizer = tokenizer_of("bytes")
+    tokens = part_tokens(tokenizer, "the cat sat on", [(7, 9)])
+    said = [i for i, counts in zip(tokens.ids, tokens.target, strict=True) if counts]
+    assert tokenizer.decode(said) == " sat"
+    assert tokens.crossing == 1
+
+
+def test_an_end_token_that_the_template_writes_outside_its_marks_is_left_there():
+    template = KINDS[10].template.replace(
+        "<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>"
+    )
+    tokenizer = tokenizer_of("bytes", template)
+    batch = TokenBatch.from_messages(tokenizer, [talk("user:hi|assistant:the cat")])
+    assert tokenizer.decode(batch.ids[0]).endswith("the cat<|im_end|>\n")
+    assert tokenizer.decode(batch.ids[0][batch.target[0]]) == "the cat"
+
+
+def test_a_turn_of_calls_begins_where_its_words_could_have_begun():
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% for c in m.tool_calls or [] %}"
+        "<call>{{ c.function.name }}{% else %} {{ m.content }}{% endfor %}</s>{% else %}"
+        "[INST]{{ m.content }}[/INST]{% endif %}{% endfor %}"
+    )
+    text, spans = Chat(tokenizer_of("bytes", template)).conversation(
+        [], messages_of([*talk("user:hi"), CALL])
+    )
+    assert [text[start:end] for start, end in spans] == ["<call>f</s>"]

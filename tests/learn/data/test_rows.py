@@ -339,3 +339,24 @@ def test_rows_are_the_tokens_of_from_pairs_and_from_messages(tokenizer):
         assert read["ids"] == batch.ids[0, :size].tolist()
         assert read["target"] == batch.target[0, :size].tolist()
         assert not batch.target[0, size:].any()
+
+
+def test_characters_of_a_completions_tokens_are_found_where_they_were_made(tokenizer):
+    from tokenry.learn.annotation import Annotation
+
+    context = Annotation(tokenizer)
+    row = {"prompt": "the ", "chosen": "cat sat", "rejected": "(x"}
+    (pair,), _ = preference_rows([row], tokenizer)
+    for side in ("chosen", "rejected"):
+        spans = context.offsets(pair, side)
+        assert len(spans) == len(pair[f"{side}_ids"])
+        texts = [pair[side][start:end] for start, end in spans]
+        assert "".join(texts) == row[side]
+        assert texts[-1] == ""  # the end token
+        names = [tokenizer.decode([token]) for token in pair[f"{side}_ids"][:-1]]
+        for name, text in zip(names, texts, strict=False):
+            assert name.endswith(text)
+    sampled = pair | {"chosen": "hello", "chosen_ids": encoded(tokenizer, "hello")}
+    assert [b for _, b in context.offsets(sampled, "chosen")][-1] == len("hello")
+    with pytest.raises(InputError, match="is not what its token ids were made from"):
+        context.offsets(pair | {"chosen_ids": [5, 6, 7]}, "chosen")

@@ -76,6 +76,7 @@ def test_rows_in_memory_and_datasets_are_the_same_rows():
     kinds = ROWS, iter(ROWS), Dataset.from_list(ROWS), Dataset.from_list(ROWS).with_format("torch")
     reads = [read_source(kind) for kind in kinds]
     assert all([full(row) for _, row in read.rows] == ROWS for read in reads)
+    assert all(type(row["x"]) is int for read in reads for _, row in read.rows)
     assert reads[0].sha256 == reads[1].sha256
     assert reads[0].sha256 != read_source(ROWS[:1]).sha256
     assert reads[0].rows[1][0] == "row 1"
