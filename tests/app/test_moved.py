@@ -134,7 +134,7 @@ def test_the_page_of_a_report(run, refused, trained, tmp_path):
     report = json.loads(run("inspect", "--against", folder, "--json")[1])
     assert f"margin {report['pairs'][0]['margin']:+.3f}" in text
     assert "folder" in refused("inspect", "--against", folder, "--html", tmp_path)
-    assert "is for a text" in refused("inspect", "--against", folder, "-s", "entropy")
+    assert "the report is about the run" in refused("inspect", "--against", folder, "-s", "entropy")
 
 
 def test_data_may_be_compressed_or_a_pipe(run, model, pairs, tmp_path):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,7 +73,7 @@ class PreferenceReport:
 def preference_report(
     model: Any,
     tokenizer: Any,
-    pairs: str | Path | Iterable[dict[str, Any]],
+    pairs: Any,
     reference: Reference,
     *,
     beta: float = 0.1,

@@ -342,7 +342,7 @@ def _dataset(
     sampled = is_on_policy(goal)
     kind, sides = ("prompt", ()) if sampled else ("preference", completions_read(goal))
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
-    options = reading | ({"max_length": None} if sampled else {})
+    options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
     read = read_rows(
         source, context.tokenizer, kind, accepts=(kind,), sides=sides or PAIR_SIDES, **options
     )
