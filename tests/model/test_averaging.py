@@ -89,6 +89,31 @@ def test_entries_tied_in_one_model_only_are_averaged_apart():
     assert got["b"].tolist() == [2.0, 2.0]
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0], [0, 1, 0]])
+def test_a_soup_of_tied_and_untied_models_keeps_both_averages(tiny_llama, order):
+    tied, untied = moved(tiny_llama, 1), moved(tiny_llama, 2)
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach() + 1)
+    untied.config.tie_word_embeddings = False
+    models = [[tied, untied][which] for which in order]
+    blended = soup_models(models)
+    for part in ("lm_head", "model.embed_tokens"):
+        wanted = torch.stack([m.get_submodule(part).weight for m in models]).mean(0)
+        torch.testing.assert_close(blended.get_submodule(part).weight, wanted)
+    assert not blended.config.tie_word_embeddings
+
+
+def test_models_that_tie_other_weights_are_refused():
+    def pair(first, second):
+        model = torch.nn.Module()
+        for name in "abc":
+            setattr(model, name, torch.nn.Linear(2, 2, bias=False))
+        setattr(model, second, getattr(model, first))
+        return model
+
+    with pytest.raises(ModelError, match="tie different weights"):
+        soup_models([pair("a", "b"), pair("b", "c")])
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0, 1))
 def test_logits_linear_in_the_weights_make_the_soup_a_geometric_mean(seed, alpha):

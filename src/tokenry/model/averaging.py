@@ -54,14 +54,25 @@ def soup(
 def soup_models(models: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
     """A frozen model whose weights are the weighted average of the given ones'.
 
-    The models are left as they are; the result is in evaluation mode and takes no gradients.
+    The models are left as they are; the result is in evaluation mode and takes no gradients. Where
+    some of them tie weights that others have apart, the result has them apart.
     """
     if not models:
         raise InputError("a soup needs at least one model")
     for number, model in enumerate(models):
         _check_model(models[0], model, number)
-    blended = copy.deepcopy(models[0])
-    blended.load_state_dict(soup([model.state_dict() for model in models], weights))
+    states = [model.state_dict() for model in models]
+    averaged = soup(states, weights)
+    # loaded into a model that ties more, the last of the tied entries would overwrite the others
+    wanted = _shared(averaged)
+    alike = [m for m, state in zip(models, states, strict=True) if _shared(state) == wanted]
+    if not alike:
+        raise ModelError(
+            "the models tie different weights, and none of them ties only those that all of them "
+            "tie: untie them before they are averaged"
+        )
+    blended = copy.deepcopy(alike[0])
+    blended.load_state_dict(averaged)
     return blended.requires_grad_(False).eval()
 
 
@@ -126,6 +137,14 @@ def _check_model(first: Any, model: Any, number: int) -> None:
             f"model 0 has {mine} tokens and model {number} {other}: models of different "
             "tokenizers cannot be averaged"
         )
+
+
+def _shared(state: Mapping[str, Tensor]) -> set[frozenset[str]]:
+    """The names of a state dict, grouped by the memory that they share."""
+    groups: dict[tuple[Any, ...], set[str]] = {}
+    for name, tensor in state.items():
+        groups.setdefault(_memory(tensor), set()).add(name)
+    return {frozenset(names) for names in groups.values()}
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
