@@ -2,38 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenry.lab.outcome import Outcome
+from tokenry.lab.table import Measurement
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One figure: what was measured, its value, its unit, and the seed it was measured with."""
-
-    label: str
-    value: float
-    unit: str = ""
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a reproduction found.
-
-    held: whether `needs`, the inequality that the paper's claim requires, was true of the measured
-        values. Decided by the code, never by hand.
-    reason: why it did not hold, or the limits under which it did.
-    figure: draws the outcome on a matplotlib figure that it is given.
-    """
-
-    held: bool
-    needs: str
-    measurements: list[Measurement]
-    reason: str | None = None
-    figure: Callable[[Any], None] | None = field(default=None, compare=False)
+__all__ = ["Measurement", "Outcome", "Paper", "mean_and_error"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Experiments: seeds, tables, verdicts, curves, and toy models that are trained once."""

@@ -1,0 +1,95 @@
+"""The verdict on a claim: what was needed, how sure each part is, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tokenry.lab.table import Evidence, Measurement, Table
+
+Verdict = Literal["held", "not held", "undecided"]
+SURE = 0.95
+"""How sure the sign of a margin has to be, either way."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One inequality of a claim.
+
+    seeds: in how many of the margins (seeds or paired items) it was true, and of how many. margin,
+    error: their mean and its standard error. sure: the probability that the true margin is above 0.
+    """
+
+    text: str
+    verdict: Verdict
+    seeds: tuple[int, int]
+    margin: float
+    error: float
+    sure: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a reproduction measured, and what follows.
+
+    held: whether `needs`, the inequalities that the paper's claim requires, are true of the
+        measured values. Decided by the code, never by hand; False when undecided.
+    reason: why it did not hold, or the limits under which it did.
+    figure: draws the outcome on a matplotlib figure that it is given.
+    checks: the inequalities one by one, where the verdict rests on them.
+    """
+
+    held: bool
+    needs: str
+    measurements: list[Measurement]
+    reason: str | None = None
+    figure: Callable[[Any], None] | None = field(default=None, compare=False)
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """not held if one check surely fails, held if all surely hold, else undecided."""
+        if not self.checks:
+            return "held" if self.held else "not held"
+        states = {check.verdict for check in self.checks}
+        if "not held" in states:
+            return "not held"
+        return "undecided" if "undecided" in states else "held"
+
+
+def verdict(
+    table: Table,
+    checks: Mapping[str, Evidence | bool],
+    *,
+    reason: str | None = None,
+    figure: Callable[[Any], None] | None = None,
+) -> Outcome:
+    """The outcome of a table of measurements under the checks that the claim needs.
+
+    Args:
+        table: what was measured.
+        checks: inequality in words -> its margins; a bool stands for something computed exactly.
+        reason, figure: see `Outcome`.
+
+    Returns:
+        An Outcome whose `held` is True when every check is surely true (`SURE`).
+    """
+    decided = tuple(_check(text, evidence) for text, evidence in checks.items())
+    return Outcome(
+        held=bool(decided) and all(check.verdict == "held" for check in decided),
+        needs="; ".join(checks),
+        measurements=list(table.measurements),
+        reason=reason,
+        figure=figure,
+        checks=decided,
+    )
+
+
+def _check(text: str, evidence: Evidence | bool) -> Check:
+    if isinstance(evidence, bool):
+        evidence = Evidence((1.0 if evidence else -1.0,), exact=True)
+    sure = evidence.sure
+    state: Verdict = "held" if sure >= SURE else "not held" if sure <= 1 - SURE else "undecided"
+    count = (evidence.above, len(evidence.margins))
+    return Check(text, state, count, evidence.mean, evidence.error, sure)

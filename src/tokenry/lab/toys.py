@@ -1,0 +1,61 @@
+"""Toy models that are trained once: kept by what they were made from.
+
+A model's name in the cache is a hash of the recipe (its parameters), of the source of the function
+that trains it and of the modules it names, and of torch's and transformers' versions. Whoever asks
+for the same again, another paper or another test, gets the weights that were kept; whoever changes
+the training gets new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenry.core.versions import installed
+from tokenry.model.hub import home
+
+M = TypeVar("M")
+
+
+def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> M:
+    """The model that `build` makes and `train` trains in place, from the cache if it is there.
+
+    Args:
+        build: makes the untrained model; called every time.
+        train: trains it in place; called only when the cache has no such model.
+        recipe: everything that decides the result: seed, sizes, steps, data. Values whose repr says
+            all about them.
+
+    Returns:
+        The model in evaluation mode, its weights without gradients.
+    """
+    from safetensors.torch import load_model, save_model
+
+    model: Any = build()
+    file = home() / "toys" / f"{_digest(build, train, recipe)}.safetensors"
+    if file.exists():
+        load_model(model, file)
+    else:
+        train(model)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{id(model)}.part")
+        save_model(model, str(temporary))
+        temporary.replace(file)
+    return model.eval().requires_grad_(False)
+
+
+def _digest(build: Callable[..., Any], train: Callable[..., Any], recipe: tuple[Any, ...]) -> str:
+    sources = [_source(function) for function in (build, train)]
+    versions = installed("torch", "transformers")
+    return hashlib.sha256(repr((recipe, sources, versions)).encode()).hexdigest()[:24]
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """The source of the module that a function was written in."""
+    module = sys.modules.get(getattr(function, "__module__", ""), None)
+    file = getattr(module, "__file__", None)
+    return Path(file).read_text(encoding="utf-8") if file else inspect.getsource(function)

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+
+from tokenry.lab.plots import bars, curves
+from tokenry.lab.toys import trained
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_toy_is_trained_once_and_anew_for_another_recipe(elsewhere):
+    calls = []
+
+    def train(model):
+        calls.append(1)
+        with torch.no_grad():
+            model.weight.fill_(len(calls))
+
+    def build():
+        return nn.Linear(2, 2)
+
+    first, again = trained(build, train, "a", 0), trained(build, train, "a", 0)
+    assert len(calls) == 1
+    assert torch.equal(first.weight, again.weight)
+    assert not again.weight.requires_grad
+    assert trained(build, train, "a", 1).weight[0, 0] == 2
+    assert not list(elsewhere.rglob("*.part"))
+
+
+def test_an_interrupted_training_leaves_nothing(elsewhere):
+    def fail(model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(lambda: nn.Linear(1, 1), fail)
+    assert not [file for file in elsewhere.rglob("*") if file.is_file()]
+
+
+def test_pictures_have_a_line_a_run_and_a_legend_entry_a_method():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    left, right = figure.subplots(1, 2)
+    lines = {"dpo [0]": [(0, 1), (1, 2)], "dpo [1]": [(0, 2), (1, 3)], "tdpo": [(0, 0), (1, 4)]}
+    curves(left, lines, "steps", "reward")
+    assert len(left.lines) == 3
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["dpo", "tdpo"]
+    assert left.lines[0].get_color() == left.lines[1].get_color() != left.lines[2].get_color()
+    bars(right, {"a": {"x": 1, "y": 2}, "b": {"y": 3}}, "height")
+    assert [patch.get_height() for patch in right.patches] == [1, 2, 3]
