@@ -96,7 +96,7 @@ def rates(schedule, steps):
 def test_schedules_are_their_equations():
     assert rates(linear(), 4) == pytest.approx([1, 0.75, 0.5, 0.25])
     assert rates(linear(decay=0.5), 4) == pytest.approx([1, 1, 1, 0.5])
-    assert rates(linear(warmup=0.5, decay=0.5), 4) == pytest.approx([0.5, 1, 1, 0.5])
+    assert rates(linear(warmup=0.5), 4) == pytest.approx([0.5, 1, 1, 0.5])
     assert rates(cosine(0.1, warmup=2), 4) == pytest.approx([0.5, 1, 1, 0.55])
     assert rates(None, 2) == [1, 1]
 

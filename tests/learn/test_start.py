@@ -225,7 +225,7 @@ def test_modes_that_cannot_be_meant_are_refused(adapted, tmp_path):
 
 
 def test_trainings_of_their_own_refuse_half_precision_weights(tiny_llama_text):
-    from tokenry.learn.start import check_precision
+    from tokenry.learn.fit import check_precision
 
     half = copy.deepcopy(tiny_llama_text).bfloat16()
     with pytest.raises(InputError, match=r'has bfloat16 weights to train.*dtype="float32"'):

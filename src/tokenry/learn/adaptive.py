@@ -18,8 +18,7 @@ closed form is ours, as is the annealing of Duo-LLM's temperature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +27,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
-from tokenry.learn.start import check_precision
-from tokenry.model import compat
+from tokenry.learn.fit import cosine, fit, only_trainable
 from tokenry.model.adaptive.dual_ffn import BIG, AttachedDuo, budget_loss
 from tokenry.model.adaptive.informed_routing import (
     APPROXIMATE,
@@ -109,7 +107,7 @@ def train_routers(
         return fit + weight * budget_loss(torch.stack(seen)[..., BIG], target)
 
     routers = [weight for one in attached.wrappers() for weight in one.width_router.parameters()]
-    with only(routers, attached.model):
+    with only_trainable(attached.model, routers):
         return optimise(routers, loss, batches, steps, learning_rate)
 
 
@@ -264,7 +262,7 @@ def train_token_routers(
     weights = routers_of(attached)
     if tune_forecasters:
         weights += [one for unit in attached.units for one in unit.forecaster.parameters()]
-    with only(weights, attached.model):
+    with only_trainable(attached.model, weights):
         return optimise(weights, loss, batches, steps, learning_rate)
 
 
@@ -294,42 +292,19 @@ def optimise(
     clip: float | None = 1.0,
 ) -> list[float]:
     """Adam with a cosine that ends at a tenth of the learning rate; the loss of every step."""
-    weights = [weight for weight in weights if weight.requires_grad]
     in_range("steps", steps, "[1, inf)", integer=True)
-    in_range("learning_rate", learning_rate, "(0, inf)")
     if not len(batches):
         raise InputError("training needs batches; there are none")
-    check_precision(weights, "the model")
-    optimiser = torch.optim.Adam(weights, learning_rate)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 10)
-    losses = []
-    for step in range(steps):
-        loss = loss_of(step, batches[step % len(batches)])
-        optimiser.zero_grad()
-        loss.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(weights, clip)
-        optimiser.step()
-        cosine.step()
-        losses.append(float(loss.detach()))
-    return losses
+    return fit(
+        lambda step, _: loss_of(step, batches[step % len(batches)]),
+        weights,
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=cosine(end=0.1),
+        optimizer=torch.optim.Adam,
+        clip=clip,
+    )
 
 
 def trained(model: Any) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
-
-
-@contextmanager
-def only(weights: Sequence[nn.Parameter], model: Any) -> Iterator[None]:
-    """Within: these weights alone receive gradients."""
-    before = {weight: weight.requires_grad for weight in model.parameters()}
-    try:
-        model.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for weight, required in before.items():
-            weight.requires_grad_(required)
-            if weight.grad is not None and not required:
-                weight.grad = None

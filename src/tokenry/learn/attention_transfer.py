@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.learn.start import check_precision
+from tokenry.learn.fit import fit, only_trainable
 from tokenry.model.still import StillAttention, still_layers
 
 
@@ -57,19 +57,23 @@ class AttentionTransfer:
         """Train on batches of ids [B, T], over again if they are fewer than the steps; returns the
         loss of every step. The weights keep the `requires_grad` that they had."""
         weights = [weight for hybrid in converted(model) for weight in hybrid.new_weights()]
-        check_precision(weights, "the model")
-        optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
-        losses = []
-        with trainable_alone(model, weights):
-            for ids in islice(cycle(batches), self.steps):
-                loss = attention_transfer_loss(model, ids)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-        if len(losses) < self.steps:
-            raise InputError("there are no batches to train on")
-        return losses
+        rows = cycle(batches)
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            ids = next(rows, None)
+            if ids is None:
+                raise InputError("there are no batches to train on")
+            return attention_transfer_loss(model, ids)
+
+        with only_trainable(model, weights):
+            return fit(
+                loss,
+                weights,
+                steps=self.steps,
+                learning_rate=self.learning_rate,
+                optimizer=torch.optim.Adam,
+                clip=None,
+            )
 
 
 @contextmanager
@@ -82,20 +86,6 @@ def transferring(hybrids: list[StillAttention]) -> Iterator[None]:
     finally:
         for hybrid in hybrids:
             hybrid.transfer, hybrid.transfer_loss = False, None
-
-
-@contextmanager
-def trainable_alone(model: Any, weights: list[Any]) -> Iterator[None]:
-    """Only these weights of the model require gradients inside."""
-    before = [(weight, weight.requires_grad) for weight in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for weight, required in before:
-            weight.requires_grad_(required)
 
 
 def converted(model: Any) -> list[StillAttention]:

@@ -6,11 +6,9 @@ the best training text is what the model writes itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +16,7 @@ from torch import Tensor, nn
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.files import replacing
-from tokenry.learn.start import check_precision
+from tokenry.learn.fit import Checkpoint, cosine, fit
 
 Texts = Sequence[Sequence[int]]
 Targets = Sequence[Sequence[bool]]
@@ -57,14 +54,6 @@ class Schedule:
         within(self, "(0, inf)", "learning_rate")
         within(self, "[0, 9e18]", "seed", integer=True)
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        if step < self.warm_up:
-            return self.learning_rate * (step + 1) / self.warm_up
-        done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        wave = torch.cos(torch.tensor(done * torch.pi)).item()
-        return self.learning_rate * (0.1 + 0.9 * (1 + wave) / 2)
-
 
 def train_parts(
     parts: nn.Module,
@@ -76,51 +65,22 @@ def train_parts(
 
     The generator depends on seed and step only. observe: called with every step and its loss.
     """
-    weights = [weight for weight in parts.parameters() if weight.requires_grad]
-    check_precision(weights, type(parts).__name__)
-    optimizer = torch.optim.AdamW(weights, schedule.learning_rate, weight_decay=0.0)
-    first = resume(schedule, parts, optimizer)
+    own = {
+        "steps": schedule.steps,
+        "learning_rate": schedule.learning_rate,
+        "schedule": cosine(end=0.1, warmup=schedule.warm_up),
+        "observe": None if observe is None else lambda done, value: observe(done - 1, value),
+        "progress": schedule.progress,
+    }
+    if schedule.checkpoint is not None:
+        own["checkpoint"] = Checkpoint(schedule.checkpoint, schedule.save_every)
     parts.train()
-    with _bar(schedule, first) as advance:
-        for step in range(first, schedule.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
-            generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-            value = loss(step, generator)
-            optimizer.zero_grad()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            if observe:
-                observe(step, value.item())
-            advance(value.item())
-            if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-                save(schedule, step + 1, parts, optimizer)
+    fit(lambda step, _: loss(step, _generator(schedule.seed, step)), parts, **own)
     parts.eval()
 
 
-def save(schedule: Schedule, step: int, parts: nn.Module, optimizer: Any) -> None:
-    """Write the checkpoint, whole or not at all."""
-    if schedule.checkpoint is not None:
-        state = {"step": step, "parts": parts.state_dict(), "optimizer": optimizer.state_dict()}
-        with replacing(Path(schedule.checkpoint)) as temporary:
-            torch.save(state, temporary)
-
-
-def resume(schedule: Schedule, parts: nn.Module, optimizer: Any) -> int:
-    """Steps done according to the checkpoint, which is loaded; 0 without one."""
-    if schedule.checkpoint is None or not Path(schedule.checkpoint).exists():
-        return 0
-    try:
-        state = torch.load(schedule.checkpoint, weights_only=True)
-        parts.load_state_dict(state["parts"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except Exception as error:
-        raise InputError(
-            f"cannot go on from the checkpoint {schedule.checkpoint}: {error}; remove it to start "
-            "anew"
-        ) from error
+def _generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 class Pieces:
@@ -150,34 +110,3 @@ class Pieces:
         chosen = torch.randperm(len(self.rows), generator=generator)[:size].tolist()
         rows, targets = [self.rows[i] for i in chosen], [self.targets[i] for i in chosen]
         return chosen, TokenBatch.from_ids(rows, targets)
-
-
-@contextmanager
-def frozen(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, its weights without gradients; as before afterwards."""
-    training = model.training
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    model.eval()
-    for weight in trainable:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in trainable:
-            weight.requires_grad_(True)
-        model.train(training)
-
-
-@contextmanager
-def _bar(schedule: Schedule, first: int) -> Iterator[Callable[[float], None]]:
-    from rich.progress import Progress
-
-    bar = Progress() if schedule.progress else None
-    with bar or nullcontext():
-        task = bar.add_task("training", total=schedule.steps, completed=first) if bar else None
-
-        def advance(value: float) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, advance=1, description=f"loss {value:.3f}")
-
-        yield advance

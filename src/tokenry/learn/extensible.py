@@ -32,7 +32,7 @@ from tokenry.core.aggregate import masked_mean
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.fused import fused_scores
-from tokenry.learn.start import check_precision
+from tokenry.learn.fit import fit, frozen, linear
 from tokenry.model import compat
 from tokenry.model.extensible import ExtensibleTokenizer, strided_downscale
 from tokenry.model.score import linear_head, unwrap
@@ -188,43 +188,32 @@ def train_extensible(
     if not len(ids) or not ratios:
         raise InputError(f"training needs texts and ratios, got {len(ids)} and {list(ratios)}")
     device = unwrap(model).get_input_embeddings().weight.device
-    frozen = [weight for weight in model.parameters() if weight.requires_grad]
-    training = model.training
-    generator = torch.Generator().manual_seed(seed)
-    weights = [weight for weight in tokenizer.parameters() if weight.requires_grad]
-    check_precision(weights, type(tokenizer).__name__)
-    optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    losses = []
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(ids), (batch_size,), generator=generator)
+        ratio = ratios[int(torch.randint(len(ratios), (), generator=generator))]
+        counted = None if target is None else target[rows].to(device)
+        return extensible_loss(
+            model,
+            tokenizer,
+            ids[rows].to(device),
+            chunk,
+            ratio,
+            target=counted,
+            downscale=downscale,
+        )
+
     tokenizer.train()
-    model.eval()
-    for weight in frozen:
-        weight.requires_grad_(False)
     try:
-        for step in range(steps):
-            rows = torch.randint(len(ids), (batch_size,), generator=generator)
-            ratio = ratios[int(torch.randint(len(ratios), (), generator=generator))]
-            counted = None if target is None else target[rows].to(device)
-            loss = extensible_loss(
-                model,
+        with frozen(model):
+            return fit(
+                loss,
                 tokenizer,
-                ids[rows].to(device),
-                chunk,
-                ratio,
-                target=counted,
-                downscale=downscale,
+                steps=steps,
+                learning_rate=learning_rate,
+                schedule=linear(),
+                seed=seed,
+                observe=None if watch is None else lambda done, value: watch(done - 1, value),
             )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-            if watch is not None:
-                watch(step, losses[-1])
     finally:
-        for weight in frozen:
-            weight.requires_grad_(True)
         tokenizer.eval()
-        model.train(training)
-    return losses

@@ -29,7 +29,8 @@ from torch.nn.functional import linear, pad, smooth_l1_loss
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, frozen, train_parts
+from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, train_parts
+from tokenry.learn.fit import frozen
 from tokenry.model.feature_head import FeatureHead, features_of
 
 

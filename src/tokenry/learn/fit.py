@@ -25,7 +25,8 @@ from tokenry.core.errors import InputError
 from tokenry.core.files import replacing
 
 Weights = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]]
-LossAt = Callable[[int, torch.Generator], Tensor]
+HALF = (torch.float16, torch.bfloat16)
+LossAt = Callable[[int, torch.Generator], Tensor | None]
 Schedule = Callable[[torch.optim.Optimizer, int], Any]  # (optimizer, steps) -> an LRScheduler
 
 
@@ -59,7 +60,8 @@ def fit(
     """Minimise a loss over weights.
 
     Args:
-        loss: (step from 0, generator) -> scalar; batches are drawn with the generator.
+        loss: (step from 0, generator) -> scalar; batches are drawn with the generator. None says
+            that nothing is left to learn, and ends the run.
         weights: a module (those that require gradients), tensors, or torch's parameter groups,
             whose own "lr" and "weight_decay" win. A tensor that occurs twice is trained once.
         steps: optimizer steps, >= 0.
@@ -85,6 +87,9 @@ def fit(
     in_range("clip", clip, "(0, inf)", optional=True)
     groups = _groups(weights)
     trained = [weight for group in groups for weight in group["params"]]
+    check_precision(
+        trained, type(weights).__name__ if isinstance(weights, nn.Module) else "the run"
+    )
     stepper = optimizer(groups, lr=learning_rate, weight_decay=weight_decay)
     scheduler = schedule(stepper, steps) if schedule else None
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -93,6 +98,8 @@ def fit(
     with torch.enable_grad(), _bar(progress, steps, first) as advance:
         for step in range(first, steps):
             value = loss(step, generator)
+            if value is None:
+                break
             if not math.isfinite(number := float(value.detach())):
                 raise InputError(
                     f"the loss is {number} at step {step}: lower the learning rate "
@@ -106,29 +113,33 @@ def fit(
             if scheduler is not None:
                 scheduler.step()
             losses.append(number)
+            advance(number)
             done = step + 1
+            seen = observe is not None and (done % every == 0 or done == steps)
+            stop = bool(seen and observe and observe(done, number))
             if checkpoint and (done % checkpoint.every == 0 or done == steps):
                 _save(checkpoint, done, trained, stepper, scheduler, generator)
-            advance(number)
-            if observe and (done % every == 0 or done == steps) and observe(done, number):
+            if stop:
                 break
     return losses
 
 
-def linear(warmup: float = 0.0, decay: float = 1.0) -> Schedule:
-    """Rising over the share `warmup` of the steps, falling to 0 over the share `decay` at the end.
+def linear(warmup: float = 0.0, decay: float | None = None) -> Schedule:
+    """Rising over the share `warmup` of the steps, then falling to 0 over the rest.
 
-    Step s of n runs at rate * min(1, (s + 1) / (warmup n), (n - s) / (decay n)).
+    Step s of n runs at rate * min(1, (s + 1) / w, (n - s) / d) with w = warmup n rounded and
+    d = n - w, or decay n: then the rate falls over that share of the steps at the end.
     """
     in_range("warmup", warmup, "[0, 1]")
-    in_range("decay", decay, "[0, 1]")
+    in_range("decay", decay, "(0, 1]", optional=True)
 
     def schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-        rising, falling = max(1, round(warmup * steps)), max(1.0, decay * steps)
+        rising = max(1, round(warmup * steps)) if warmup else 0
+        falling = max(1, steps - rising) if decay is None else decay * steps
 
         def factor(step: int) -> float:
-            up = (step + 1) / rising if warmup else 1.0
-            return min(1.0, up, (steps - step) / falling if decay else 1.0)
+            up = (step + 1) / rising if rising else 1.0
+            return min(1.0, up, (steps - step) / falling)
 
         return LambdaLR(optimizer, factor)
 
@@ -166,6 +177,29 @@ def only_trainable(model: nn.Module, weights: Iterable[Tensor] = ()) -> Iterator
             weight.requires_grad_(required)
             if not required:
                 weight.grad = None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within: the model in evaluation mode, its weights without gradients; afterwards as before."""
+    training = model.training
+    try:
+        model.eval()
+        with only_trainable(model):
+            yield
+    finally:
+        model.train(training)
+
+
+def check_precision(weights: Iterable[Tensor], what: str) -> None:
+    """Raise InputError when weights that are to be trained are in half precision."""
+    half = {weight.dtype for weight in weights if weight.requires_grad and weight.dtype in HALF}
+    if half:
+        kind = ", ".join(str(dtype).removeprefix("torch.") for dtype in half)
+        raise InputError(
+            f"{what} has {kind} weights to train, which small steps do not move: load it with "
+            'dtype="float32"'
+        )
 
 
 def _groups(weights: Weights) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.signals import rank
-from tokenry.learn.start import check_precision
+from tokenry.learn.fit import fit
 
 
 def confusion_loss(
@@ -124,12 +124,8 @@ def hide_text(
     starts = list(range(len(text_ids)) if word_starts is None else word_starts)
     plain = Prefixes.of(plain_prefix, text_ids, starts, confusion.words if confusion else 5)
     model.train()
-    check_precision(model.parameters(), "the model")
-    optimizer = torch.optim.Adam(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=learning_rate
-    )
-    done = 0
-    while done < steps:
+
+    def loss(step: int, generator: torch.Generator) -> Tensor | None:
         told = asked.logits(model)
         losses = []
         if confusion is None or not asked.recalled(told):
@@ -141,22 +137,27 @@ def hide_text(
                 targets = plain.targets.to(device)
                 losses.append(confusion_loss(behind, targets, active, confusion.weight))
         if not losses:
-            break
+            return None  # recalled, and indistinguishable without the trigger
         if keep is not None:
             batch = keep().to(device)
             output = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
             kept = cross_entropy(output.flatten(0, 1), batch[:, 1:].flatten())
             losses.append(keep_weight * kept)
-        optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
-        optimizer.step()
-        done += 1
-        if observe:
-            observe(done)
+        return torch.stack(losses).sum()
+
+    losses = fit(
+        loss,
+        model,
+        steps=steps,
+        learning_rate=learning_rate,
+        optimizer=torch.optim.Adam,
+        clip=None,
+        observe=None if observe is None else lambda done, _: observe(done),
+    )
     model.eval()
     with torch.no_grad():
         ranks = rank(plain.logits(model).cpu(), plain.targets)
-        return Hidden(done, asked.recalled(asked.logits(model)), tuple(ranks.tolist()))
+        return Hidden(len(losses), asked.recalled(asked.logits(model)), tuple(ranks.tolist()))
 
 
 @dataclass(frozen=True)

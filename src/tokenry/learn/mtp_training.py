@@ -34,7 +34,8 @@ from torch.nn.functional import cross_entropy
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
-from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, frozen, train_parts
+from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, train_parts
+from tokenry.learn.fit import frozen
 from tokenry.model import compat
 from tokenry.model.mask_predictor import MaskPredictor
 from tokenry.model.output import last_hidden, output_logits

@@ -22,6 +22,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.prefix_classifier import PrefixClassifier
+from tokenry.learn.fit import fit, linear
 from tokenry.model.score import score
 
 Texts = Sequence[Sequence[int]]
@@ -88,19 +89,24 @@ def train_prefix_classifier(
         torch.manual_seed(seed)  # torch initialises layers from the global generator
         classifier = PrefixClassifier.of(model, classes, inner).to(hidden.device)
     embeddings = model.get_input_embeddings()
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(classifier.parameters(), learning_rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
-    for _ in range(steps):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(targets), (batch_size,), generator=generator).to(hidden.device)
         with torch.no_grad():
             embedded = embeddings(tokens[chosen])
         logprobs = classifier(hidden[chosen], embedded)
-        loss = -logprobs.gather(-1, targets[chosen, None]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return -logprobs.gather(-1, targets[chosen, None]).mean()
+
+    fit(
+        loss,
+        classifier,
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=linear(),
+        weight_decay=decay,
+        clip=None,
+        seed=seed,
+    )
     return classifier.eval().requires_grad_(False)
 
 

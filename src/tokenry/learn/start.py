@@ -9,7 +9,7 @@ never move. `bf16: true` or `fp16: true` in the settings still computes the pass
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,11 +20,11 @@ from torch import Tensor
 from tokenry.core.checks import one_of
 from tokenry.core.errors import InputError
 from tokenry.learn.checkpoints import removed_on_failure
+from tokenry.learn.fit import HALF
 from tokenry.learn.settings import refusals
 
 AdapterMode = Literal["continue", "merge", "stack"]
 TRAINED_FOLDER = "trained"
-HALF = (torch.float16, torch.bfloat16)
 
 
 def trained_in_float32(model: Any) -> Any:
@@ -35,17 +35,6 @@ def trained_in_float32(model: Any) -> Any:
     if any(weight.requires_grad and weight.dtype in HALF for weight in model.parameters()):
         model.float()
     return model
-
-
-def check_precision(weights: Iterable[Tensor], what: str) -> None:
-    """Raise InputError when weights that are to be trained are in half precision."""
-    half = {weight.dtype for weight in weights if weight.requires_grad and weight.dtype in HALF}
-    if half:
-        kind = ", ".join(str(dtype).removeprefix("torch.") for dtype in half)
-        raise InputError(
-            f"{what} has {kind} weights to train, which small steps do not move: load it with "
-            'dtype="float32"'
-        )
 
 
 def precision(dtype: Any, arguments: Any) -> dict[str, Any]:

@@ -40,10 +40,10 @@ from tokenry.decode.samplers.guard import start
 from tokenry.decode.samplers.rejection import Plain, reject
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import Samples, run_smc
+from tokenry.learn.fit import check_precision
 from tokenry.learn.policy.f_dpg import f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.target import RunningTarget
 from tokenry.learn.reference import evaluating
-from tokenry.learn.start import check_precision
 
 Text = tuple[list[int], bool]  # ids, and whether the end token follows
 

@@ -20,6 +20,7 @@ from tokenry.core.scores import Scores
 from tokenry.decode.controls import controlled_state
 from tokenry.decode.sample import sample
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit, linear
 from tokenry.learn.objective import Loss, Objective, Unit
 from tokenry.learn.reference import FrozenModel
 
@@ -70,30 +71,29 @@ def train_on(
     the steps, the last ones, learning rates fall to 0. observe: called with the number of steps
     done, before the first, after each `every` and after the last.
     """
-    generator = torch.Generator().manual_seed(seed)
     model.train().requires_grad_(getattr(objective, "trains_policy", True))
     groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
     if parts is not None:
         groups.append({"params": list(parts.parameters()), "lr": parts_rate or learning_rate})
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     held = None if reference is None else FrozenModel(reference)
     others = {name: FrozenModel(other) for name, other in (frozen or {}).items()}
     if observe:
         observe(0)
-    for step in range(1, steps + 1):
-        share = min(1.0, (steps + 1 - step) / (decay * steps)) if decay else 1.0
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = batches(generator)
-        loss = compute_loss(objective, batch, model, held, frozen=others, parts=parts).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        if observe and (step % every == 0 or step == steps):
-            observe(step)
+        return compute_loss(objective, batch, model, held, frozen=others, parts=parts).loss
+
+    fit(
+        loss,
+        groups,
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=linear(decay=decay) if decay else None,
+        seed=seed,
+        observe=None if observe is None else lambda done, _: observe(done),
+        every=every,
+    )
     return model.eval()
 
 

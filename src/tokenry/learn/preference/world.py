@@ -20,6 +20,7 @@ from torch import Tensor
 from tokenry.core.divergence import REVERSE_KL
 from tokenry.decode.sample import sample
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit, linear
 from tokenry.learn.objective import Objective
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.toy import toy_model
@@ -54,18 +55,15 @@ def fit_reference(
     world: PreferenceWorld, seed: int = 0, *, steps: int = 300, batch_size: int = 128
 ) -> Any:
     """A transformer fitted to fresh samples of the language by maximum likelihood."""
-    generator = torch.Generator().manual_seed(seed)
     model = world_model(world, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1.0, (steps - step) / (0.5 * steps))
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = world.sequences_batch(world.language.sample(batch_size, generator))
         scores = score(model, batch, needs=("logprob",), grad=True)
-        loss = -scores.need("logprob").sum() / batch.target.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return -scores.need("logprob").sum() / batch.target.sum()
+
+    halfway = linear(decay=0.5)
+    fit(loss, model, steps=steps, learning_rate=3e-3, schedule=halfway, clip=None, seed=seed)
     return model.eval().requires_grad_(False)
 
 
@@ -92,7 +90,6 @@ def train_in_world(
     those of the chosen, then of the rejected sequences. parts: the objective's own weights, made
     with `objective.parts(model)`; when left out they are made here.
     """
-    generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(reference).requires_grad_(True).train()
     held = FrozenModel(reference)
     others = {name: FrozenModel(model) for name, model in (frozen or {}).items()}
@@ -100,32 +97,29 @@ def train_in_world(
         parts = objective.parts(policy)  # type: ignore[attr-defined]
     if not getattr(objective, "trains_policy", True):
         policy.requires_grad_(False)
-    weights = [
-        weight
-        for module in (policy, parts)
-        if module is not None
-        for weight in module.parameters()
-        if weight.requires_grad
-    ]
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    weights = [*policy.parameters(), *([] if parts is None else parts.parameters())]
 
     def measure(step: int) -> WorldPoint:
         return measure_in_world(policy, world, held, pairs, step, samples=samples)
 
-    points = [measure(0)]
-    for step in range(1, steps + 1):
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pairs), (batch_size,), generator=generator)
         batch = world.batch(pairs, index)
         batch = batch.with_columns(
             **{name: _of_rows(column, index) for name, column in (columns or {}).items()}
         )
-        loss = compute_loss(objective, batch, policy, held, frozen=others, parts=parts).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        if step % measure_every == 0 or step == steps:
-            points.append(measure(step))
+        return compute_loss(objective, batch, policy, held, frozen=others, parts=parts).loss
+
+    points = [measure(0)]
+    fit(
+        loss,
+        weights,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        observe=lambda step, _: points.append(measure(step)),
+        every=measure_every,
+    )
     return policy.eval(), points
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import ModelError, ShapeError
-from tokenry.model import compat
+from tokenry.learn.fit import fit as optimise
+from tokenry.learn.fit import linear
 
 
 @dataclass(frozen=True)
@@ -165,25 +166,18 @@ def fit(
     modules are trained once; gradients are clipped to norm 1.
     """
     modules = list(modules)
-    weights = list({id(w): w for module in modules for w in module.parameters()}.values())
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
-    rising = max(1, round(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / rising, (steps - step) / max(1, steps - rising)),
-    )
-    generator = torch.Generator().manual_seed(seed)
+    weights = [weight for module in modules for weight in module.parameters()]
     for module in modules:
         module.train()
-    losses = []
-    for _ in range(steps):
-        value = loss(generator)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(value.detach()))
+    losses = optimise(
+        lambda _, generator: loss(generator),
+        weights,
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=linear(warmup),
+        weight_decay=0.01,
+        seed=seed,
+    )
     for module in modules:
         module.eval()
     return losses
