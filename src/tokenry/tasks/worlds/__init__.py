@@ -1,0 +1,1 @@
+"""Toy worlds whose truth is known."""
