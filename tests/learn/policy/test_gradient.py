@@ -137,21 +137,29 @@ def test_without_bias_the_expected_gradient_is_that_of_the_expected_reward():
     torch.testing.assert_close(found, -torch.autograd.grad(value, table)[0], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_the_regularisers_gradient_is_the_divergences(estimator):
-    """On own samples k2 gives the gradient of KL(pi || ref), k3 that of KL(ref || pi) per token."""
+@pytest.mark.parametrize(
+    ("pull", "divergence"),
+    [
+        (KL(1.0, "k2"), "reverse"),
+        (KL(1.0, "k3"), "forward"),
+        (KL(1.0, "k3", corrected=True), "reverse"),
+        (KL(1.0, "k1", corrected=True), "reverse"),
+    ],
+)
+def test_the_regularisers_gradient_is_the_divergences(pull, divergence):
+    """On own samples, at the contexts that the policy visits."""
     table, reference = WORLD.table(4), WORLD.table(5).detach()
     goal = PolicyGradient(
         lambda rollouts: torch.zeros(len(rollouts.batch.ids)),
-        regularizer=KL(1.0, estimator),
+        regularizer=pull,
         aggregation="sequence-sum",
     )
     found = expected_gradient(goal, table, table.detach(), reference)
     own, its = table.log_softmax(-1), reference.log_softmax(-1)
     per_context = {
-        "k2": (own.exp() * (own - its)).sum(-1),
-        "k3": (its.exp() * (its - own)).sum(-1),
-    }[estimator]
+        "reverse": (own.exp() * (own - its)).sum(-1),
+        "forward": (its.exp() * (its - own)).sum(-1),
+    }[divergence]
     visits = {(): torch.ones((), dtype=torch.float64)}
     for context in sorted(WORLD.contexts, key=len)[1:]:
         step = own[WORLD.contexts[context[:-1]], context[-1]].exp().detach()
@@ -343,7 +351,8 @@ def test_an_advantage_of_another_shape_is_refused():
 
 
 TRL = {
-    "grpo": (GRPO(beta=0.04), {"loss_type": "grpo"}),
+    "grpo": (GRPO(beta=0.04), {"loss_type": "grpo", "use_bias_correction_kl": False}),
+    "grpo, corrected": (GRPO(beta=0.04, corrected=True), {"loss_type": "grpo"}),
     "dr-grpo": (DrGRPO(length=6.0), {"loss_type": "dr_grpo", "scale_rewards": "none"}),
     "dapo": (DAPO(dynamic=False), {"loss_type": "dapo", "epsilon_high": 0.28}),
     "gspo": (

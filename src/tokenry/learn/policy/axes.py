@@ -240,11 +240,13 @@ class KL:
     weight: per nat, > 0. estimator, with x = log pi - log pi_ref:
     k1 = x (its own gradient is no pull in expectation: use it in rewards), k2 = x^2 / 2 (gradient
     of the reverse KL on own samples), k3 = exp(-x) - 1 + x (>= 0, low variance; the gradient is
-    that of the forward KL on own samples).
+    that of the forward KL on own samples). corrected: multiply by the importance ratio, whose
+    gradient makes k3's that of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556).
     """
 
     weight: float = 0.04
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    corrected: bool = False
 
     rollout_needs: ClassVar[tuple[str, ...]] = ("reference.logprob",)
 
@@ -252,9 +254,10 @@ class KL:
         within(self, "(0, inf)", "weight")
         one_of("estimator", self.estimator, ("k1", "k2", "k3"))
 
-    def __call__(self, logprob: Tensor, rollouts: RolloutBatch) -> Tensor:
+    def __call__(self, logprob: Tensor, ratio: Tensor, rollouts: RolloutBatch) -> Tensor:
         moved = torch.where(rollouts.mask, logprob - rollouts.logprob_of("reference"), 0.0)
-        return self.weight * kl_estimate(moved, self.estimator)
+        estimate = self.weight * kl_estimate(moved, self.estimator)
+        return estimate * ratio if self.corrected else estimate
 
 
 def kl_estimate(log_ratio: Tensor, estimator: str = "k3") -> Tensor:

@@ -67,7 +67,7 @@ TokenWeight = Callable[[RolloutBatch, Tensor], Tensor]  # (rollouts, advantage) 
 Reshape = Callable[[Tensor, Tensor, RolloutBatch], Tensor]  # (advantage, ratio, rollouts)
 Gate = Callable[[Tensor, RolloutBatch], Tensor]  # log-ratio -> gated log-ratio
 Select = Callable[[RolloutBatch, Tensor], Tensor]  # -> True on kept rows [B] or tokens [B, T]
-Regularizer = Callable[[Tensor, RolloutBatch], Tensor]  # log-probability -> [B, T], to be minimised
+Regularizer = Callable[[Tensor, Tensor, RolloutBatch], Tensor]  # (log pi, ratio, rollouts)
 Term = Callable[[TokenBatch, Scores, RolloutBatch], Tensor]  # -> scalar, to be minimised
 
 
@@ -77,7 +77,7 @@ class PolicyGradient:
 
     advantage, ratio, clip: see their Protocols above.
     weights: factors of each token's surrogate, constants.
-    regularizer: a pull towards the reference, per token, or None.
+    regularizer: a pull towards the reference, per token, to be minimised; or None.
     aggregation: "sequence-mean" (mean over completions of their token means), "token-mean",
         "constant-length" (sum over `length` tokens a completion), "sequence-sum" or "balanced"
         (positive and negative completions of a group apart).
@@ -193,7 +193,7 @@ class PolicyGradient:
             surrogate = surrogate * weight(rollouts, advantage).detach()
         values = -surrogate
         if self.regularizer is not None:
-            values = values + self.regularizer(logprob, rollouts)
+            values = values + self.regularizer(logprob, ratio, rollouts)
         loss = self._aggregated(values, advantage, rollouts)
         for term in self.terms:
             loss = loss + term(batch, policy, rollouts)

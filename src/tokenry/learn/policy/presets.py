@@ -44,8 +44,8 @@ def some_spread(rollouts: RolloutBatch, advantage: Tensor) -> Tensor:
     return (most > least)[peers]
 
 
-def pull(beta: float) -> KL | None:
-    return KL(beta) if beta > 0 else None
+def pull(beta: float, corrected: bool = False) -> KL | None:
+    return KL(beta, corrected=corrected) if beta > 0 else None
 
 
 @objective("grpo", paper=None)
@@ -54,11 +54,13 @@ class GRPO(Preset):
     """Group Relative Policy Optimization: the baseline of policies with verifiable rewards.
 
     clip: how far a token's ratio may move from 1, > 0. beta: weight of the KL (k3) to the
-    reference, >= 0; without it no reference is needed.
+    reference, >= 0; without it no reference is needed. corrected: that KL times the ratio, with the
+    gradient of the reverse KL; the paper's is without.
     """
 
     clip: float = 0.2
     beta: float = 0.0
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         within(self, "(0, inf)", "clip")
@@ -69,7 +71,7 @@ class GRPO(Preset):
             GroupAdvantage(),
             TokenRatio(),
             Clip(self.clip, self.clip),
-            regularizer=pull(self.beta),
+            regularizer=pull(self.beta, self.corrected),
             aggregation="sequence-mean",
         )
 
@@ -93,7 +95,7 @@ class DrGRPO(GRPO):
             GroupAdvantage(scale="none"),
             TokenRatio(),
             Clip(self.clip, self.clip),
-            regularizer=pull(self.beta),
+            regularizer=pull(self.beta, self.corrected),
             aggregation="constant-length",
             length=self.length,
         )
@@ -120,7 +122,7 @@ class DAPO(GRPO):
             GroupAdvantage(),
             TokenRatio(),
             Clip(self.clip, self.clip_high),
-            regularizer=pull(self.beta),
+            regularizer=pull(self.beta, self.corrected),
             aggregation="token-mean",
             select=(some_spread,) if self.dynamic else (),
         )
@@ -146,7 +148,7 @@ class GSPO(GRPO):
             GroupAdvantage(),
             SequenceRatio(),
             Clip(self.clip, self.clip_high),
-            regularizer=pull(self.beta),
+            regularizer=pull(self.beta, self.corrected),
             aggregation="sequence-mean",
         )
 
