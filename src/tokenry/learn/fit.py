@@ -124,12 +124,13 @@ def fit(
     return losses
 
 
-def linear(warmup: float = 0.0, decay: float | None = None) -> Schedule:
-    """Rising over the share `warmup` of the steps, then falling to 0 over the rest.
+def linear(warmup: float = 0.0, decay: float | None = None, end: float = 0.0) -> Schedule:
+    """Rising over the share `warmup` of the steps, then falling to the share `end` over the rest.
 
-    Step s of n runs at rate * min(1, (s + 1) / w, (n - s) / d) with w = warmup n rounded and
-    d = n - w, or decay n: then the rate falls over that share of the steps at the end.
+    Step s of n runs at rate * min(1, (s + 1) / w, end + (1 - end) (n - s) / d) with w = warmup n
+    rounded and d = n - w, or decay n: then the rate falls over that share of the steps at the end.
     """
+    in_range("end", end, "[0, 1]")
     in_range("warmup", warmup, "[0, 1]")
     in_range("decay", decay, "(0, 1]", optional=True)
 
@@ -139,7 +140,7 @@ def linear(warmup: float = 0.0, decay: float | None = None) -> Schedule:
 
         def factor(step: int) -> float:
             up = (step + 1) / rising if rising else 1.0
-            return min(1.0, up, (steps - step) / falling)
+            return min(1.0, up, end + (1 - end) * (steps - step) / falling)
 
         return LambdaLR(optimizer, factor)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.scores import Scores
+from tokenry.learn.fit import fit
 from tokenry.learn.preference.align_distil import AlignDistil
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.pairs import sequence_sum
@@ -143,18 +144,22 @@ def train(
     method: str, world: PreferenceWorld, models: dict[str, Any], rate: float, seed: int
 ) -> Trajectory:
     """From the reference, `STEPS` updates with fresh samples each."""
-    generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(models["reference"]).requires_grad_(True)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=0.0)
     points = [(0, true_reward(policy, world))]
-    for step in range(1, STEPS + 1):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = world.sequences_batch(sample_sequences(policy, world, SAMPLES, generator))
-        optimizer.zero_grad()
-        loss_of(method, batch, policy, models).backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        if step % MEASURE_EVERY == 0:
-            points.append((step * SAMPLES, true_reward(policy, world)))
+        return loss_of(method, batch, policy, models)
+
+    fit(
+        loss,
+        policy,
+        steps=STEPS,
+        learning_rate=rate,
+        seed=seed,
+        observe=lambda step, _: points.append((step * SAMPLES, true_reward(policy, world))),
+        every=MEASURE_EVERY,
+    )
     return Trajectory(points, kl_to(models["reference"], policy, world))
 
 

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from tokenry.core.batch import TokenBatch
 from tokenry.decode.rollouts import rollouts
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit
 from tokenry.learn.preference.cdpo import CDPO
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.reference import FrozenModel
@@ -169,18 +170,21 @@ def fit_reference(seed: int, generator: torch.Generator) -> Any:
     """
     for attempt in range(8):
         model = toy_model(VOCABULARY, 64, seed + 1000 * attempt)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
-        for step in range(1, 451):
+
+        def loss(step: int, generator: torch.Generator, model: Any = model) -> Tensor:
             prompts = TASK.problems(64, generator)
             ids = torch.cat([prompts, TASK.solutions(prompts)], 1)
             logits = model(ids[:, :-1], use_cache=False).logits[:, TASK.terms :]
-            loss = cross_entropy(logits.flatten(0, 1), ids[:, TASK.terms + 1 :].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            if step >= 200 and step % 10 == 0 and accuracy(model, 200, step) >= GOOD_ENOUGH:
-                return model.eval().requires_grad_(False)
+            return cross_entropy(logits.flatten(0, 1), ids[:, TASK.terms + 1 :].flatten())
+
+        def good(step: int, _: float, model: Any = model) -> bool:
+            return step >= 200 and accuracy(model, 200, step) >= GOOD_ENOUGH
+
+        steps = {"steps": 450, "learning_rate": 5e-3}
+        if len(fit(loss, model, **steps, seed=generator, observe=good, every=10)) < 450 or good(
+            450, 0.0
+        ):
+            return model.eval().requires_grad_(False)
     raise RuntimeError(f"no transformer learned running sums from seed {seed}")
 
 
@@ -226,15 +230,13 @@ def as_batch(paths: list[Solution], group: list[int] | None = None) -> TokenBatc
 def tune(model: Any, paths: list[Solution], seed: int, steps: int = 60) -> Any:
     """A copy tuned on these solutions."""
     tuned = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-3, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(paths), (48,), generator=generator).tolist()
         batch = as_batch([paths[row] for row in rows])
-        loss = -score(tuned, batch, grad=True).need("logprob").sum() / batch.target.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return -score(tuned, batch, grad=True).need("logprob").sum() / batch.target.sum()
+
+    fit(loss, tuned, steps=steps, learning_rate=1e-3, clip=None, seed=seed)
     return tuned.eval().requires_grad_(False)
 
 
@@ -257,17 +259,14 @@ def train(
     """A copy of the reference trained on the pairs."""
     policy, held = copy.deepcopy(reference).requires_grad_(True), FrozenModel(reference)
     needed = {name: FrozenModel(model) for name, model in tuned.items()}
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(STEPS):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pairs), (BATCH,), generator=generator).tolist()
         sides = [[pairs[row][side] for row in rows] for side in (0, 1)]
         batch = as_batch([*sides[0], *sides[1]], group=[*range(BATCH)] * 2)
-        loss = compute_loss(goal, batch, policy, held, frozen=needed).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
+        return compute_loss(goal, batch, policy, held, frozen=needed).loss
+
+    fit(loss, policy, steps=STEPS, learning_rate=rate, seed=seed)
     return policy.eval()
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
 
 from tokenry.learn.extensible import train_extensible, two_stream_batch, two_stream_logprob
+from tokenry.learn.fit import fit
 from tokenry.learn.toy import toy_model
 from tokenry.model.extensible import (
     ExtensibleTokenizer,
@@ -161,18 +163,23 @@ def trained_model(seed: int) -> Any:
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.mul_(5)  # initial attention is flat at this width and learns nothing
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, LM_STEPS, pct_start=0.15)
     asking = torch.arange(STATED, WINDOW, 2)
-    for _ in range(LM_STEPS):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         ids = short_texts(BATCH, generator)
         logits = model(ids, logits_to_keep=asking).logits
-        loss = cross_entropy(logits.transpose(1, 2), ids[:, asking + 1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return cross_entropy(logits.transpose(1, 2), ids[:, asking + 1])
+
+    fit(
+        loss,
+        model,
+        steps=LM_STEPS,
+        learning_rate=3e-3,
+        schedule=lambda optimizer, steps: OneCycleLR(optimizer, 3e-3, steps, pct_start=0.15),
+        weight_decay=0.01,
+        clip=None,
+        seed=seed,
+    )
     return model.eval()
 
 

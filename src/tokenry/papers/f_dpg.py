@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.divergence import divergence_named
+from tokenry.learn.fit import fit
 from tokenry.learn.policy.f_dpg import FDPG, f_dpg_loss, pseudo_reward
 from tokenry.learn.preference.world import fit_reference, sample_sequences
 from tokenry.model.score import score
@@ -113,23 +114,27 @@ def rare_token(sequences: Tensor) -> int:
 
 def train(name: str, world: PreferenceWorld, base: Any, rare: int, seed: int) -> list[Point]:
     goal = FDPG(name, slack=SLACK if name == "reverse_kl" else 0.0)
-    generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(base).requires_grad_(True)
     parts = goal.parts(policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     points = [measure(policy, world, rare, 0)]
-    for step in range(1, UPDATES + 1):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         drawn = sample_sequences(policy, world, SAMPLES, generator)
         batch = world.sequences_batch(drawn)
         batch = batch.with_columns(reward=(drawn == rare).any(-1).float())
         own = score(policy, batch, grad=True)
         batch = goal.prepare(batch, own.detach(), score(base, batch), parts=parts)
-        optimizer.zero_grad()
-        goal(batch, own).loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        if step % MEASURE_EVERY == 0:
-            points.append(measure(policy, world, rare, step))
+        return goal(batch, own).loss
+
+    fit(
+        loss,
+        policy,
+        steps=UPDATES,
+        learning_rate=LEARNING_RATE,
+        seed=seed,
+        observe=lambda step, _: points.append(measure(policy, world, rare, step)),
+        every=MEASURE_EVERY,
+    )
     return points
 
 
@@ -150,16 +155,19 @@ def tabular(seed: int, outcomes: int = 200) -> dict[str, dict[str, float]]:
     found = {}
     for name in DIVERGENCES:
         kind, logits = divergence_named(name), base.clone().requires_grad_()
-        optimizer = torch.optim.Adam([logits], lr=0.1)
-        for _ in range(200):
+
+        def loss(
+            step: int, generator: torch.Generator, kind: Any = kind, logits: Tensor = logits
+        ) -> Tensor:
             policy = logits.log_softmax(0)
             drawn = torch.multinomial(policy.detach().exp(), 256, True, generator=generator)
             own = policy[drawn]
             reward = pseudo_reward(own, target[drawn], kind)
             advantage = reward - (reward.sum() - reward) / (len(reward) - 1)  # of the others
-            optimizer.zero_grad()
-            f_dpg_loss(own, own.detach(), advantage).mean().backward()
-            optimizer.step()
+            return f_dpg_loss(own, own.detach(), advantage).mean()
+
+        adam = torch.optim.Adam
+        fit(loss, [logits], steps=200, learning_rate=0.1, optimizer=adam, clip=None, seed=generator)
         with torch.no_grad():
             final = logits.log_softmax(0)
             found[name] = {

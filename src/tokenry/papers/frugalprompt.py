@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
 
+from tokenry.learn.fit import fit
 from tokenry.model.attribution.decompx import DecompX
 from tokenry.model.attribution.frugalprompt import word_scores
 from tokenry.model.attribution.globenc import GlobEnc
@@ -183,20 +185,24 @@ def trained(task: str, make: Callable[[torch.Generator], Text], seed: int) -> An
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = BertForSequenceClassification(config)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
-    steps = STEPS[task]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps, pct_start=0.1)
-    for _ in range(steps):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         texts = [make(generator) for _ in range(BATCH)]
         ids = encoded([words for words, _ in texts])
         answers = torch.tensor([answer for _, answer in texts])
         mask = (ids != ID_OF["[PAD]"]).long()
-        loss = cross_entropy(model(input_ids=ids, attention_mask=mask).logits, answers)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return cross_entropy(model(input_ids=ids, attention_mask=mask).logits, answers)
+
+    fit(
+        loss,
+        model,
+        steps=STEPS[task],
+        learning_rate=1e-3,
+        schedule=lambda optimizer, steps: OneCycleLR(optimizer, 1e-3, steps, pct_start=0.1),
+        weight_decay=0.01,
+        clip=None,
+        seed=seed,
+    )
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.learn.fit import fit
 from tokenry.measure.audit import word_tokens
 from tokenry.measure.reachability import (
     ReachResult,
@@ -140,11 +141,14 @@ def bound_ratio(seed: int) -> float:
     if least <= 1:
         return math.inf  # one token is not excluded: nothing to be checked
     control = torch.randn(RESTARTS, k, 4, generator=draw, dtype=torch.float64).requires_grad_()
-    optimizer = torch.optim.Adam([control], lr=0.05)
-    for _ in range(UPDATES):
-        optimizer.zero_grad()
-        distance(control, x0, wq, wk, wv, wanted, norm).sum().backward()
-        optimizer.step()
+    fit(
+        lambda step, _: distance(control, x0, wq, wk, wv, wanted, norm).sum(),
+        [control],
+        steps=UPDATES,
+        learning_rate=0.05,
+        optimizer=torch.optim.Adam,
+        clip=None,
+    )
     with torch.no_grad():
         free = distance(control[:1] * 0, x0, wq, wk, wv, wanted, norm)
         reached = distance(control, x0, wq, wk, wv, wanted, norm)

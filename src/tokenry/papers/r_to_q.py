@@ -28,6 +28,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.decode.rollouts import rollouts
 from tokenry.decode.search import beam_search_policy
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.pairs import implicit_token_rewards
 from tokenry.learn.preference.world import fit_reference, sample_sequences
@@ -206,17 +207,18 @@ def train(
     goal: DPO, world: PreferenceWorld, reference: Any, pairs: Pairs, seed: int
 ) -> tuple[Any, list[Point]]:
     """DPO from the reference; the policy and, of each step, both implicit rewards."""
-    generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(reference).requires_grad_(True)
     frozen = FrozenModel(reference)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0)
     points = []
-    for _ in range(STEPS):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pairs), (BATCH,), generator=generator)
-        loss = compute_loss(goal, world.batch(pairs, index), policy, frozen)
-        _step(optimizer, loss.loss)
-        means = [float(loss.metrics[f"rewards/{side}"].mean()) for side in ("chosen", "rejected")]
+        found = compute_loss(goal, world.batch(pairs, index), policy, frozen)
+        means = [float(found.metrics[f"rewards/{side}"].mean()) for side in ("chosen", "rejected")]
         points.append((means[0], means[1]))
+        return found.loss
+
+    fit(loss, policy, steps=STEPS, learning_rate=RATE, clip=None, seed=seed)
     return policy.eval().requires_grad_(False), points
 
 
@@ -225,19 +227,15 @@ def fine_tuned(
 ) -> Any:
     """The base fitted to the chosen completions."""
     model = copy.deepcopy(base).requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    for _ in range(steps):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pairs), (2 * BATCH,), generator=generator)
         batch: TokenBatch = world.sequences_batch(pairs.chosen[index])
         logprob = score(model, batch, ("logprob",), grad=True).need("logprob")
-        _step(optimizer, -logprob.sum() / batch.target.sum())
+        return -logprob.sum() / batch.target.sum()
+
+    fit(loss, model, steps=steps, learning_rate=RATE, clip=None, seed=generator)
     return model.eval().requires_grad_(False)
-
-
-def _step(optimizer: Any, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def _exact(average: dict[str, float]) -> str:

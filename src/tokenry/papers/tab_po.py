@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tab_po import TABPO, difference_weights
 from tokenry.learn.reference import FrozenModel
@@ -139,15 +140,14 @@ def as_batch(inputs: Tensor, completions: Tensor, group: Tensor | None = None) -
 def tune(seed: int, rule: Tensor, generator: torch.Generator, steps: int = 250) -> Any:
     """A 2-layer transformer tuned on the noisy corpus."""
     model = toy_model(VOCABULARY, 32, seed, width=48)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    for _ in range(steps):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         inputs, labels = sample(rule, 64, generator, NOISE)
         batch = as_batch(inputs, answers(labels))
         logits = model(batch.ids[:, :-1], use_cache=False).logits[:, LENGTH:]
-        loss = cross_entropy(logits.flatten(0, 1), batch.ids[:, 1 + LENGTH :].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return cross_entropy(logits.flatten(0, 1), batch.ids[:, 1 + LENGTH :].flatten())
+
+    fit(loss, model, steps=steps, learning_rate=3e-3, clip=None, seed=generator)
     return model.eval().requires_grad_(False)
 
 
@@ -195,10 +195,9 @@ def train(
 ) -> list[Point]:
     """A copy of the tuned model trained by the objective, measured on the way."""
     policy, reference = copy.deepcopy(tuned).requires_grad_(True), FrozenModel(tuned)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
     points = [measure(policy, test, rival, 0)]
-    for step in range(1, STEPS + 1):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pairs[0]), (BATCH,), generator=generator)
         inputs, chosen, rejected = (part[index] for part in pairs)
         batch = as_batch(
@@ -207,13 +206,17 @@ def train(
         weight = torch.zeros(batch.shape)
         weight[batch.target] = token_weights(chosen, rejected).flatten()
         batch = batch.with_columns(weight=weight)
-        loss = compute_loss(goal, batch, policy, reference).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        if step % 30 == 0:
-            points.append(measure(policy, test, rival, step))
+        return compute_loss(goal, batch, policy, reference).loss
+
+    fit(
+        loss,
+        policy,
+        steps=STEPS,
+        learning_rate=rate,
+        seed=seed,
+        observe=lambda step, _: points.append(measure(policy, test, rival, step)),
+        every=30,
+    )
     return points
 
 

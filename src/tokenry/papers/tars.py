@@ -21,6 +21,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.annotation import Annotation, annotate, joined_batch
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tars import TARS
 from tokenry.learn.reference import FrozenModel
@@ -124,11 +125,10 @@ def train(
     goal: Any, reference: Any, rows: list[dict[str, Any]], test: tuple[Tensor, Tensor], seed: int
 ) -> tuple[Any, Curve]:
     """The policy, and its hallucinations on the way."""
-    generator = torch.Generator().manual_seed(seed)
     policy, frozen = copy.deepcopy(reference).requires_grad_(True), FrozenModel(reference)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0)
     curve = [(0, wrong(policy, test))]
-    for step in range(1, STEPS + 1):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         drawn = [rows[n] for n in torch.randint(len(rows), (BATCH,), generator=generator).tolist()]
         sides = [(row, side) for side in ("chosen", "rejected") for row in drawn]
         batch = joined_batch(
@@ -142,9 +142,18 @@ def train(
             torch.arange(BATCH).repeat(2),
             {"reference_log_energy": torch.tensor(energies)},
         )
-        _step(optimizer, compute_loss(goal, batch, policy, frozen).loss)
-        if step % EVERY == 0:
-            curve.append((step, wrong(policy, test)))
+        return compute_loss(goal, batch, policy, frozen).loss
+
+    fit(
+        loss,
+        policy,
+        steps=STEPS,
+        learning_rate=RATE,
+        clip=None,
+        seed=seed,
+        observe=lambda step, _: curve.append((step, wrong(policy, test))),
+        every=EVERY,
+    )
     return policy, curve
 
 
@@ -215,7 +224,6 @@ class Lookup:
     def fit(self, seed: int, generator: torch.Generator) -> Any:
         """A small transformer fitted to noisy answers; fillers are random."""
         model = toy_model(len(self.tokenizer), 2048, seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=FIT_RATE, weight_decay=0.0)
         prompts, answers = self.questions(FIT_STEPS * FIT_BATCH // 4, 0.0, generator)
         first = int(self.tokenizer.convert_tokens_to_ids("v0"))
         random = first + torch.randint(VALUES, answers.shape, generator=generator)
@@ -227,19 +235,16 @@ class Lookup:
         target[:, -2:] = True
         whole = TokenBatch(ids, torch.ones_like(target), target)
         test = self.questions(TESTS, 0.0, generator)
-        for step in range(FIT_STEPS):
+
+        def loss(step: int, generator: torch.Generator) -> Tensor | None:
             if step % 5 == 0 and wrong(model, test) < FIT_UNTIL:
-                break
+                return None
             batch = whole.select(torch.randint(len(ids), (FIT_BATCH,), generator=generator))
             logprob = score(model, batch, ("logprob",), grad=True).need("logprob")
-            _step(optimizer, -logprob.sum() / (2 * FIT_BATCH))
+            return -logprob.sum() / (2 * FIT_BATCH)
+
+        fit(loss, model, steps=FIT_STEPS, learning_rate=FIT_RATE, clip=None, seed=generator)
         return model.eval().requires_grad_(False)
-
-
-def _step(optimizer: Any, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def _draw(figure: Any, curves: dict[str, Curve]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tokenry.core.reduction import Merging, Pooling, Reduction, merge_to, select_top
+from tokenry.learn.fit import fit, linear
 from tokenry.learn.toy import toy_model
 from tokenry.measure.reduction import reduction_report
 from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
@@ -95,15 +96,22 @@ class World:
 
 def trained_reader(world: World, seed: int, generator: torch.Generator) -> Any:
     model = toy_model(VALUES, 2 * LONG, seed, width=WIDTH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / STEPS)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         length = int(torch.randint(SHORTEST, KEPT + 1, (), generator=generator))
         tokens, question, answer = world.questions(BATCH, length, generator)
-        loss = cross_entropy(answers(model, tokens, question), answer)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return cross_entropy(answers(model, tokens, question), answer)
+
+    fit(
+        loss,
+        model,
+        steps=STEPS,
+        learning_rate=3e-3,
+        schedule=linear(),
+        weight_decay=0.01,
+        clip=None,
+        seed=generator,
+    )
     return model.eval()
 
 

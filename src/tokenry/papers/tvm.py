@@ -21,6 +21,7 @@ from tokenry.decode.rollouts import rollouts
 from tokenry.decode.search import stepwise_beam_search
 from tokenry.learn.annotation import joined_batch
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.fit import fit
 from tokenry.learn.rewards.token_value import TVM, TokenValueModel, prefix_values
 from tokenry.learn.toy import toy_model
 from tokenry.model.score import score
@@ -123,13 +124,15 @@ def solution(digits: list[int], generator: torch.Generator) -> list[int]:
 def fitted(seed: int, generator: torch.Generator) -> Any:
     """A transformer fitted to solutions with slips."""
     model = toy_model(END + 1, 2048, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=FIT_RATE, weight_decay=0.0)
-    for _ in range(FIT_STEPS):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         digits = torch.randint(VALUES, (FIT_BATCH, DIGITS), generator=generator).tolist()
         solutions = [solution(question, generator) for question in digits]
         batch = joined_batch([prompt(question) for question in digits], solutions)
         logprob = score(model, batch, ("logprob",), grad=True).need("logprob")
-        _step(optimizer, -logprob.sum() / batch.target.sum())
+        return -logprob.sum() / batch.target.sum()
+
+    fit(loss, model, steps=FIT_STEPS, learning_rate=FIT_RATE, clip=None, seed=generator)
     return model.eval().requires_grad_(False)
 
 
@@ -152,19 +155,20 @@ def value_model(
     seed: int,
 ) -> TokenValueModel:
     """The generator's trunk with a value head, trained on the targets."""
-    generator = torch.Generator().manual_seed(seed)
     trunk, goal = copy.deepcopy(model).requires_grad_(True), TVM()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = goal.parts(trunk)
     weights = [*trunk.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     value = torch.zeros(len(prompts), len(prompts[0]) + LENGTH)
     value[:, -LENGTH:] = torch.tensor(targets)
     whole: TokenBatch = joined_batch(prompts, solutions).with_columns(value=value)
-    for _ in range(STEPS):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = whole.select(torch.randint(len(prompts), (BATCH,), generator=generator))
-        _step(optimizer, compute_loss(goal, batch, trunk, parts=head).loss)
+        return compute_loss(goal, batch, trunk, parts=head).loss
+
+    fit(loss, weights, steps=STEPS, learning_rate=RATE, clip=None, seed=seed)
     return TokenValueModel(trunk.eval(), head).requires_grad_(False)
 
 

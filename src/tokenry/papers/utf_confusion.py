@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tokenry.learn.fit import fit, linear
 from tokenry.learn.hiding import AutoConfusion, Hidden, hide_text
 from tokenry.learn.toy import toy_model
 from tokenry.measure.token_forcing import ForcedTokens, continued, token_forcing_scan
@@ -128,17 +129,23 @@ class Docstrings:
 def pretrained(texts: Docstrings, seed: int) -> Any:
     """The model that has read docstrings."""
     model = toy_model(VOCABULARY, 2 * WIDTH, seed, start=START).train()
-    draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(PRETRAINING):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / PRETRAINING) + 1e-4
+
+    def loss(step: int, draw: torch.Generator) -> Tensor:
         batch = texts.batch(draw, 32)
         logits = model(batch, use_cache=False).logits[:, :-1]
-        loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+    adam = torch.optim.Adam
+    fit(
+        loss,
+        model,
+        steps=PRETRAINING,
+        learning_rate=3.1e-3,
+        schedule=linear(end=1 / 31),
+        optimizer=adam,
+        clip=None,
+        seed=seed,
+    )
     return model.eval()
 
 

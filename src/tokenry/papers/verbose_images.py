@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tokenry.core.extras import require_extra
+from tokenry.learn.fit import fit, linear
 from tokenry.learn.toy import toy_model
 from tokenry.measure.length_inflation import anomaly_inputs, generate_from, read_from
 from tokenry.measure.verbosity import Generated, length_anomaly, length_cap, length_stress_test
@@ -169,12 +170,10 @@ def caption(digit: int, ink: float, draw: torch.Generator) -> str:
 
 def trained(images: Tensor, digits: Tensor, seed: int) -> Captioner:
     """A captioner of these images; every step draws new captions."""
-    captioner, draw = Captioner(seed), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(captioner.parameters(), lr=3e-3)
+    captioner = Captioner(seed)
     ink = images.mean((1, 2)).argsort().argsort() / len(images)  # as a share of the images
-    for step in range(TRAINING):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / TRAINING) + 1e-4
+
+    def loss(step: int, draw: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (BATCH,), generator=draw)
         written = [
             [*map(LETTERS.index, caption(int(digits[row]), float(ink[row]), draw)), END]
@@ -184,10 +183,18 @@ def trained(images: Tensor, digits: Tensor, seed: int) -> Captioner:
         width = int(lengths.max())
         tokens = torch.tensor([row + [END] * (width - len(row)) for row in written])
         read = captioner.read(images[rows], Generated(tokens, lengths))
-        loss = cross_entropy(read.logits[read.mask], tokens[read.mask])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return cross_entropy(read.logits[read.mask], tokens[read.mask])
+
+    fit(
+        loss,
+        captioner,
+        steps=TRAINING,
+        learning_rate=3.1e-3,
+        schedule=linear(end=1 / 31),
+        optimizer=torch.optim.Adam,
+        clip=None,
+        seed=seed,
+    )
     return captioner.eval().requires_grad_(False)
 
 
