@@ -14,7 +14,7 @@ asked, so a new method is found by being a file in the right folder.
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,11 +26,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered method: its key, the number of its paper in the catalogue, and the object."""
+    """One registered method: its key, the number of its paper in the catalogue, and the object.
+
+    examples: makes instances of it for the role's contract test, where the test cannot make them.
+    """
 
     key: str
     paper: int | None
     value: Any
+    examples: Callable[[], Iterable[Any]] | None = None
 
 
 @dataclass
@@ -42,14 +46,19 @@ class Role:
     entries: dict[str, Entry] = field(default_factory=dict)
     discovered: bool = False
 
-    def __call__(self, key: str, paper: int | None = None) -> Callable[[T], T]:
+    def __call__(
+        self,
+        key: str,
+        paper: int | None = None,
+        examples: Callable[[], Iterable[Any]] | None = None,
+    ) -> Callable[[T], T]:
         """Decorator that files a class or function under `key`."""
 
         def file(value: T) -> T:
             known = self.entries.get(key)
             if known is not None and known.value.__module__ != getattr(value, "__module__", None):
                 raise ValueError(f"{self.name} {key!r} is registered twice")
-            self.entries[key] = Entry(key, paper, value)
+            self.entries[key] = Entry(key, paper, value, examples)
             return value
 
         return file

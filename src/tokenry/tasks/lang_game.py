@@ -16,11 +16,15 @@ Source: the evaluation of "StochasTok: Improving Fine-Grained Subword Understand
 2506.01687). Ours: the wording, and a uniformly drawn place of the right word.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from tokenry.core.errors import InputError
+from tokenry.tasks.task import Answer, Item, Loglikelihood, likeliest, task
 
 KINDS = ("occurrences", "contains", "starts", "ends", "longest", "shortest")
 ASKS = {
@@ -72,9 +76,15 @@ def verify(question: Question) -> bool:
     )
 
 
+def _examples() -> list[LangGame]:
+    words = "a the sea seen tea feature creature eleven everywhere nowhere bring thing going within"
+    return [LangGame(words.split()), LangGame(words.split(), ("contains", "ends"))]
+
+
+@task("langgame", paper=181, examples=_examples)
 @dataclass(frozen=True)
 class LangGame:
-    """Draws questions about `words`.
+    """Draws questions about `words`; as a task, the option that the model finds likeliest counts.
 
     InputError if the words cannot make a question of every kind asked for.
     """
@@ -90,6 +100,24 @@ class LangGame:
             raise InputError(
                 f"{len(set(self.words))} words cannot fill {self.options} options (at least 2)"
             )
+
+    primary: ClassVar[str] = "accuracy"
+
+    def items(self, count: int, seed: int) -> list[Item]:
+        """The questions as items that ask for the options' log-likelihoods."""
+        return [
+            Item(
+                Loglikelihood(question.prompt, tuple(f" {word}" for word in question.options)),
+                tuple(float(n == question.answer) for n in range(len(question.options))),
+                {"answer": question.answer, "kind": question.kind},
+            )
+            for question in self.generate(count, seed)
+        ]
+
+    def score(self, item: Item, answer: Answer) -> dict[str, float]:
+        """accuracy, and the same under the name of the question's kind."""
+        right = float(likeliest(answer) == item.about["answer"])
+        return {"accuracy": right, item.about["kind"]: right}
 
     def generate(self, n: int, seed: int) -> list[Question]:
         """`n` questions, the same for the same seed."""
