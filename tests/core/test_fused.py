@@ -6,9 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core import fused
-from tokenry.core.divergence import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, TOTAL_VARIATION
-from tokenry.core.errors import ShapeError, VocabularyError
-from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
+from tokenry.core.divergence import (
+    FORWARD_KL,
+    JENSEN_SHANNON,
+    REVERSE_KL,
+    TOTAL_VARIATION,
+    Comparison,
+)
+from tokenry.core.errors import InputError, ShapeError, VocabularyError
+from tokenry.core.fused import (
+    LinearHead,
+    fused_divergence,
+    fused_scores,
+    fused_support,
+    fused_top_k,
+)
 
 HEADS = {
     "plain": {},
@@ -192,3 +204,90 @@ def test_bad_shapes_and_ids_are_named():
         fused_scores(hidden, head, targets + 29)
     with pytest.raises(VocabularyError, match="29 and 28 tokens"):
         fused_divergence(hidden, head, hidden, LinearHead(head.weight[:28]))
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("k", [1, 6, 29])
+def test_a_support_and_its_rest_equal_the_plain_way(options, k):
+    hidden, head, _ = make(**options)
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.stack([torch.randperm(29, generator=generator)[:k] for _ in range(11)])
+    found = fused_support(hidden, head, ids)
+    logp = plain_logits(hidden, head).log_softmax(-1)
+    rest = logp.scatter(-1, ids, -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(found.logprob, logp.gather(-1, ids))
+    torch.testing.assert_close(found.rest, rest)
+    if k == 29:
+        assert (found.rest == -torch.inf).all()
+        rest = torch.zeros(11, dtype=torch.float64)
+    weights = torch.randn(11, k + 1, generator=generator, dtype=torch.float64)
+    ours = (found.logprob * weights[:, :k]).sum()
+    ours = ours + (found.rest.masked_fill(found.rest == -torch.inf, 0.0) * weights[:, k]).sum()
+    plain = (logp.gather(-1, ids) * weights[:, :k]).sum() + (rest * weights[:, k]).sum()
+    for one, other in zip(
+        gradients(ours, hidden, head), gradients(plain, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_rest_too_small_for_subtraction_is_exact():
+    """The other tokens hold 3 exp(-60) of the mass: 1 - p would be 0 even in float64."""
+    hidden = torch.tensor([[1.0]])
+    head = LinearHead(torch.tensor([[0.0], [-60.0], [-60.0], [-60.0]]))
+    rest = fused_support(hidden, head, torch.tensor([[0]])).rest
+    assert rest.item() == pytest.approx(-60 + 1.0986123, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True, "temperature": 1.5, "softcap": 3.0}])
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize("top_k", [1, 7, 29, None])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_comparisons_equal_the_plain_way(options, tail, top_k, temperature):
+    hidden, head, _ = make(**options)
+    others, other_head, _ = make(seed=1, width=4, **options)
+    how = Comparison(JENSEN_SHANNON, temperature, top_k, tail)
+    ours = fused_divergence(hidden, head, others, other_head, how)
+    plain = how(plain_logits(others, other_head).detach(), plain_logits(hidden, head))
+    torch.testing.assert_close(ours, plain)
+    weights = torch.arange(11, dtype=torch.float64)
+    for one, other in zip(
+        gradients((ours * weights).sum(), hidden, head),
+        gradients((plain * weights).sum(), hidden, head),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", [FORWARD_KL, REVERSE_KL, JENSEN_SHANNON])
+def test_a_bucket_for_the_rest_only_loses(kind):
+    hidden, head, _ = make(scale=2.0)
+    others, other_head, _ = make(seed=1, scale=2.0)
+    exact = fused_divergence(hidden, head, others, other_head, kind)
+    last = torch.zeros_like(exact)
+    for k in (1, 4, 16, 29):
+        found = fused_divergence(hidden, head, others, other_head, Comparison(kind, top_k=k))
+        assert (found <= exact + 1e-12).all()
+        assert (found >= last - 1e-12).all()
+        last = found
+    torch.testing.assert_close(last, exact)
+
+
+def test_on_policy_gradients_of_a_top_k_loss_are_not_zero():
+    """Where p = q the divergence's gradient vanishes, the cross-entropy's does not."""
+    hidden, head, _ = make()
+    ids = torch.arange(3).expand(11, 3)
+    p = fused_support(hidden.detach(), head, ids)
+    q = fused_support(hidden, head, ids)
+    cross = -(p.logprob.exp().detach() * q.logprob).sum()
+    assert torch.autograd.grad(cross, hidden)[0].abs().max() > 1e-3
+
+
+def test_bad_supports_and_comparisons_are_refused():
+    hidden, head, _ = make()
+    with pytest.raises(VocabularyError):
+        fused_support(hidden, head, torch.full((11, 1), 29))
+    with pytest.raises(ShapeError):
+        fused_support(hidden, head, torch.zeros(3, 1, dtype=torch.long))
+    for bad in ({"temperature": 0.0}, {"top_k": 0}, {"temperature": float("nan")}):
+        with pytest.raises(InputError):
+            Comparison(FORWARD_KL, **bad)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tokenry.core import generators
 from tokenry.core.aggregate import full_precision
-from tokenry.core.checks import in_range
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError, VocabularyError
 from tokenry.core.generators import NEGATIVE_INFINITY, Kernel
 
@@ -120,6 +120,32 @@ class FDivergence:
             partial(kernel, f=f, f_prime=f_prime) for kernel in (_term_of, _slope_of, _reference_of)
         )
         return FDivergence(name, term, slope, reference_slope)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two distributions are compared at every token.
+
+    kind: the divergence D(p || q), p the reference's or teacher's. temperature: divides the logits
+    of both, > 0; no factor temperature^2 is applied. top_k: compare on p's likeliest tokens only,
+    >= 1; None is the whole vocabulary. tail: with one bucket for all the others (a lower bound);
+    False leaves them out. See `divergence`.
+    """
+
+    kind: FDivergence
+    temperature: float = 1.0
+    top_k: int | None = None
+    tail: bool = True
+
+    def __post_init__(self) -> None:
+        within(self, "(0, inf)", "temperature")
+        within(self, "[1, inf)", "top_k", integer=True, optional=True)
+
+    def __call__(self, p_logits: Tensor, q_logits: Tensor) -> Tensor:
+        """The divergence of logits [..., V] -> [...]."""
+        return divergence(
+            p_logits, q_logits, self.kind, self.temperature, top_k=self.top_k, tail=self.tail
+        )
 
 
 def divergence(

@@ -11,6 +11,7 @@ backward pass:
     entropy    H = L - sum_v p_v z_v                       dH/dz_v  = -p_v (log p_v + H)
     divergence F = sum_v q_v f(p_v / q_v)                  dF/dz_v  = s_v - q_v sum_u s_u,
                with q the softmax of z, p another model's, and s_v = dF/d log q_v
+    rest       R = log sum_{v not in K} p_v                dR/dz_v  = [v not in K] p_v / e^R - p_v
 
 Sums run in float32 (float64 for float64 inputs) whatever the dtype of the inputs. Gradients reach
 the hidden states, the matrix and the bias.
@@ -19,14 +20,14 @@ the hidden states, the matrix and the bias.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range, within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergence import FORWARD_KL, Comparison, FDivergence
 from tokenry.core.errors import ShapeError, VocabularyError
 
 TILE_TOKENS = 1024
@@ -111,18 +112,54 @@ def fused_scores(
     return FusedScores(logprob, logsumexp, uncertainty if entropy else None)
 
 
+class Support(NamedTuple):
+    """A distribution on some tokens and one bucket for all others. logprob: [N, k]; rest: [N], log
+    of the others' mass, -inf where there are none."""
+
+    logprob: Tensor
+    rest: Tensor
+
+
+def fused_support(hidden: Tensor, head: LinearHead, ids: Tensor) -> Support:
+    """Log-probabilities of k different tokens of each row, and of all the others together.
+
+    hidden: [N, D]. ids: [N, k]. Differentiable in hidden, head.weight and head.bias; log of the
+    rest is summed over the other tokens, not subtracted from 1, so that it is exact when small.
+    Raises ShapeError and VocabularyError as `fused_scores` does.
+    """
+    _check(hidden, head)
+    if ids.ndim != 2 or len(ids) != len(hidden):
+        raise ShapeError(f"ids must be [{len(hidden)}, k], got {list(ids.shape)}")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(head.weight):
+        raise VocabularyError(
+            f"ids run from {int(ids.min())} to {int(ids.max())}, the head has {len(head.weight)} "
+            "tokens"
+        )
+    return Support(
+        *_Support.apply(hidden, head.weight, head.bias, ids, head.softcap, head.temperature)
+    )
+
+
 def fused_divergence(
     hidden: Tensor,
     head: LinearHead,
     other_hidden: Tensor,
     other_head: LinearHead,
-    divergence: FDivergence = FORWARD_KL,
+    divergence: FDivergence | Comparison = FORWARD_KL,
 ) -> Tensor:
     """D_f(p || q) per token, [N]: q from `hidden`, `head`; p from the other (reference, teacher).
 
+    divergence: which, or a `Comparison` with a temperature for both sides and, for a bound from
+    below at a fraction of the work in the backward pass, the k likeliest tokens of p.
     Differentiable in the first pair only: the other side is a constant. To differentiate in p, swap
     the sides and take the mirrored divergence (KL(q || p) is REVERSE_KL).
     """
+    how = divergence if isinstance(divergence, Comparison) else Comparison(divergence)
+    if how.temperature != 1.0:
+        head, other_head = (
+            replace(one, temperature=one.temperature * how.temperature)
+            for one in (head, other_head)
+        )
     _check(hidden, head)
     _check(other_hidden, other_head)
     if len(hidden) != len(other_hidden):
@@ -132,9 +169,16 @@ def fused_divergence(
             f"vocabularies of {len(head.weight)} and {len(other_head.weight)} tokens "
             "have no divergence; project both on shared bytes (text.alignment)"
         )
-    return _Divergence.apply(
-        hidden, head.weight, head.bias, head, other_hidden.detach(), other_head, divergence
-    )
+    if how.top_k is None:
+        return _Divergence.apply(
+            hidden, head.weight, head.bias, head, other_hidden.detach(), other_head, how.kind
+        )
+    ids = fused_top_k(other_hidden, other_head, how.top_k).ids
+    with torch.no_grad():
+        p = fused_support(other_hidden, other_head, ids)
+    q = fused_support(hidden, head, ids)
+    kept = how.kind.terms(p.logprob, q.logprob).sum(-1)
+    return kept + how.kind.terms(p.rest, q.rest) if how.tail else kept
 
 
 @torch.no_grad()
@@ -261,6 +305,59 @@ class _Scores(torch.autograd.Function):
         return (*collect.results(), None, None, None, None)
 
 
+class _Support(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        softcap: float | None,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        head = LinearHead(weight, bias, softcap, temperature)
+        dtype = _sum_dtype(hidden.dtype)
+        chosen = hidden.new_empty(ids.shape, dtype=dtype)
+        rest = hidden.new_empty(len(hidden), dtype=dtype)
+        for rows, states in _row_tiles(hidden):
+            others = _LogSum(states)
+            for columns, logits in _vocabulary_tiles(states, head):
+                row, which, at = _within(ids[rows], columns)
+                chosen[rows][row, which] = logits[row, at]
+                logits[row, at] = -torch.inf
+                others.add(logits)
+            rest[rows] = others.value
+        total = torch.logaddexp(rest, chosen.logsumexp(-1)) if ids.shape[1] else rest
+        ctx.save_for_backward(hidden, weight, bias, ids, total, rest)
+        ctx.head = (softcap, temperature)
+        return chosen - total[:, None], rest - total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple:
+        g_chosen, g_rest = gradients
+        hidden, weight, bias, ids, total, rest = ctx.saved_tensors
+        head = LinearHead(weight, bias, *ctx.head)
+        nothing = rest == -torch.inf  # k = V: the bucket is a constant
+        g_rest = g_rest.masked_fill(nothing, 0.0)
+        within = torch.where(nothing, 0.0, rest)
+        slope = -(g_chosen.sum(-1) + g_rest)  # the factor of p_v in both
+        collect = _Gradients(hidden, head, ctx.needs_input_grad[:3])
+        for rows, states in _row_tiles(hidden):
+            collect.start(rows, states)
+            for columns, logits in _vocabulary_tiles(states, head):
+                bound = collect.cap_slope(logits)
+                row, which, at = _within(ids[rows], columns)
+                # d log p_k = [v = k] - p_v;  d log rest = [v in rest] p_v / rest - p_v
+                d_logits = (logits - total[rows, None]).exp_().mul_(slope[rows, None])
+                share = logits.sub_(within[rows, None]).exp_().mul_(g_rest[rows, None])
+                share[row, at] = 0.0
+                d_logits.add_(share)
+                d_logits[row, at] += g_chosen[rows][row, which]
+                collect.add(columns, d_logits, bound)
+        return (*collect.results(), None, None, None)
+
+
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -376,6 +473,13 @@ def _vocabulary_tiles(states: Tensor, head: LinearHead) -> Iterator[tuple[slice,
         bias = None if head.bias is None else head.bias[columns].detach()
         out = buffer[: len(states) * len(weight)].view(len(states), len(weight))
         yield columns, _logits(states, weight, bias, head.softcap, head.temperature, out)
+
+
+def _within(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """The ids [n, k] that lie in a tile: their rows, which of the k they are, their columns."""
+    at = ids - columns.start
+    row, which = ((at >= 0) & (at < columns.stop - columns.start)).nonzero(as_tuple=True)
+    return row, which, at[row, which]
 
 
 def _paired_tiles(
