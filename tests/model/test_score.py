@@ -1,5 +1,7 @@
 """score() against plain logits, for both architectures, wrapped models and unusual heads."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -189,3 +191,30 @@ def test_hidden_states_of_every_block_stand_where_they_predict(tiny_llama):
             torch.testing.assert_close(block[row, 1:length], states[row, : length - 1])
         assert not block[~batch.target].any()
     assert not found.detach().hidden_states[0].requires_grad
+
+
+def test_divergences_from_several_models_are_named(tiny_llama_text, tiny_tokenizer):
+    from tokenry.core.divergence import REVERSE_KL, Comparison
+
+    batch = TokenBatch.from_pairs(tiny_tokenizer, [("the cat", " sat there"), ("a", " theory")])
+    torch.manual_seed(2)
+    models = {"teacher": copy.deepcopy(tiny_llama_text), "other": copy.deepcopy(tiny_llama_text)}
+    for size, model in enumerate(models.values(), start=1):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.02 * size * torch.randn_like(weight))
+    views = {name: score(model, batch, ("hidden",)) for name, model in models.items()}
+    how = Comparison(REVERSE_KL, temperature=2.0, top_k=5)
+    needs = ("divergence(teacher)", "divergence(other)")
+    both = score(tiny_llama_text, batch, needs, others=views, divergence=how)
+    for name, view in views.items():
+        alone = score(tiny_llama_text, batch, ("divergence",), reference=view, divergence=how)
+        torch.testing.assert_close(both.need(f"divergence({name})"), alone.need("divergence"))
+        logits = {"p": view.logits(), "q": score(tiny_llama_text, batch, ("hidden",)).logits()}
+        plain = how(logits["p"], logits["q"])
+        torch.testing.assert_close(alone.divergence[batch.target], plain, rtol=1e-4, atol=1e-5)
+    assert both.divergence is None
+    with pytest.raises(InputError, match="needs a student"):
+        score(tiny_llama_text, batch, ("divergence(student)",), others=views)
+    with pytest.raises(InputError, match=r"lack divergence\(student\)"):
+        both.need("divergence(student)")

@@ -6,7 +6,7 @@ Position t of every [B, T] field speaks about token t given the tokens before it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Scores:
     entropy: [B, T], of the next-token distribution that predicted token t, nats.
     topk_ids, topk_logprobs: [B, T, k], the likeliest tokens at t, likeliest first.
     divergence: [B, T], D(reference || this model) at t, when a reference was given.
+    divergences: the same from other models, by their names; `need("divergence(NAME)")`.
     hidden: [B, T, D], the last hidden state that *predicts* token t; 0 outside the mask.
     head: the output layer that turns hidden into logits.
     hidden_states: [B, T, D] of every block (without the embeddings), placed like `hidden`.
@@ -41,6 +42,7 @@ class Scores:
     head: LinearHead | None = None
     full_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    divergences: dict[str, Tensor] = field(default_factory=dict)
 
     def logits(self, mask: Tensor | None = None) -> Tensor:
         """The logits that predicted the tokens in `mask` (default: all scored), [n, V] float32.
@@ -57,7 +59,8 @@ class Scores:
 
     def need(self, name: str) -> Any:
         """A field that must be there; raises InputError naming what to ask for when it is not."""
-        value = getattr(self, name)
+        other = name.removeprefix("divergence(").removesuffix(")") if "(" in name else None
+        value = self.divergences.get(other) if other else getattr(self, name)
         if value is None:
             raise InputError(f'these scores lack {name}: ask for it in needs=("{name}", ...)')
         return value
@@ -68,6 +71,7 @@ class Scores:
             name: value.detach() if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
+        fields["divergences"] = {k: value.detach() for k, value in self.divergences.items()}
         if self.hidden_states is not None:
             fields["hidden_states"] = tuple(states.detach() for states in self.hidden_states)
         return Scores(**fields)

@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.learn.fit import cosine, fit, only_trainable
+from tokenry.model import compat
 from tokenry.model.adaptive.dual_ffn import BIG, AttachedDuo, budget_loss
 from tokenry.model.adaptive.informed_routing import (
     APPROXIMATE,

@@ -10,7 +10,14 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import DATA, Loss, Objective, check_needs, data_columns
+from tokenry.learn.objective import (
+    DATA,
+    NAMED_DIVERGENCE,
+    Loss,
+    Objective,
+    check_needs,
+    data_columns,
+)
 from tokenry.learn.reference import Reference
 from tokenry.model.score import score
 
@@ -51,9 +58,11 @@ def compute_scores(
     for need in sorted(wanted):
         source, _, quantity = need.partition(".")
         by_source.setdefault(source, []).append(quantity)
-    if "divergence" in by_source.get("policy", ()):
-        hidden = by_source.setdefault("reference", [])
-        hidden.extend({"hidden"} - set(hidden))
+    for need in wanted:
+        other = "reference" if need == "policy.divergence" else _compared_with(need)
+        if other:
+            hidden = by_source.setdefault(other, [])
+            hidden.extend({"hidden"} - set(hidden))
     sources = {"reference": reference, **(frozen or {})}
     found: dict[str, Scores] = {}
     for source, quantities in by_source.items():
@@ -62,7 +71,7 @@ def compute_scores(
         model_of = sources.get(source)
         if model_of is None:
             raise missing_source(objective, source)
-        found[source] = model_of(batch, tuple(quantities))
+        found[source] = model_of(batch, tuple(quantities), **_top_k(objective, quantities))
     own = getattr(objective, "prefix", None)
     policy = score(
         model,
@@ -70,6 +79,8 @@ def compute_scores(
         needs=by_source.get("policy", ["logprob"]),
         reference=found.get("reference"),
         divergence=getattr(objective, "divergence", FORWARD_KL),
+        others={name: scores for name, scores in found.items() if name != "reference"},
+        **_top_k(objective, by_source.get("policy", ())),
         prefix=own(batch, parts) if own is not None else None,
         grad=grad,
     )
@@ -77,6 +88,16 @@ def compute_scores(
     if parts is not None:
         others["parts"] = parts
     return Computed(policy, found.get("reference"), others)
+
+
+def _compared_with(need: str) -> str | None:
+    match = NAMED_DIVERGENCE.fullmatch(need)
+    return match[1] if match else None
+
+
+def _top_k(objective: Any, quantities: Collection[str]) -> dict[str, int]:
+    """How many likeliest tokens are wanted, where any are."""
+    return {"top_k": getattr(objective, "top_k", 10)} if "topk" in quantities else {}
 
 
 def compute_loss(

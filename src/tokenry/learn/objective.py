@@ -8,11 +8,15 @@ model, so it runs unchanged on toy tables, tiny models and real ones.
     policy.logprob            log pi(y_t | s_t), with gradient
     policy.entropy            entropy of pi(. | s_t), with gradient
     policy.divergence         D(reference || policy) at s_t over the whole vocabulary, gradient to
-                              the policy only; D is the objective's attribute `divergence`, by
+                              the policy only; D is the objective's attribute `divergence` (an
+                              FDivergence, or a Comparison with a temperature and a top-k), by
                               default the forward KL
+    policy.divergence(NAME)   the same from another frozen model
     policy.hidden             [B, T, D], the state that predicts y_t, with gradient, and the head
     policy.hidden_states      the same of every block
     reference.logprob         log pi_ref(y_t | s_t), no gradient; also entropy, hidden, ...
+    reference.topk            its likeliest tokens, `topk_ids` and `topk_logprobs` [B, T, k], with
+                              k the objective's attribute `top_k` (default 10)
     NAME.logprob              the same of any other frozen model, passed as `frozen={"NAME": ...}`
                               and handed to the objective as the keyword argument NAME
     token.NAME                numbers of the data, one per token: `batch.column(NAME)`, [B, T]
@@ -21,6 +25,7 @@ model, so it runs unchanged on toy tables, tiny models and real ones.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -31,8 +36,9 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
 
-POLICY = ("logprob", "entropy", "divergence", "hidden", "hidden_states")
-FROZEN = ("logprob", "entropy", "hidden", "hidden_states")
+POLICY = ("logprob", "entropy", "divergence", "hidden", "hidden_states", "topk")
+FROZEN = ("logprob", "entropy", "hidden", "hidden_states", "topk")
+NAMED_DIVERGENCE = re.compile(r"policy\.divergence\((\w+)\)")
 DATA = ("token", "row")
 
 Unit = Literal["pair", "row", "token"]
@@ -152,7 +158,9 @@ def check_needs(objective: Any) -> tuple[str, ...]:
 def frozen_sources(objective: Any) -> tuple[str, ...]:
     """Names of the frozen models that it needs beside the reference."""
     needs = (*objective.needs, *getattr(objective, "rollout_needs", ()))
-    names = {need.partition(".")[0] for need in needs} - {"policy", "reference", *DATA}
+    names = {need.partition(".")[0] for need in needs}
+    names |= {match[1] for need in needs if (match := NAMED_DIVERGENCE.fullmatch(need))}
+    names -= {"policy", "reference", *DATA}
     return tuple(sorted(names | set(getattr(objective, "annotators", ()))))
 
 
@@ -163,6 +171,8 @@ def data_columns(objective: Any) -> tuple[str, ...]:
 
 def _can_be_met(need: str) -> bool:
     source, dot, quantity = need.partition(".")
+    if NAMED_DIVERGENCE.fullmatch(need):
+        return True
     if source in DATA:
         return bool(quantity)
     return bool(dot) and quantity in (POLICY if source == "policy" else FROZEN)

@@ -29,9 +29,9 @@ ReferenceKind = Literal["auto", "copy", "adapter", "precomputed", "none"]
 
 
 class Reference(Protocol):
-    """Scores a batch without gradient; needs are those of `model.score`."""
+    """Scores a batch without gradient; needs and top_k are those of `model.score`."""
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...]) -> Scores: ...
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class FrozenModel:
         """A copy of the model as it is now, without gradients."""
         return cls(copy.deepcopy(model).requires_grad_(False).eval())
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...]) -> Scores:
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores:
         with evaluating(self.model):
-            return score(self.model, batch, needs=needs, grad=False)
+            return score(self.model, batch, needs=needs, top_k=top_k, grad=False)
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class WithoutAdapter:
                 'as reference ("copy")'
             )
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...]) -> Scores:
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores:
         with evaluating(self.model), self.model.disable_adapter():
-            return score(self.model, batch, needs=needs, grad=False)
+            return score(self.model, batch, needs=needs, top_k=top_k, grad=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Precomputed:
 
     logprob: Tensor
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...]) -> Scores:
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores:
         if set(needs) - {"logprob"}:
             raise InputError(
                 "this objective needs the reference's whole distributions, and precomputed "

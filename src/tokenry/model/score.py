@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, FDivergence
-from tokenry.core.divergence import divergence as logits_divergence
+from tokenry.core.divergence import FORWARD_KL, Comparison, FDivergence
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
 from tokenry.core.scores import Scores
@@ -20,6 +20,7 @@ from tokenry.model.compat import unwrap
 from tokenry.model.output import last_hidden, linear_head
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
+NAMED = re.compile(r"divergence\(\w+\)")
 
 
 def score(
@@ -29,7 +30,8 @@ def score(
     *,
     top_k: int = 10,
     reference: Scores | None = None,
-    divergence: FDivergence = FORWARD_KL,
+    divergence: FDivergence | Comparison = FORWARD_KL,
+    others: Mapping[str, Scores] | None = None,
     prefix: Tensor | None = None,
     grad: bool = False,
     tokens_per_batch: int = 8192,
@@ -37,10 +39,12 @@ def score(
     """Score the target tokens of a batch.
 
     needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
-        "divergence"; just these are computed. prefix: [B, n, D] embeddings (a soft prompt) that
-        stand before each row.
+        "divergence", "divergence(NAME)"; just these are computed. prefix: [B, n, D] embeddings (a
+        soft prompt) that stand before each row.
     reference: another model's scores of the same batch, made with "hidden", for the per-token
-        D(reference || model). grad: keep the graph, so that a loss can be differentiated.
+        D(reference || model). others: further ones by name, for "divergence(NAME)". divergence:
+        which D, or a `Comparison` (temperature, top-k) for all of them. grad: keep the graph, so
+        that a loss can be differentiated.
     tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
         padding included (at least one row); rows of similar length go together.
 
@@ -49,13 +53,20 @@ def score(
     meet.
     """
     needs = set(needs)
-    if unknown := needs - NEEDS:
+    compared = {need: need[len("divergence(") : -1] for need in needs if NAMED.fullmatch(need)}
+    if unknown := needs - NEEDS - set(compared):
         raise InputError(f"unknown needs {sorted(unknown)}; known: {sorted(NEEDS)}")
     if "divergence" in needs:
-        if reference is None or (reference.hidden is None and reference.full_logits is None):
-            raise InputError('"divergence" needs a reference scored with needs=(..., "hidden")')
-        if not torch.equal(reference.mask.cpu(), batch.target.cpu()):
-            raise ShapeError("the reference scored other tokens than this batch's targets")
+        compared["divergence"] = "reference"
+    sources = {"reference": reference, **(others or {})}
+    for need, name in compared.items():
+        source = sources.get(name)
+        if source is None or (source.hidden is None and source.full_logits is None):
+            raise InputError(f'"{need}" needs a {name} scored with needs=(..., "hidden")')
+        if not torch.equal(source.mask.cpu(), batch.target.cpu()):
+            raise ShapeError(f"{name} scored other tokens than this batch's targets")
+    if compared:
+        needs.add("divergence")  # how the states are kept
     batch = batch.to(next(model.parameters()).device)
     with nullcontext() if grad else torch.no_grad():
         head = linear_head(model)
@@ -72,9 +83,9 @@ def score(
         values = {name: torch.cat([part[name] for part in flat]) for name in flat[0]}
         if head is not None:
             values |= _from_hidden(values["hidden"], head, batch, where, needs, top_k)
-        if "divergence" in needs:
-            assert reference is not None
-            values["divergence"] = _divergence(values, head, reference, where, divergence)
+        for need, name in compared.items():
+            values[need] = _divergence(values, head, sources[name], where, divergence)
+        needs.update(compared)
         return _assemble(batch, where, values, head, needs)
 
 
@@ -191,10 +202,11 @@ def _from_logits(
 def _divergence(
     values: dict[str, Tensor],
     head: LinearHead | None,
-    reference: Scores,
+    reference: Scores | None,
     where: Tensor,
-    divergence: FDivergence,
+    divergence: FDivergence | Comparison,
 ) -> Tensor:
+    assert reference is not None
     if head is not None and reference.head is not None and reference.hidden is not None:
         others = reference.hidden.to(where.device)[where[:, 0], where[:, 1]]
         return fused_divergence(values["hidden"], head, others, reference.head, divergence)
@@ -202,7 +214,8 @@ def _divergence(
     order = torch.full_like(reference.ids, -1)
     order[reference.mask] = torch.arange(int(reference.mask.sum()), device=order.device)
     others = reference.logits()[order[where[:, 0], where[:, 1]]]
-    return logits_divergence(others, own, divergence)
+    how = divergence if isinstance(divergence, Comparison) else Comparison(divergence)
+    return how(others, own)
 
 
 def _assemble(
@@ -220,7 +233,11 @@ def _assemble(
         empty = value.new_zeros(*batch.ids.shape, *value.shape[1:])
         return empty.index_put((where[:, 0], where[:, 1]), value)
 
-    fields: dict[str, Any] = {name: placed(values[name]) for name in wanted & set(values)}
+    fields: dict[str, Any] = {
+        name: placed(values[name]) for name in wanted & set(values) if "(" not in name
+    }
+    named = {name[len("divergence(") : -1]: name for name in wanted if NAMED.fullmatch(name)}
+    fields["divergences"] = {name: placed(values[need]) for name, need in named.items()}
     if "hidden_states" in needs:
         blocks = [name for name in values if name.startswith("block ")]
         fields["hidden_states"] = tuple(placed(values[name]) for name in blocks)

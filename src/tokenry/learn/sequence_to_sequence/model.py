@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokenry.core.errors import ModelError, ShapeError
 from tokenry.learn.fit import fit as optimise
 from tokenry.learn.fit import linear
+from tokenry.model import compat
 
 
 @dataclass(frozen=True)
