@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.learn.fit import Checkpoint, cosine, fit, linear, only_trainable
 
 
@@ -103,7 +103,7 @@ def test_schedules_are_their_equations():
 
 def test_a_loss_that_is_not_finite_stops_before_the_update():
     weight = torch.tensor([1.0], requires_grad=True)
-    with pytest.raises(InputError, match="nan at step 2"):
+    with pytest.raises(NonFiniteError, match="in step 3: the loss is nan"):
         fit(
             lambda step, _: weight.sum() * (math.nan if step == 2 else 1),
             [weight],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from tokenry.core.checks import in_range, within
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.core.files import replacing
 
 Weights = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -78,8 +78,9 @@ def fit(
         The loss of every step of this call, before that step's update.
 
     Raises:
-        InputError: a setting out of range, no weight to train, a checkpoint of something else, or
-            a loss that is not finite (the weights are then those before that step).
+        InputError: a setting out of range, no weight to train, weights to train in half precision,
+            or a checkpoint of something else.
+        NonFiniteError: a loss that is not finite; the weights are then those before that step.
     """
     in_range("steps", steps, "[0, inf)", integer=True)
     in_range("every", every, "[1, inf)", integer=True)
@@ -101,10 +102,10 @@ def fit(
             if value is None:
                 break
             if not math.isfinite(number := float(value.detach())):
-                raise InputError(
-                    f"the loss is {number} at step {step}: lower the learning rate "
-                    f"({learning_rate:g}), or look for an impossible target in the data"
+                kept = (
+                    str(checkpoint.path) if checkpoint and Path(checkpoint.path).exists() else None
                 )
+                raise NonFiniteError("the loss", number, step + 1, checkpoint=kept)
             stepper.zero_grad()
             value.backward()
             if clip is not None:

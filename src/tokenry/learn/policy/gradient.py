@@ -197,7 +197,8 @@ class PolicyGradient:
         loss = self._aggregated(values, advantage, rollouts)
         for term in self.terms:
             loss = loss + term(batch, policy, rollouts)
-        return Loss(loss, _metrics(ratio, surrogate, advantage, mask))
+        metrics = _metrics(ratio, surrogate, advantage, mask)
+        return Loss(loss, metrics, dict.fromkeys(metrics, mask.sum()))
 
     def _aggregated(self, values: Tensor, advantage: Tensor, rollouts: RolloutBatch) -> Tensor:
         mask = rollouts.mask
