@@ -179,8 +179,9 @@ def provenance(
     """Where data came from, what was made of them before anything was added, what was left out."""
     ids = [{k: list(v) for k, v in row.items() if k.endswith("_ids")} for row in rows]
     return {
-        "file": None if read.file is None else place_of(read.file),
+        "file": place_of(read.file) if read.file and can_be_read_again(read.file) else None,
         "form": read.form,
+        "read_as": read.kind,
         "sha256": read.sha256,
         "tokens": _hash(json.dumps(ids, sort_keys=True)),
         "pairs": len(rows),
@@ -189,6 +190,11 @@ def provenance(
         "crossing": read.crossing,
         "ended": read.ended,
     }
+
+
+def can_be_read_again(file: str) -> bool:
+    """Whether it is a file or a folder, and no pipe, which a report would wait for."""
+    return Path(file).is_file() or Path(file).is_dir()
 
 
 def versions() -> dict[str, str]:

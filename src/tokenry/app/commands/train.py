@@ -201,11 +201,14 @@ def progress_callback(bar: Any) -> Any:
 def show(finished: Any) -> None:
     from rich.table import Table
 
+    from tokenry.learn.data.rows import summary_of
+
     record = finished.record
     console = results()
     console.print(
         f"{record['steps']} steps in {record['seconds']:.0f} s, saved to {finished.output}"
     )
+    console.print(summary_of(record["data"], record["data"]["pairs"]), style="dim")
     logged = [entry for entry in record["history"] if "loss" in entry]
     if not logged:
         return

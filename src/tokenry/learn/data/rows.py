@@ -7,7 +7,7 @@ field. What counts as target is decided by `core.boundaries`; for messages, by `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -131,14 +131,21 @@ class DataRows:
 
     def summary(self) -> str:
         """One line on what was read as what."""
-        parts = [f"{self.file or 'data'}: {len(self.rows)} {NAMES[self.kind]} ({self.form})"]
-        if self.skipped.count:
-            parts.append(f"{self.skipped.count} rows skipped, the first: {self.skipped.first}")
-        if self.crossing:
-            parts.append(f"{self.crossing} tokens reach from the prompt into the completion")
-        if self.ended:
-            parts.append(f"{self.ended} end tokens added where the chat template writes none")
-        return "; ".join(parts)
+        return summary_of(self.to_dict(), len(self.rows))
+
+
+def summary_of(record: Mapping[str, Any], count: int) -> str:
+    """One line on what was read as what, from a record of `DataRows` or of a run."""
+    kind = NAMES[record["read_as"]]
+    parts = [f"{record['file'] or 'data'}: {count} {kind} ({record['form']})"]
+    notes = {
+        "skipped": f"rows skipped, the first: {record['first_skipped']}",
+        "crossing": "tokens reach from the prompt into the completion",
+        "ended": "end tokens added where the chat template writes none",
+    }
+    return "; ".join(
+        parts + [f"{record[key]} {what}" for key, what in notes.items() if record[key]]
+    )
 
 
 def read_rows(
