@@ -107,7 +107,8 @@ def train(
     """Train a model on preference pairs and save it to `output`.
 
     objective: a key of the catalogue ("tdpo"), "file.py:name" of an objective value or class, or an
-    objective value. data, eval_data: a JSONL file or rows (see `learn.data`). model: what
+    objective value. data, eval_data: a file, a folder, or
+    rows, in any form that `learn.data` reads. model: what
     `tokenry.load` takes, or a (model, tokenizer) pair. reference: see `ObjectiveTrainer`, or a
     folder or several (their weights are averaged).
     frozen: further frozen models by the names that the objective uses: folders, hub ids, models.
@@ -127,23 +128,15 @@ def train(
     Raises InputError for data or settings that cannot be used and for an output folder that is not
     empty (unless resume), UnknownNameError with the nearest names for an unknown one.
     """
-    output, given_objective = Path(output), objective
-    if isinstance(objective, str) and ".py:" in objective:
-        objective = user_objective(objective)
-    kind = objectives[objective] if isinstance(objective, str) else objective
-    kind = kind if isinstance(kind, type) else type(kind)
-    chosen = sort_settings({**read_config(config), **settings}, kind)
-    if isinstance(objective, str | type):
-        goal = build_objective(kind, chosen["objective"])
-    else:
-        goal = build_objective(partial(_changed, objective), chosen["objective"])
+    output = Path(output)
+    kind, built, chosen = _chosen(objective, {**read_config(config), **settings})
     given = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
     wants_lora = bool(lora) or bool(given) or adapter == "stack"
     _check_output(output, resume)
     checkpoint = last_checkpoint(output) if resume else None
     if checkpoint is not None:
         check_resumable(checkpoint)
-    functions = _rewards([*chosen["rewards"], *rewards], goal)
+    functions = _rewards([*chosen["rewards"], *rewards], built)
     arguments = training_arguments(
         output, chosen["training"], wants_lora, seed, eval_data is not None
     )
@@ -159,9 +152,9 @@ def train(
     if start.adapter == "merge" and start.lora is not None:
         policy.name_or_path = policy.config._name_or_path = str((output / BASE).absolute())
     named = {**chosen["frozen"], **(frozen or {})}
-    others = _frozen_models(named, goal)
-    held: Any = load_reference(reference)
-    for name, source in {"reference": held, **others}.items():
+    others = _frozen_models(named, built)
+    anchor: Any = load_reference(reference)
+    for name, source in {"reference": anchor, **others}.items():
         if isinstance(source, FrozenModel):
             fingerprints[name] = fingerprint(source.model)
 
@@ -170,7 +163,7 @@ def train(
     context = Annotation(
         tokenizer,
         policy,
-        _before_training(held, policy),
+        _before_training(anchor, policy),
         others,
         seed,
         arguments.per_device_eval_batch_size,
@@ -179,21 +172,21 @@ def train(
     reading = DATA_DEFAULTS | chosen["data"]
     limits = Limits.of(policy)
     limits.check_padding(PreferenceCollator.of(tokenizer).pad_id)
-    dataset, where_from = _dataset(data, goal, context, reading, rollout, limits)
+    dataset, where_from = _dataset(data, built, context, reading, rollout, limits)
     heldout, heldout_from = None, None
     if eval_data is not None:
-        heldout, heldout_from = _dataset(eval_data, goal, context, reading, rollout, limits)
+        heldout, heldout_from = _dataset(eval_data, built, context, reading, rollout, limits)
     record = {
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
-        "hyperparameters": plain_fields(goal),
+        "hyperparameters": plain_fields(built),
         "model": place_of(model) if isinstance(model, str | Path) else policy.name_or_path,
         "adapter": start.adapter,
         "reference": _named(reference),
         "frozen": {name: _named(value) for name, value in named.items()},
         "fingerprints": fingerprints,
         "rewards": [getattr(function, "__name__", str(function)) for function in functions],
-        "code": code_hashes([given_objective, *chosen["rewards"], *rewards]),
+        "code": code_hashes([objective, *chosen["rewards"], *rewards]),
         "rollout": chosen["rollout"],
         "dropout": chosen["loop"].get("dropout", False),
         "reading": reading | {"template": template_hash(tokenizer)},
@@ -217,10 +210,10 @@ def train(
             save_base(output / BASE, policy, tokenizer)
         trainer = ObjectiveTrainer(
             policy,
-            goal,
+            built,
             lora=start.lora,
             start=start,
-            reference=held,
+            reference=anchor,
             frozen=others,
             rewards=functions,
             rollout=rollout,
@@ -228,7 +221,7 @@ def train(
             args=arguments,
             train_dataset=dataset,
             eval_dataset=heldout,
-            data_collator=PreferenceCollator.of(tokenizer, _sides(goal), _columns(goal)),
+            data_collator=PreferenceCollator.of(tokenizer, _sides(built), _columns(built)),
             processing_class=tokenizer,
             callbacks=list(callbacks or ()),
         )
@@ -259,6 +252,20 @@ def train(
     return TrainedRun(output, record, trainer.model, tokenizer)
 
 
+def _chosen(
+    objective: Any, settings: dict[str, Any]
+) -> tuple[Any, Objective, dict[str, dict[str, Any]]]:
+    """The objective's class, the objective as it was set, and every setting by its owner."""
+    if isinstance(objective, str) and ".py:" in objective:
+        objective = user_objective(objective)
+    known = objectives[objective] if isinstance(objective, str) else objective
+    kind = known if isinstance(known, type) else type(known)
+    chosen = sort_settings(settings, kind)
+    given = isinstance(objective, str | type)
+    make = kind if given else partial(_changed, objective)
+    return kind, build_objective(make, chosen["objective"]), chosen
+
+
 def _named(value: Any) -> Any:
     """A reference or frozen model as the record names it."""
     if isinstance(value, str) and value in get_args(ReferenceKind):
@@ -285,11 +292,12 @@ def _changed(objective: Any, **values: Any) -> Any:
     return dataclasses.replace(objective, **values) if values else objective
 
 
-def _rewards(given: list[Any], goal: Any) -> list[RewardFunction]:
+def _rewards(given: list[Any], objective: Any) -> list[RewardFunction]:
     found = [user_value(item) if isinstance(item, str) else item for item in given]
-    if found and not is_on_policy(goal):
+    if found and not is_on_policy(objective):
         raise InputError(
-            f"{type(goal).__name__} learns from the data's completions and has no use for rewards"
+            f"{type(objective).__name__} learns from the data's completions and has no use for "
+            "rewards"
         )
     for function in found:
         if not callable(function):
@@ -297,17 +305,17 @@ def _rewards(given: list[Any], goal: Any) -> list[RewardFunction]:
     return found
 
 
-def _frozen_models(given: Mapping[str, Any], goal: Any) -> dict[str, Reference]:
-    known = frozen_sources(goal)
+def _frozen_models(given: Mapping[str, Any], objective: Any) -> dict[str, Reference]:
+    known = frozen_sources(objective)
     for name in given:
         if name not in known:
             raise InputError(
-                f"{type(goal).__name__} has no use for a frozen model {name!r}"
+                f"{type(objective).__name__} has no use for a frozen model {name!r}"
                 + (f"; it needs {', '.join(known)}" if known else "")
             )
     for name in known:
         if name not in given:
-            raise missing_source(goal, name)
+            raise missing_source(objective, name)
     for name, value in given.items():
         if not isinstance(value, str | Path) and not callable(value):
             raise InputError(
@@ -321,26 +329,28 @@ def _frozen_models(given: Mapping[str, Any], goal: Any) -> dict[str, Reference]:
     }
 
 
-def _before_training(held: Any, policy: Any) -> Reference:
+def _before_training(reference: Any, policy: Any) -> Reference:
     """The reference while nothing is trained yet: but for the bare base it is the policy."""
-    if not isinstance(held, str):
-        return held
+    if not isinstance(reference, str):
+        return reference
     return (
-        WithoutAdapter(policy) if held == "adapter" and has_adapter(policy) else FrozenModel(policy)
+        WithoutAdapter(policy)
+        if reference == "adapter" and has_adapter(policy)
+        else FrozenModel(policy)
     )
 
 
 def _dataset(
     source: Any,
-    goal: Any,
+    objective: Any,
     context: Annotation,
     reading: dict[str, Any],
     rollout: RolloutSettings,
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, annotated, and where it came from."""
-    sampled = is_on_policy(goal)
-    kind, sides = ("prompt", ()) if sampled else ("preference", completions_read(goal))
+    sampled = is_on_policy(objective)
+    kind, sides = ("prompt", ()) if sampled else ("preference", completions_read(objective))
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
     read = read_rows(
@@ -357,20 +367,20 @@ def _dataset(
         truncate=reading["truncate"],
     )
     where_from = provenance(read, rows, skipped)
-    rows = annotate(goal, rows, context)
-    dataset = as_dataset(rows, _sides(goal), _columns(goal))
+    rows = annotate(objective, rows, context)
+    dataset = as_dataset(rows, _sides(objective), _columns(objective))
     for row in rows:
-        limits.check_row(row, _sides(goal), rollout.max_new_tokens if sampled else 0)
+        limits.check_row(row, _sides(objective), rollout.max_new_tokens if sampled else 0)
     return dataset, where_from
 
 
-def _sides(goal: Any) -> tuple[str, ...]:
-    return () if is_on_policy(goal) else sides_of(goal)
+def _sides(objective: Any) -> tuple[str, ...]:
+    return () if is_on_policy(objective) else sides_of(objective)
 
 
-def _columns(goal: Any) -> tuple[str, ...]:
+def _columns(objective: Any) -> tuple[str, ...]:
     """The data's columns; those of an on-policy objective come from its rollouts."""
-    return () if is_on_policy(goal) else data_columns(goal)
+    return () if is_on_policy(objective) else data_columns(objective)
 
 
 def _final_evaluation(trainer: Any) -> dict[str, float]:
