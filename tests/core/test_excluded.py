@@ -154,6 +154,13 @@ def test_estimators_of_a_token_that_one_side_excludes(estimator):
     assert estimator(ratio.detach().bfloat16()).dtype == torch.float32
 
 
+def test_a_symbol_that_never_comes_changes_no_alignment():
+    coin, three = (torch.tensor(p, dtype=torch.float64).log() for p in ([0.7, 0.3], [0.7, 0, 0.3]))
+    plain = tilting.memoryless_alignment(coin, [0.0, 1.0], 6, 0.1)
+    found = tilting.memoryless_alignment(three, [0.0, 9.0, 1.0], 6, 0.1)
+    assert vars(found) == pytest.approx(vars(plain), abs=1e-9)
+
+
 def test_a_rare_outcome_of_best_of_n_keeps_its_logarithm():
     """Far below the smallest float64: n draws find it n times as often."""
     logprob = torch.tensor([0.0, -1500.0], dtype=torch.float64)

@@ -44,13 +44,13 @@ TINY = -36.0  # x and log(1 - exp(-exp(x))) are one number in float64 from here 
 def tilt(logprob: Tensor, reward: Tensor, alpha: float | Tensor) -> Tensor:
     """Log-probabilities of the tilt p exp(alpha r) / Z, [..., V]. alpha: a number or [...]."""
     logprob, reward = _checked(logprob, reward)
-    return (logprob + _per_row(alpha) * reward).log_softmax(-1)
+    return (logprob + _per_row(alpha, reward) * reward).log_softmax(-1)
 
 
 def log_partition(logprob: Tensor, reward: Tensor, alpha: float | Tensor) -> Tensor:
     """Lambda(alpha) = log E_p exp(alpha r), [...]."""
     logprob, reward = _checked(logprob, reward)
-    return (logprob + _per_row(alpha) * reward).logsumexp(-1)
+    return (logprob + _per_row(alpha, reward) * reward).logsumexp(-1)
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def types(logprob: Tensor, reward: Tensor, length: int) -> tuple[Tensor, Tensor]
     symbols = len(logprob)
     places = range(length + symbols - 1)
     bars = list(itertools.combinations(places, symbols - 1))
-    edges = torch.tensor([(-1, *bar, length + symbols - 1) for bar in bars])
+    edges = torch.tensor([(-1, *bar, length + symbols - 1) for bar in bars], device=logprob.device)
     counts = (edges.diff(dim=-1) - 1).double()  # [M, K]
     ways = math.lgamma(length + 1) - torch.lgamma(counts + 1).sum(-1)
     chance = torch.where(counts > 0, counts * logprob, 0.0).sum(-1)
@@ -232,8 +232,8 @@ def _checked(logprob: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
     return logprob.log_softmax(-1), reward  # to float64 sums of 1, also from float32
 
 
-def _per_row(alpha: float | Tensor) -> Tensor:
-    alpha = torch.as_tensor(alpha, dtype=torch.float64)
+def _per_row(alpha: float | Tensor, like: Tensor) -> Tensor:
+    alpha = torch.as_tensor(alpha, dtype=torch.float64, device=like.device)
     if not bool(alpha.isfinite().all()):
         raise InputError(f"alpha must be finite, got {alpha.tolist()}")
     return alpha[..., None]

@@ -115,7 +115,7 @@ class SparsePO:
             kl_mask = reward_mask
             if self.masks == "independent":
                 kl_mask = learned(batch, policy, reference, parts=network("kl"))
-        shared = self.masks == "common"  # its norm stands in both sums
+        shared = reward_mask is kl_mask  # its norm stands in both sums
         margin = masked_kl(batch, policy, kl_mask)
         result = preference_loss(
             batch, policy, reference, beta=self.beta, weight=reward_mask, margin=margin
