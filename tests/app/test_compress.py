@@ -41,7 +41,7 @@ def test_the_share_of_words_is_kept_in_order(run, model, file, scorer):
 
 def test_all_of_it_is_the_text_and_nothing_is_empty(run, model, file):
     assert run("compress", file, "-p", 100, "-m", model)[1] == TEXT
-    assert run("compress", file, "-p", 0, "-m", model)[1].strip() == ""
+    assert run("compress", file, "-p", 0, "-m", model, "-k", "nothing")[1].strip() == ""
 
 
 def test_standard_input_gives_the_same(run, model, file, monkeypatch):
@@ -56,7 +56,9 @@ def test_protected_words_stay(run, model, file):
 
 
 def test_json_tells_every_word(run, model, file):
-    _, out, _ = run("compress", file, "-p", 50, "-m", model, "--json", "-s", "globenc")
+    _, out, _ = run(
+        "compress", file, "-p", 50, "-m", model, "--json", "-s", "globenc", "-k", "nothing"
+    )
     found = json.loads(out)
     assert [row["word"] for row in found["scores"]] == TEXT.split()
     assert sum(row["kept"] for row in found["scores"]) == found["words_kept"] == 8
@@ -64,6 +66,44 @@ def test_json_tells_every_word(run, model, file):
     assert found["text"].split() == [row["word"] for row in found["scores"] if row["kept"]]
     low = max(row["score"] for row in found["scores"] if not row["kept"])
     assert all(row["score"] >= low for row in found["scores"] if row["kept"])
+
+
+FINDING = (
+    "In 2023 sales did not rise by 5 kg in Oslo if prices fell. Ada never said so.\n"
+    "The drug doesn't help without 10 mg of water, and it may fail.\n"
+)
+
+
+@pytest.mark.parametrize("scorer", ["surprisal", "random"])
+def test_negations_numbers_units_and_names_stay_and_the_rest_that_matters_is_named(
+    run, model, tmp_path, scorer
+):
+    path = tmp_path / "finding.txt"
+    path.write_text(FINDING)
+    how = ["-s", "random"] if scorer == "random" else ["-s", scorer, "-m", model]
+    _, out, err = run("compress", path, "-p", 0, *how)
+    assert " ".join(out.split()) == "2023 not 5 kg Oslo Ada never doesn't without 10 mg fail."
+    assert "could change the sense: if, may" in err
+    found = json.loads(run("compress", path, "-p", 0, *how, "--json")[1])
+    assert [(row["word"], row["kind"]) for row in found["dropped"]] == [
+        ("if", "conditions"),
+        ("may", "modals"),
+    ]
+    assert all(FINDING[row["start"] :].startswith(row["word"]) for row in found["dropped"])
+
+
+def test_kinds_replace_the_default_and_patterns_add_to_it(run, tmp_path):
+    path = tmp_path / "finding.txt"
+    path.write_text(FINDING)
+
+    def kept(*options):
+        return run("compress", path, "-p", 0, "-s", "random", *options)[1].split()
+
+    assert kept("-k", "nothing") == []
+    assert kept("-k", "modals,conditions") == ["if", "may"]
+    assert kept("-k", "numbers", "-k", "wat.r|sales") == ["2023", "sales", "5", "10", "water,"]
+    assert {"not", "sales"} <= set(kept("-k", "sales"))
+    assert "left out" in run("compress", path, "-p", 0, "-s", "random", "-k", "nothing")[2]
 
 
 def test_random_follows_the_seed_and_loads_no_model(run, file, monkeypatch):
@@ -88,9 +128,9 @@ def test_a_text_longer_than_the_models_window_is_read_in_pieces(run, model, tmp_
 def test_bad_input_is_one_line(refused, model, file, tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
-    assert "between 0 and 100" in refused("compress", file, "-p", 101)
-    assert "between 0 and 100" in refused("compress", file, "-p", "nan")
-    assert "between 0 and 100" in refused("compress", file, "--percent=-1")
+    assert "[0, 100]" in refused("compress", file, "-p", 101)
+    assert "[0, 100]" in refused("compress", file, "-p", "nan")
+    assert "[0, 100]" in refused("compress", file, "--percent=-1")
     assert "nothing to compress" in refused("compress", empty)
     assert "no such file" in refused("compress", tmp_path / "gone.txt")
     assert "did you mean globenc" in refused("compress", file, "-s", "globnec")

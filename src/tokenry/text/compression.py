@@ -14,13 +14,15 @@ long words (`reduce` has the alternatives).
     join(text, words(text), kept)
 
 Source: FrugalPrompt: Reducing Contextual Overhead in LLMs via Token Attribution (arXiv 2510.16439).
-Protected words, and texts in scripts without spaces, whose words are single characters here, are
-ours, and so is keeping the line breaks of the text where the paper joins by spaces.
+Protected words (`tokenry.text.sense` knows some that should be), and texts in scripts without
+spaces, whose words are single characters here, are ours, and so is keeping the line breaks of the
+text where the paper joins by spaces.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
@@ -159,3 +161,12 @@ def join(text: str, spans: Sequence[Span], kept: Sequence[int]) -> str:
         start, end = spans[word]
         pieces.append(text[start:end])
     return "".join([*pieces, gaps[-1]])
+
+
+def touched(spans: Sequence[Span], place: Span) -> list[int]:
+    """The words that the characters [start, end) reach into; none for white space."""
+    start, end = place
+    if start == end:
+        return []
+    first = bisect_right(spans, start, key=lambda span: span[1])
+    return list(range(first, bisect_left(spans, end, key=lambda span: span[0])))

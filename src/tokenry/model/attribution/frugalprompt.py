@@ -17,14 +17,14 @@ Source: FrugalPrompt: Reducing Contextual Overhead in LLMs via Token Attribution
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.score import unwrap
 from tokenry.text.compression import (
@@ -36,8 +36,10 @@ from tokenry.text.compression import (
     merge_subwords,
     normalise_by_sentence,
     sentences,
+    touched,
     words,
 )
+from tokenry.text.sense import KEPT, KINDS, Kind, senses
 
 
 class Attribution(Protocol):
@@ -50,12 +52,17 @@ class Attribution(Protocol):
 
 @dataclass(frozen=True)
 class Compressed:
-    """A shorter text and how it came about: spans and scores of all words, and which are kept."""
+    """A shorter text and how it came about: spans and scores of all words, and which are kept.
+
+    dropped: words that are left out although the text may say something else without them, by
+    their numbers, each with its kind (`tokenry.text.sense`).
+    """
 
     text: str
     spans: list[Span]
     scores: list[float]
     kept: list[int]
+    dropped: Mapping[int, Kind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,9 @@ class FrugalPrompt:
     scorer: what tells how important a token is; None for mode "random", which asks no model.
     percent: of the words that are kept, 0 to 100; the paper tries 80, 60 and 50. mode: "top", or
     one of the controls. reduce: pieces of words to words; the paper's "sum" favours long words.
-    protect: words that touch a match of this regular expression always stay. seed: of "random".
+    protect: words that touch a match of this regular expression always stay. sense: kinds of words
+    that always stay, () for the paper's method; by default negations, numbers, units and names, as
+    "did not rise" without "not" is no shorter form of it. seed: of "random".
     """
 
     scorer: Attribution | None
@@ -73,7 +82,15 @@ class FrugalPrompt:
     mode: Mode = "top"
     reduce: Reduce = "sum"
     protect: str | None = None
+    sense: tuple[Kind, ...] = KEPT
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        within(self, "[0, 100]", "percent")
+        one_of("FrugalPrompt.mode", self.mode, get_args(Mode))
+        one_of("FrugalPrompt.reduce", self.reduce, get_args(Reduce))
+        for kind in self.sense:
+            one_of("FrugalPrompt.sense", kind, KINDS)
 
     def __call__(self, model: Any, tokenizer: Any, text: str) -> Compressed:
         """The shorter text. model, tokenizer: may be None without a scorer."""
@@ -86,10 +103,16 @@ class FrugalPrompt:
             scores = torch.zeros(len(spans))
         else:
             scores = word_scores(self.scorer, model, tokenizer, text, spans, self.reduce)
-        protected = None if self.protect is None else matched(text, spans, self.protect)
+        kinds = senses(text, spans)
+        protected = [kind in self.sense for kind in kinds]
+        if self.protect is not None:
+            by_pattern = matched(text, spans, self.protect)
+            protected = [a or b for a, b in zip(protected, by_pattern, strict=True)]
         generator = torch.Generator().manual_seed(self.seed)
         kept = keep_top_percent(spans, scores, self.percent, self.mode, protected, generator)
-        return Compressed(join(text, spans, kept), spans, scores.tolist(), kept)
+        left_out = set(range(len(spans))) - set(kept)
+        dropped = {n: kind for n, kind in enumerate(kinds) if kind is not None and n in left_out}
+        return Compressed(join(text, spans, kept), spans, scores.tolist(), kept, dropped)
 
 
 def word_scores(
@@ -144,15 +167,6 @@ def room(scorer: Attribution, model: Any) -> int:
     config = unwrap(model).config.get_text_config()
     window = getattr(config, "max_position_embeddings", None) or scorer.max_tokens
     return max(1, min(scorer.max_tokens, window) - 2)
-
-
-def touched(spans: Sequence[Span], place: Span) -> list[int]:
-    """The words that the characters [start, end) reach into; none for white space."""
-    start, end = place
-    if start == end:
-        return []
-    first = bisect_right(spans, start, key=lambda span: span[1])
-    return list(range(first, bisect_left(spans, end, key=lambda span: span[0])))
 
 
 def matched(text: str, spans: Sequence[Span], pattern: str) -> list[bool]:
