@@ -116,3 +116,24 @@ def test_a_draft_in_a_short_command_measures_nothing(run, model, monkeypatch, na
     monkeypatch.setattr(latency, "measured", lambda *_: pytest.fail("the machine was measured"))
     monkeypatch.setattr(latency, "packing_pays", lambda _: pytest.fail("packing was tried"))
     assert run("generate", "the cat", "-m", model, "-t", 0, "-n", 12, "--draft", name)[1] == plain
+
+
+def test_a_cached_text_is_of_the_model_whatever_its_generation_settings_say(
+    tiny_llama_text, tiny_tokenizer
+):
+    """As without a cache, whose sampler never reads those settings."""
+    import copy
+
+    from tokenry.app.continuation import cached
+    from tokenry.model.cache.full import Full
+
+    limits = Limits(max_new_tokens=8, temperature=0.0)
+    texts = []
+    for settings in ({}, {"repetition_penalty": 9.0, "suppress_tokens": [*range(60, 300)]}):
+        model = copy.deepcopy(tiny_llama_text)
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+        found = cached((model, tiny_tokenizer), "the cat", None, limits, Full(), must_end=False)
+        texts.append(found.ids)
+        assert model.generation_config.repetition_penalty == settings.get("repetition_penalty")
+    assert texts[0] == texts[1]

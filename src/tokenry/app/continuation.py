@@ -27,6 +27,7 @@ from tokenry.decode.speculation.latency import for_one_request
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.window import new_tokens_within, warn_of_window
+from tokenry.model.compat import own_distribution
 from tokenry.text.whole import whole_text
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
@@ -207,7 +208,7 @@ def cached(
     sampling: dict[str, Any] = {"do_sample": False}
     if limits.temperature > 0:
         sampling = {"do_sample": True, "temperature": limits.temperature, "top_k": 0, "top_p": 1.0}
-    with torch.random.fork_rng(), torch.inference_mode():
+    with torch.random.fork_rng(), torch.inference_mode(), own_distribution(model):
         torch.manual_seed(limits.seed)  # transformers draws from the global generator
         output = model.generate(
             ids,
