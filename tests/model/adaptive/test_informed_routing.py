@@ -324,3 +324,22 @@ def test_half_precision(tiny_model):
     plain = logits(attached)
     with attached.using(Given(some())):
         assert logits(attached).dtype == plain.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("by", ["error", "update"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_counts_in_no_share_outside_of_recordings_too(routed, by, side):
+    model, columns = routed.model, slice(5, None) if side == "left" else slice(0, 7)
+    attention = torch.ones_like(IDS)
+    attention[1] = 0
+    attention[1, columns] = 1
+    positions = (attention.cumsum(1) - 1).clamp_min(0)
+    routed.rule = Lowest(by, 0.4)
+    with torch.no_grad():
+        both = model(IDS, attention_mask=attention, position_ids=positions, use_cache=False)
+        alone = model(IDS[1:, columns], use_cache=False)
+    torch.testing.assert_close(both.logits[1, columns], alone.logits[0], **CLOSE)
+    assert all(unit.state.seen is None for unit in routed.units)
+    routed.remove()
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks

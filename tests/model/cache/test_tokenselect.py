@@ -1,11 +1,13 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, ModelError
 from tokenry.model.attention import GivenMask
-from tokenry.model.cache.selection import mean_query, scores, soft_votes
+from tokenry.model.cache.selection import best, mean_query, scores, soft_votes
 from tokenry.model.cache.tokenselect import TokenSelect
 
 SMALL = TokenSelect(n_init=2, k=3, n_local=4)
@@ -131,6 +133,51 @@ def test_rows_with_padding_equal_the_method_in_loops_on_each():
         alone = (s[row, :, padding:] for s in states)
         expected, _, _ = brute_force(SMALL, *alone, 20 - padding)
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", [0, 3, 5])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_left_padded_row_is_the_row_alone_with_pooled_votes_too(tiny_llama, pool, share):
+    """Pooling gives neighbours equal votes: the first of them is taken, whichever way is gone."""
+    sizes = {"n_init": 0.1, "k": 0.2, "n_local": 0.15} if share else {"n_init": 2, "k": 5}
+    policy = TokenSelect(**({"n_local": 4} | sizes), pool=pool)
+    ids = torch.randint(2, 64, (2, 40), generator=torch.Generator().manual_seed(1))
+    real = torch.ones_like(ids)
+    real[1, :9] = 0
+
+    def read(ids, real, prompt):
+        cache, positions = policy.cache(tiny_llama), (real.cumsum(1) - 1).clamp_min(0)
+        parts = []
+        for start, end in itertools.pairwise([0, *range(prompt, ids.shape[1] + 1)]):
+            output = tiny_llama(
+                ids[:, start:end],
+                attention_mask=real[:, :end],
+                position_ids=positions[:, start:end],
+                past_key_values=cache,
+            )
+            parts.append(output.logits)
+        return torch.cat(parts, dim=1)
+
+    with torch.no_grad():
+        both = read(ids, real, 32)
+        alone = read(ids[1:, 9:], real[1:, 9:], 23)
+    torch.testing.assert_close(both[1, 9:], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_of_equal_votes_the_first_are_taken_in_torch_and_in_machine_code():
+    votes = torch.tensor([[1.0, 3, 3, 3, 2, 2, 2, 0], [0.0, 0, 5, 0, 0, 0, 5, 5]])
+    for dtype in (torch.float32, torch.float64):  # machine code has no float64
+        assert best(votes.to(dtype), 5).tolist() == [[1, 2, 3, 4, 5], [0, 1, 2, 6, 7]]
+        assert best(votes.to(dtype), 2).tolist() == [[1, 2], [2, 6]]
+        assert best(votes.to(dtype), 0).tolist() == [[], []]
+
+
+def test_padding_behind_a_text_is_refused():
+    states = drawn(50, rows=2)
+    real = torch.ones(2, 50, dtype=torch.bool)
+    real[1, 15:20] = False
+    with pytest.raises(ModelError, match="pad the prompts on the left"):
+        step_by_step(SMALL.layer(), *states, 20, real)
 
 
 def test_shares_give_each_row_of_a_batch_a_budget_of_its_own():

@@ -98,7 +98,9 @@ class InformedRouting:
             unit = RoutedUnit(module, forecaster.to(device), choose.to(device), place, state)
             unit.neighbours = (before, after)
             wrapped += [(place.parent, place.norm, before), (place.parent, place.module, unit)]
-        return attach(model, self, wrapped, AttachedRouting)
+        attached = attach(model, self, wrapped, AttachedRouting)
+        attached.watch_padding()
+        return attached
 
 
 class FeatureForecaster(nn.Module):
@@ -231,11 +233,13 @@ class Record:
 
 @dataclass
 class Routing:
-    """How the units of one model choose; records: where each forward leaves what they did."""
+    """How the units of one model choose; records: where each forward leaves what they did. real,
+    seen: which columns are none, as `recording` was told, and as the forward under way was."""
 
     mode: str
     rule: Rule | None = None
     real: Tensor | None = None
+    seen: Tensor | None = None
     records: list[Record] | None = field(default=None, repr=False)
 
 
@@ -285,8 +289,9 @@ class RoutedUnit(Wrapper):
         """g_0 F(u) + g_1 LFF(u). update: F(u), or None to compute it where it is used."""
         state = self.state
         real = torch.ones(u.shape[:-1], dtype=torch.bool, device=u.device)
-        if state.real is not None:
-            real = state.real[:, -u.shape[1] :].to(u.device)
+        known = state.seen if state.real is None else state.real
+        if known is not None:
+            real = known[:, -u.shape[1] :].to(u.device)
         if state.rule is None:
             execute = real.new_ones(real.shape)
         else:
@@ -324,11 +329,25 @@ class RoutedUnit(Wrapper):
 
 
 class AttachedRouting(Attached):
-    """Informed routing on a model.
+    """Informed routing on a model. Padding, as the forward's `attention_mask` [B, T] has it, counts
+    in no share.
 
     rule: which tokens run, for every forward from now on (`Learned()` once routers are trained);
     None: all. mode: "approximate" or "skip".
     """
+
+    def watch_padding(self) -> None:
+        """Every forward shows the units its padding. (A mask of four dimensions does not say which
+        columns are none.)"""
+        model = base_model(self.model)
+        read = model.register_forward_pre_hook(_note_padding, with_kwargs=True)
+        done = model.register_forward_hook(_forget_padding, always_call=True)
+        self.handles = (read, done)
+
+    def remove(self) -> None:
+        super().remove()
+        for handle in self.handles:
+            handle.remove()
 
     @property
     def units(self) -> list[RoutedUnit]:
@@ -390,6 +409,23 @@ class AttachedRouting(Attached):
                 spent += rate * parts + always + away
             dense += parts
         return FlopsSaved(dense, needed, spent)
+
+
+def _note_padding(model: Any, args: Any, options: Any) -> None:
+    mask = options.get("attention_mask", args[1] if len(args) > 1 else None)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        for state in _states(model):
+            state.seen = mask.bool()
+
+
+def _forget_padding(model: Any, args: Any, output: Any) -> None:
+    for state in _states(model):
+        state.seen = None
+
+
+def _states(model: Any) -> list[Routing]:
+    """Of the model that is called, which may be a copy of the one that was attached to."""
+    return [module.state for module in model.modules() if isinstance(module, RoutedUnit)]
 
 
 @dataclass(frozen=True)

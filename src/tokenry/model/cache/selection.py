@@ -33,10 +33,16 @@ def vote(query: Tensor, keys: Tensor, begin: int, end: int) -> tuple[Tensor, Ten
 
 
 def best(votes: Tensor, k: int) -> Tensor:
-    """The columns [B, k] of the k largest of votes [B, n] >= 0, in the order of the text."""
+    """The columns [B, k] of the k largest of votes [B, n] >= 0, in the order of the text; of equal
+    ones the first, as pooling makes many."""
+    if not k:
+        return torch.empty(len(votes), 0, dtype=torch.long, device=votes.device)
     if (compiled := compiled_for(votes)) is not None:
         return compiled.best(votes, k)
-    return votes.topk(k, sorted=False).indices.sort(-1).values
+    least = votes.topk(k).values[:, -1:]
+    above, equal = votes > least, votes == least
+    equal &= equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)
+    return (above | equal).nonzero()[:, 1].view(len(votes), k)
 
 
 def compiled_for(states: Tensor) -> Any:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import cache_policy
 from tokenry.model.attention import (
     GivenMask,
@@ -65,7 +65,9 @@ class TokenSelect:
     row's own). reuse: the cosine above which a selection is used again; -1 selects once, 2 always.
     pool: the votes' max-pooling window, odd; 0 for none. dense_prompt: whether the first forward
     attends to everything; if not, and in later forwards of many tokens, `chunk` queries at a time
-    share a selection, their own chunk seen besides. Defaults are the paper's, `dense_prompt` ours.
+    share a selection, their own chunk seen besides; chunks are counted in the batch's columns, so
+    that a padded row has other ones than the row alone. Defaults are the paper's, `dense_prompt`
+    ours. Prompts are padded on the left; else ModelError.
     """
 
     n_init: int | float = 128
@@ -244,11 +246,18 @@ class TokenSelectLayer(GrowingLayer):
         seen = torch.ones(rows, past, dtype=torch.bool, device=device)
         if before is not None:
             seen = seen & before.any(1)
+        if bool((seen[:, :-1] > seen[:, 1:]).any()):
+            raise ModelError(
+                "a query of TokenSelect sees the latest tokens by their columns, and padding "
+                "stands among them: pad the prompts on the left"
+            )
         first = seen.long().argmax(-1, keepdim=True)
         window = past + 1 - n_local
         middle = seen & (column >= first + n_init) & (column < window)
         votes = soft_votes(mean, self.keys[:, :, :past], middle, self.policy.pool)
-        best = votes.masked_fill(~middle, -1.0).topk(self.largest[1]).indices  # best first
+        # best first, and of equal ones the first, as `best` has it
+        order = votes.masked_fill(~middle, -1.0).sort(dim=-1, descending=True, stable=True).indices
+        best = order[:, : self.largest[1]]
         chosen, order = best.sort(-1)
         chosen_real = middle.gather(1, chosen) & (order < k)
         sinks = first + torch.arange(self.largest[0], device=device)
