@@ -63,6 +63,11 @@ class AttentionTransfer:
         with trainable_alone(model, weights):
             for ids in islice(cycle(batches), self.steps):
                 loss = attention_transfer_loss(model, ids)
+                if not loss.requires_grad:
+                    raise InputError(
+                        f"texts of {ids.shape[1]} tokens are read exactly, there is nothing to "
+                        "learn from them: give texts of more than two chunks"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
