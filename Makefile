@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-wheel lint bench docs figures clean
+.PHONY: demo test wheel test-wheel lint bench docs figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tokenry demo
@@ -12,11 +12,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/pytest -n auto --dist worksteal
 
-# The wheel is built and tried in fresh environments, without the clone.
-test-wheel: | $(VENV)/bin/python
+wheel: | $(VENV)/bin/python
 	rm -rf dist
-	$(PIP) --upgrade build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
 	$(BIN)/python -m build --quiet --wheel
+
+# The wheel is tried in fresh environments, without the clone.
+test-wheel: wheel
 	$(BIN)/python tests/wheel.py dist/*.whl 3.11 3.12 3.13
 
 lint: $(VENV)/.dev

@@ -63,7 +63,13 @@ class AttentionTransfer:
             ids = next(rows, None)
             if ids is None:
                 raise InputError("there are no batches to train on")
-            return attention_transfer_loss(model, ids)
+            value = attention_transfer_loss(model, ids)
+            if not value.requires_grad:
+                raise InputError(
+                    f"texts of {ids.shape[1]} tokens are read exactly, there is nothing to learn "
+                    "from them: give texts of more than two chunks"
+                )
+            return value
 
         with only_trainable(model, weights):
             return fit(
