@@ -213,6 +213,14 @@ def test_a_run_on_an_adapter_resumes(adapted, tmp_path, options):
     assert logprobs(again.model).allclose(logprobs(whole.model), atol=1e-5)
 
 
+def test_an_adapter_inside_a_model_of_transformers_is_refused(adapted, tiny_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(adapted / "adapter")
+    with pytest.raises(InputError, match="loaded into the model by transformers"):
+        train("dpo", PAIRS, (model, tiny_tokenizer), tmp_path / "out", **QUIET)
+
+
 def test_modes_that_cannot_be_meant_are_refused(adapted, tmp_path):
     with pytest.raises(InputError, match="the model has no adapter"):
         train("dpo", PAIRS, adapted / "base", tmp_path / "out", adapter="merge", **QUIET)

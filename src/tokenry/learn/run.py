@@ -107,10 +107,10 @@ def train(
     """Train a model on preference pairs and save it to `output`.
 
     objective: a key of the catalogue ("tdpo"), "file.py:name" of an objective value or class, or an
-    objective value. data, eval_data: a file, a folder, or
-    rows, in any form that `learn.data` reads. model: what
-    `tokenry.load` takes, or a (model, tokenizer) pair. reference: see `ObjectiveTrainer`, or a
-    folder or several (their weights are averaged).
+    objective value.
+    data, eval_data: a file, a folder, or rows, in any form that `learn.data` reads.
+    model: what `tokenry.load` takes, or a (model, tokenizer) pair.
+    reference: see `ObjectiveTrainer`, or a folder or several (their weights are averaged).
     frozen: further frozen models by the names that the objective uses: folders, hub ids, models.
     rewards: for on-policy objectives, functions (prompt, completion) -> number or "file.py:name".
     config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),

@@ -64,7 +64,9 @@ class Start:
 
 def has_adapter(model: Any) -> bool:
     """Whether the model is one of peft's, with an adapter on."""
-    return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def starts_as_its_base(lora: Any) -> bool:
@@ -84,6 +86,11 @@ def start_from(model: Any, mode: AdapterMode | None, lora: Any, given: Mapping[s
     Raises InputError for a mode without an adapter, for settings of a new adapter where the old one
     is trained, and for adapters that cannot be merged or stacked.
     """
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers' own loading, without peft
+        raise InputError(
+            "the adapter was loaded into the model by transformers, which cannot train and save it "
+            "as one: load it with tokenry.load or peft.PeftModel.from_pretrained"
+        )
     if not has_adapter(model):
         if mode is not None:
             raise InputError(f'adapter is "{mode}", and the model has no adapter: leave it out')
