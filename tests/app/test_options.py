@@ -65,7 +65,6 @@ IDLE = {
     },
     ("inspect", "x", "--json", "--rows", "10"): ("--rows", "--json prints every token"),
     ("inspect", "--against", "run", "-m", "smollm2"): ("-m", "about the run"),
-    ("inspect", "--against", "run", "--html", "x.html"): ("--html", "about the run"),
     ("inspect", "--against", "run", "-s", "rank"): ("-s", "about the run"),
     ("inspect", "--against", "run", "--rows", "3", "--json"): ("--rows", "every token"),
     ("compress", "f", "--scorer", "random", "--model", "smollm2"): ("--model", "loads no model"),
