@@ -102,6 +102,7 @@ BASE = ("plan", "--model-size", "70B")
         ((*BASE, "--rate", "inf"), "--rate is inf"),
         ((*BASE, "--rate", "1e8"), "no cluster of up to 512 machines a pool serves 1e+08"),
         ((*BASE, "--budget-cost", "inf"), "--budget-cost is inf"),
+        ((*BASE, "--budget-count", 900, "--requests", 60), "60 requests cannot load"),
         ((*BASE, "--rate", 5, "--requests", 10**12), "in [50, 1000000]"),
         ((*BASE, "--rate", 5, "--price", "A100=inf"), "--price A100 is inf"),
         (("plan", "--rate", 5, "--model-size", "9" * 400), "say 7B"),

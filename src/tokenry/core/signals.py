@@ -12,7 +12,7 @@ those about the distribution alone accept and ignore it, so that all can be call
     margin       log p(first) - log p(second)            nats
     divergence   D_f(reference || p)                     nats for the KL-like ones
 
-Work runs in pieces of rows whose temporaries fit into `memory` bytes (at least one row), so a
+Work runs in pieces of rows whose temporaries fit into `memory` >= 1 bytes (at least a row), so a
 vocabulary of 262k entries costs no more than its logits do. Tokens of probability 0 are harmless:
 they add nothing, and as a target have infinite surprisal. Gradients flow (their graph is not
 bounded by `memory`).
@@ -24,6 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.divergence import JENSEN_SHANNON, FDivergence
 from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, ShapeError
@@ -102,7 +103,7 @@ def divergence(
     def piece(rows: Tensor, reference: Tensor) -> Tensor:
         return logits_divergence(reference, rows, kind)
 
-    return _by_rows(piece, logits, reference_logits, memory // 2)
+    return _by_rows(piece, logits, reference_logits, max(memory // 2, 1))
 
 
 def bits(nats: Tensor) -> Tensor:
@@ -128,6 +129,7 @@ def _by_rows(
     """Apply `piece` to so many rows at a time that its temporaries fit into `memory` bytes."""
     if logits.ndim != 2:
         raise ShapeError(f"logits must be [N, V], got {list(logits.shape)}")
+    in_range("memory", memory, "[1, inf)", integer=True)
     other = logits if other is None else other
     dtype = logits.dtype if logits.dtype == torch.float64 else torch.float32
     rows = max(1, memory // (COPIES * dtype.itemsize * max(logits.shape[1], 1)))

@@ -99,6 +99,7 @@ def train_routers(
     mixed by P, which low temperatures make nearly one choice.
     """
     target = budget / attached.layers
+    in_range("weight", weight, "[0, inf)")
     in_range("budget", budget, f"[0, {attached.layers}]")  # the model's layers
 
     def loss(step: int, batch: Any) -> Tensor:
@@ -249,6 +250,8 @@ def train_token_routers(
     rho: mean share of tokens that run, over units. tau: of the Gumbel noise, falling linearly.
     """
     in_range("sparsity", sparsity, "[0, 1]")
+    in_range("weight", weight, "[0, inf)")
+    in_range("turn_weight", turn_weight, "[0, inf)")
     rule = Sampled(tau[0], torch.Generator().manual_seed(seed))
 
     def loss(step: int, batch: Any) -> Tensor:

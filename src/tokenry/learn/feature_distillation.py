@@ -29,6 +29,7 @@ from torch.nn.functional import linear, pad, smooth_l1_loss
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.learn.draft_heads import Pieces, Schedule, Targets, Texts, train_parts
 from tokenry.learn.fit import frozen
 from tokenry.model.feature_head import FeatureHead, features_of
@@ -46,8 +47,11 @@ def eagle_distill_loss(
 ) -> Tensor:
     """The loss over positions where `mask` [B, T] holds; 0 if there is none.
 
-    feature, target_feature: [B, T, d]. logits, target_logits: [B, T, V].
+    feature, target_feature: [B, T, d]. logits, target_logits: [B, T, V]. feature_weight,
+    logit_weight: in [0, inf).
     """
+    in_range("feature_weight", feature_weight, "[0, inf)")
+    in_range("logit_weight", logit_weight, "[0, inf)")
     distance = smooth_l1_loss(feature.float(), target_feature.float(), reduction="none").mean(-1)
     wanted = target_logits.float().softmax(-1)
     crossed = -(wanted * logits.float().log_softmax(-1)).sum(-1)
@@ -69,10 +73,11 @@ def train_feature_head(
     """A head (a new one, or `head` trained on) for drafting what `model` writes.
 
     texts: token ids, best what the model wrote; targets: True on the tokens that count, such as the
-    answers. noise: uniform in ± this many root mean squares, added to the features that the head
-    reads. observe: called with every step and its loss. The features of all pieces are computed
-    once and held, in the model's dtype.
+    answers. noise: uniform in ± this many root mean squares, in [0, inf), added to the features
+    that the head reads. observe: called with every step and its loss. The features of all pieces
+    are computed once and held, in the model's dtype.
     """
+    in_range("noise", noise, "[0, inf)")
     schedule = schedule or Schedule(learning_rate=5e-4)
     head = FeatureHead.of(model, schedule.seed) if head is None else head
     head.check(model)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.prefix_classifier import PrefixClassifier
 from tokenry.learn.fit import fit, linear
@@ -75,9 +76,14 @@ def train_prefix_classifier(
     """A classifier of the prefixes of `texts`, each of which went on from its prompt.
 
     prompts, texts: token ids, one prompt for each text, or a single one for all. labels: one class
-    for each token of each text. steps: of AdamW (weight decay `decay`, learning rate falling to 0)
-    on `batch_size` prefixes each.
+    for each token of each text. steps: >= 1, of AdamW (weight decay `decay` >= 0, learning rate > 0
+    falling to 0) on `batch_size` >= 1 prefixes each.
     """
+    for name, count in (("classes", classes), ("inner", inner), ("steps", steps)):
+        in_range(name, count, "[1, inf)", integer=True)
+    in_range("batch_size", batch_size, "[1, inf)", integer=True)
+    in_range("learning_rate", learning_rate, "(0, inf)")
+    in_range("decay", decay, "[0, inf)")
     prompts = list(prompts) * len(texts) if len(prompts) == 1 else prompts
     hidden, tokens, targets = _prefixes(model, prompts, texts, labels)
     if int(targets.min()) < 0 or int(targets.max()) >= classes:

@@ -232,6 +232,9 @@ def audit_reach(
     progress: Callable[[int, int], None] | None = None,
 ) -> ReachAudit:
     """Reachable sets of unfinished sentences; candidates are a sample of whole words."""
+    in_range("k", k, "[0, inf)", integer=True)
+    in_range("candidates", candidates, "[1, inf)", integer=True)
+    in_range("ranks", ranks, "[1, inf)", integer=True)
     tried = word_tokens(model, tokenizer)
     order = torch.randperm(len(tried), generator=torch.Generator().manual_seed(seed))
     chosen = tried[order[:candidates]].tolist()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 from tokenry.core.extrapolate import extrapolate
 from tokenry.core.scores import Scores
@@ -35,8 +36,9 @@ def contrastive_estimation(positive: Scores, negative: Scores, gamma: float = 1.
     """s_t of every scored token, [B, T], a constant; 0 elsewhere.
 
     positive, negative: scores made with "hidden" by the models of correct and of wrong answers.
-    gamma: strength of the contrast, >= 0; 0 gives the probability under the positive model.
+    gamma: strength of the contrast, in [0, inf); 0 gives the probability under the positive model.
     """
+    in_range("gamma", gamma, "[0, inf)")
     with torch.no_grad():
         logprob = extrapolate(positive.detach(), negative.detach(), gamma).need("logprob")
         return torch.where(positive.mask, logprob, -math.inf).exp()
@@ -84,8 +86,9 @@ def rollout_scores(
 def critical_token(scores: Sequence[float] | Tensor, max_later: float = 0.05) -> int | None:
     """The critical token's place: the earliest score of 0 that no later one exceeds by max_later.
 
-    None when there is none: every 0 was followed by a recovery.
+    None when there is none: every 0 was followed by a recovery. max_later: in [0, 1).
     """
+    in_range("max_later", max_later, "[0, 1)")
     values = [float(score) for score in scores]
     best_later = 0.0
     found = None

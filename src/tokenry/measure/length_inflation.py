@@ -165,9 +165,11 @@ def generate_from(
 ) -> Generated:
     """Texts behind embeddings [B, T, D], padded on the left.
 
-    Greedy; with a generator sampled, from the smallest set of tokens with probability top_p. The
-    columns behind a text's end repeat its end token.
+    Greedy; with a generator sampled, from the smallest set of tokens with probability top_p, in
+    (0, 1]. The columns behind a text's end repeat its end token.
     """
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
+    in_range("top_p", top_p, "(0, 1]")
     cache = compat.plain_cache(model)
     output = model(
         inputs_embeds=prefix,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.divergence import JENSEN_SHANNON, divergence
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends, prompt_ids
@@ -153,7 +154,8 @@ def contexts(ids: Tensor, start: int, order: int) -> Tensor:
 
 
 def distinct_n(text: Sequence[int], n: int = 2) -> float:
-    """Distinct n-grams over n-grams of a text; 1 for a text without any."""
+    """Distinct n-grams (n >= 1) over n-grams of a text; 1 for a text without any."""
+    in_range("n", n, "[1, inf)", integer=True)
     grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 

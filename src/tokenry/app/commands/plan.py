@@ -335,4 +335,5 @@ def sentence(best: Any, rate: float | None, minimise: str) -> str:
         return f"Most requests: {best.rate:.3g} a second with {who} ({price})."
     least = {"cost": "Cheapest", "power": "Least power", "count": "Fewest machines"}[minimise]
     per = best.price("cost") / 3.6 / rate
-    return f"{least}: {who} ({price}, ${per:.2f} per 1000 requests)."
+    written = f"{per:.2f}" if per < 1e6 else f"{per:.3g}"
+    return f"{least}: {who} ({price}, ${written} per 1000 requests)."

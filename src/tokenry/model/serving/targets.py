@@ -176,7 +176,8 @@ def max_rate_under_slo(
     """The largest rate of these requests, in requests per second, that meets the targets; 0.0 if
     none does. By bisection, to within the share `tolerance`.
 
-    above: a rate to beat; 0.0 at once where it is not.
+    above: a rate to beat; 0.0 at once where it is not. Raises InputError where the requests are too
+    few to load the cluster: served on time even if all of them are there before one could be done.
     """
 
     def met(rate: float) -> bool:
@@ -192,7 +193,12 @@ def max_rate_under_slo(
         if low < floor:
             return 0.0
     high = low * 1.25 if above else low * 2
-    while high < 1e9 and met(high):
+    while met(high):
+        if high > len(trace) / alone:
+            raise InputError(
+                f"{len(trace)} requests cannot load {machines} machines: they are served on time "
+                "even if all come at once; simulate more requests, or fewer machines"
+            )
         low, high = high, 2 * high
     while high - low > tolerance * high:
         middle = (low + high) / 2
