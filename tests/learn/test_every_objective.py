@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tokenry.core.registry import objective as objectives
-from tokenry.learn.objective import frozen_sources, is_on_policy
+from tokenry.learn.objective import frozen_sources, is_on_policy, is_supervised
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.run import train
 
@@ -72,13 +72,16 @@ def settings_of(key, model):
 def test_trains_evaluates_and_saves(key, adapter, tiny_llama_text, tiny_tokenizer, tmp_path):
     model = copy.deepcopy(tiny_llama_text)
     before = copy.deepcopy(model.state_dict())
+    rows = PAIRS
+    if is_supervised(objectives[key]):
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
     run = train(
         key,
-        PAIRS,
+        rows,
         (model, tiny_tokenizer),
         tmp_path / "out",
         lora={"r": 2} if adapter else False,
-        eval_data=PAIRS[:4],
+        eval_data=rows[:4],
         **settings_of(key, tiny_llama_text),
         **QUIET,
     )

@@ -75,6 +75,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
     source = read_source(pairs or _data_of(record, folder))
     reading = dict(record["reading"])
     template = reading.pop("template")
+    reading.pop("kind", None)  # the report is about pairs, whatever was trained on
     trained = load(folder)
     if template_hash(trained.tokenizer) != template:
         raise InputError(

@@ -110,7 +110,8 @@ def import_modules(package: str) -> list[Any]:
 
 signal = Role("signal", ("tokenry.core.signals",))
 objective = Role(
-    "objective", ("tokenry.learn.preference", "tokenry.learn.policy", "tokenry.learn.rewards")
+    "objective",
+    tuple(f"tokenry.learn.{part}" for part in ("preference", "policy", "pretraining", "rewards")),
 )
 sampler = Role("token sampler", ("tokenry.decode.samplers",))
 text_sampler = Role("sampler", ("tokenry.decode.samplers",))

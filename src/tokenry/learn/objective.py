@@ -98,6 +98,8 @@ class Objective(Protocol):
     num_rewards: how many reward functions an on-policy objective mixes (default: 1);
     sides: which completions of a dataset row become rows of the batch, block after block: all
         first sides, then all second ones; by default ("chosen", "rejected");
+    supervised: True for an objective that learns from given texts ("text", "messages", "prompt"
+        with "completion"), whose batches are these texts themselves (default: False);
     reads: the completions that a row of the data must have, by default ("chosen", "rejected");
     annotate(rows, context): dataset rows with more columns `{side}_{NAME}` for "token.NAME" and
         "row.NAME", or with more sides, computed once before training (`learn.annotation`);
@@ -130,6 +132,10 @@ def sides_of(objective: Any) -> tuple[str, ...]:
 def completions_read(objective: Any) -> tuple[str, ...]:
     """Which completions the objective takes from the data; others need not be there."""
     return tuple(getattr(objective, "reads", PAIR_SIDES))
+
+
+def is_supervised(objective: Any) -> bool:
+    return bool(getattr(objective, "supervised", False))
 
 
 def is_on_policy(objective: Any) -> bool:

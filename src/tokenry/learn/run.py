@@ -21,12 +21,8 @@ from tokenry.core.registry import objective as objectives
 from tokenry.learn.annotation import Annotation, annotate
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
-from tokenry.learn.data import (
-    PreferenceCollator,
-    as_dataset,
-    read_rows,
-)
-from tokenry.learn.data.rows import template_hash
+from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
+from tokenry.learn.data.rows import completion_rows, template_hash
 from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
     PAIR_SIDES,
@@ -35,6 +31,7 @@ from tokenry.learn.objective import (
     data_columns,
     frozen_sources,
     is_on_policy,
+    is_supervised,
     sides_of,
 )
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
@@ -104,7 +101,7 @@ def train(
     callbacks: Sequence[Any] | None = None,
     **settings: Any,
 ) -> TrainedRun:
-    """Train a model on preference pairs and save it to `output`.
+    """Train a model on texts, preference pairs or its own samples, and save it to `output`.
 
     objective: a key of the catalogue ("tdpo"), "file.py:name" of an objective value or class, or an
     objective value.
@@ -114,11 +111,12 @@ def train(
     frozen: further frozen models by the names that the objective uses: folders, hub ids, models.
     rewards: for on-policy objectives, functions (prompt, completion) -> number or "file.py:name".
     config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),
-    fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...), `max_length`,
-    `truncate`, `as_chat`, `bad_rows` ("error" or "skip"), fields of RolloutSettings, `dropout`
-    (False by default: it is off while training, see `ObjectiveTrainer`), and mappings
-    `lora` (peft.LoraConfig fields) and `frozen` and the list `rewards`. settings: the same keys,
-    stronger than config. lora: True, or such a mapping, trains an adapter.
+    fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...),
+    `max_length`, `truncate`, `as_chat`, `kind` (see `learn.data.kinds`), `bad_rows` ("error" or
+    "skip"), fields of RolloutSettings, `dropout` (False by default: it is off while training, see
+    `ObjectiveTrainer`), and mappings `lora` (peft.LoraConfig fields) and `frozen` and the list
+    `rewards`. settings: the same keys, stronger than config. lora: True, or such a mapping, trains
+    an adapter.
     adapter: for a model that comes with one. "continue" (the default) trains it further, held to
     what it was; "merge" makes it part of the weights, which are trained, or with `lora` saved as
     `output`/base under a new adapter; "stack" trains a new adapter above it and saves the two as
@@ -349,15 +347,22 @@ def _dataset(
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, annotated, and where it came from."""
-    sampled = is_on_policy(objective)
-    kind, sides = ("prompt", ()) if sampled else ("preference", completions_read(objective))
+    sampled, supervised = is_on_policy(objective), is_supervised(objective)
+    kinds = SUPERVISED if supervised else ("prompt",) if sampled else ("preference",)
+    sides = _sides(objective) if supervised or sampled else completions_read(objective)
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
+    kind = options.pop("kind")
     read = read_rows(
-        source, context.tokenizer, kind, accepts=(kind,), sides=sides or PAIR_SIDES, **options
+        source,
+        context.tokenizer,
+        kinds[0] if kind == "auto" and len(kinds) == 1 else kind,
+        accepts=kinds,
+        sides=PAIR_SIDES if supervised or sampled else sides,
+        **options,
     )
     rows, skipped = fitting(
-        read.rows,
+        completion_rows(read.rows) if supervised else read.rows,
         limits,
         sides,
         read.skipped,

@@ -23,8 +23,20 @@ from tokenry.core.errors import InputError, TokenryError, UnknownNameError
 from tokenry.learn.data import BadRows, Truncate
 from tokenry.learn.policy.rollouts import RolloutSettings
 
-DATA_DEFAULTS = {"max_length": None, "truncate": "error", "as_chat": False, "bad_rows": "error"}
-DATA_KINDS = {"max_length": int | None, "truncate": str, "as_chat": bool, "bad_rows": str}
+DATA_DEFAULTS = {
+    "kind": "auto",
+    "max_length": None,
+    "truncate": "error",
+    "as_chat": False,
+    "bad_rows": "error",
+}
+DATA_KINDS = {
+    "kind": str,
+    "max_length": int | None,
+    "truncate": str,
+    "as_chat": bool,
+    "bad_rows": str,
+}
 LOOP_KINDS = {"dropout": bool}
 NOT_SET = ("output_dir", "remove_unused_columns", "seed", "resume_from_checkpoint")
 NO_EFFECT = {

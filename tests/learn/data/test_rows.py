@@ -12,12 +12,11 @@ from tokenry.core.errors import InputError
 from tokenry.learn.data import (
     DataOptions,
     PreferenceCollator,
-    SupervisedCollator,
     as_dataset,
     batch_of,
+    completion_rows,
     preference_rows,
     read_rows,
-    supervised_dataset,
 )
 
 CHATML = KINDS[0].template
@@ -62,7 +61,8 @@ def test_supervised_rows_target_what_is_to_be_learned(tokenizer, row, kind, expe
     read = read_rows([row], tokenizer)
     assert read.kind == kind
     assert said(tokenizer, read.rows[0]) == expected
-    batch = batch_of(SupervisedCollator.of(tokenizer)(list(supervised_dataset(read.rows))))
+    collate = PreferenceCollator.of(tokenizer, ("completion",))
+    batch = batch_of(collate(list(as_dataset(completion_rows(read.rows), ("completion",)))))
     assert batch.ids[0].tolist() == read.rows[0]["ids"]
     assert batch.target[0].tolist() == read.rows[0]["target"]
 

@@ -10,11 +10,18 @@ collator   rows of the dataset -> fields of a batch
 """
 
 from tokenry.core.batch import Truncate
-from tokenry.learn.data.collator import PreferenceCollator, SupervisedCollator, batch_of
-from tokenry.learn.data.columns import as_dataset, supervised_dataset
+from tokenry.learn.data.collator import PreferenceCollator, batch_of
+from tokenry.learn.data.columns import as_dataset
 from tokenry.learn.data.kinds import KINDS, SUPERVISED, Kind
 from tokenry.learn.data.pairs import preference_dataset, preference_rows
-from tokenry.learn.data.rows import BadRows, DataOptions, DataRows, Skipped, read_rows
+from tokenry.learn.data.rows import (
+    BadRows,
+    DataOptions,
+    DataRows,
+    Skipped,
+    completion_rows,
+    read_rows,
+)
 from tokenry.learn.data.sources import Source, read_jsonl, read_source
 
 __all__ = [
@@ -27,14 +34,13 @@ __all__ = [
     "PreferenceCollator",
     "Skipped",
     "Source",
-    "SupervisedCollator",
     "Truncate",
     "as_dataset",
     "batch_of",
+    "completion_rows",
     "preference_dataset",
     "preference_rows",
     "read_jsonl",
     "read_rows",
     "read_source",
-    "supervised_dataset",
 ]

@@ -96,27 +96,6 @@ def batch_of(fields: dict[str, Any]) -> TokenBatch:
     )
 
 
-@dataclass(frozen=True)
-class SupervisedCollator:
-    """Rows with `ids` and `target` -> the fields of a TokenBatch."""
-
-    pad_id: int
-    padding_side: Literal["left", "right"] = "right"
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> SupervisedCollator:
-        return cls(PreferenceCollator.of(tokenizer).pad_id)
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = TokenBatch.from_ids(
-            [row["ids"] for row in rows],
-            [row["target"] for row in rows],
-            pad_id=self.pad_id,
-            padding_side=self.padding_side,
-        )
-        return {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
-
-
 def _per_token(
     values: Sequence[Sequence[float]], completion: Tensor, target: Tensor, name: str
 ) -> Tensor:

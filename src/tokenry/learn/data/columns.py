@@ -46,13 +46,6 @@ def as_dataset(
     return Dataset.from_list(kept)
 
 
-def supervised_dataset(rows: Sequence[dict[str, Any]]) -> Any:
-    """A `datasets.Dataset` of the rows' `ids` and `target`."""
-    from datasets import Dataset
-
-    return Dataset.from_list([{name: row[name] for name in ("ids", "target")} for row in rows])
-
-
 def check_reference(row: dict[str, Any], side: str, tokens: int) -> None:
     """Raise InputError unless a column of reference log-probabilities, if there is one, has a
     finite number, not above 0, for each completion token."""

@@ -205,6 +205,23 @@ def read_rows(
     )
 
 
+def completion_rows(rows: Sequence[Row]) -> list[Row]:
+    """Supervised rows as one completion each: `prompt_ids` up to the first target, then
+    `completion_ids` and `completion_target`."""
+    split = []
+    for row in rows:
+        first = row["target"].index(True)
+        split.append(
+            {
+                **{name: value for name, value in row.items() if name not in ("ids", "target")},
+                "prompt_ids": row["ids"][:first],
+                "completion_ids": row["ids"][first:],
+                "completion_target": row["target"][first:],
+            }
+        )
+    return split
+
+
 def template_hash(tokenizer: Any) -> str | None:
     """The SHA-256 of a tokenizer's chat template, or of all of them; None without one."""
     template = getattr(tokenizer, "chat_template", None)
