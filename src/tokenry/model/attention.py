@@ -438,9 +438,10 @@ def observed_attention(
     layer: ObservedLayer | None = getattr(key, MARK, None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is None:
-        whole = attention_mask
         if isinstance(attention_mask, DeferredMask):
             whole = attention_mask.whole if softcap is None else attention_mask.table
+        else:
+            whole = attention_mask
         if isinstance(whole, Tensor) and whole.shape[-1] > key.shape[-2]:
             whole = whole[..., -key.shape[-2] :]  # a sliding layer holds the latest columns alone
         if softcap is not None:  # SDPA has no soft cap

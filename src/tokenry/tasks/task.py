@@ -156,10 +156,10 @@ def _answers(model: Any, items: Sequence[Item]) -> list[Answer]:
         chosen = [n for n, item in enumerate(items) if isinstance(item.request, kind)]
         if not chosen:
             continue
-        requests = [items[n].request for n in chosen]
+        requests: list[Any] = [items[n].request for n in chosen]
         ask = getattr(model, verb, None)
         if ask is None and kind is Generate and callable(model):
-            found = [model(request.prompt) for request in requests]  # type: ignore[union-attr]
+            found: list[Any] = [model(request.prompt) for request in requests]
         elif ask is None:
             raise InputError(f"this task asks for {verb}(requests), which the model does not have")
         else:

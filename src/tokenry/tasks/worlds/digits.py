@@ -9,6 +9,7 @@ borders. Everything drawn depends on the generator alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Digits:
             raise ModelError(
                 'the digits come with scikit-learn: pip install "tokenry[audit]"'
             ) from error
-        data = load_digits()
+        data: Any = load_digits()
         order = torch.randperm(len(data.target), generator=_generator(self.seed))
         images = torch.tensor(data.images, dtype=torch.float32)[order] / 16
         labels = torch.tensor(data.target, dtype=torch.long)[order]
