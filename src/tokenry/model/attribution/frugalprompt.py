@@ -20,11 +20,12 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.score import unwrap
 from tokenry.text.compression import (
@@ -74,6 +75,12 @@ class FrugalPrompt:
     reduce: Reduce = "sum"
     protect: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        within(self, "[0, 100]", "percent")
+        within(self, "[-9e18, 9e18]", "seed", integer=True)
+        one_of("FrugalPrompt.mode", self.mode, get_args(Mode))
+        one_of("FrugalPrompt.reduce", self.reduce, get_args(Reduce))
 
     def __call__(self, model: Any, tokenizer: Any, text: str) -> Compressed:
         """The shorter text. model, tokenizer: may be None without a scorer."""
