@@ -209,7 +209,7 @@ def test_a_copy_of_the_adapter_does_not_copy_the_models(model):
 
 
 def test_wrong_use_is_explained(tiny_llama, tiny_gemma3, tmp_path):
-    with pytest.raises(InputError, match="at least 1, got 0"):
+    with pytest.raises(InputError, match="is 0; it must be"):
         GatedLoRA.of(tiny_llama, rank=0)
     with pytest.raises(ModelError, match="no linear map"):
         GatedLoRA.of(tiny_llama, targets=("nothing",))

@@ -53,7 +53,7 @@ def test_wrong_files_and_models_are_refused(tiny_llama, tmp_path):
         MaskPredictor.load(tmp_path / "lora.safetensors")
     with pytest.raises(InputError, match="cannot read"):
         MaskPredictor.load(tmp_path / "missing")
-    with pytest.raises(InputError, match="at least 1, got 0"):
+    with pytest.raises(InputError, match="is 0; it must be"):
         MaskPredictor.of(tiny_llama, k=0)
     predictor = MaskPredictor.of(tiny_llama, k=2, rank=2)
     predictor.masks = torch.nn.Parameter(torch.zeros(2, 8))

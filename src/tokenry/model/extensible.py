@@ -35,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.files import replacing
 from tokenry.model.score import unwrap
@@ -97,8 +98,7 @@ class ExtensibleTokenizer(nn.Module):
         apart from each other, from position 0."""
         if ids.ndim != 2 or not ids.shape[1]:
             raise ShapeError(f"ids must be [B, T] with T >= 1, got {list(ids.shape)}")
-        if chunk < 1:
-            raise InputError(f"chunk is {chunk}: a chunk has at least one token")
+        in_range("chunk", chunk, "[1, inf)", integer=True)
         window = getattr(getattr(self.backbone, "config", None), "max_position_embeddings", None)
         if window and min(chunk, ids.shape[1]) > window:
             raise InputError(f"chunks of {chunk} tokens are longer than the tokenizer's {window}")
@@ -217,11 +217,11 @@ class ExtensibleSession:
     def __post_init__(self) -> None:
         table = self._embeddings.weight
         limit = getattr(unwrap(self.model).config.get_text_config(), "max_position_embeddings", 0)
+        within(self, "[0, inf)", "window", integer=True)
         self.window = self.window or limit
         if self.window < 1 or 0 < limit < self.window:
             raise InputError(f"window is {self.window}: the model has {limit} positions")
-        if min(self.ratio, self.chunk) < 1:
-            raise InputError(f"ratio {self.ratio} and chunk {self.chunk} must be at least 1")
+        within(self, "[1, inf)", "ratio", "chunk", integer=True)
         self.compressed = table.new_zeros(0, table.shape[1])
         self.recent = torch.zeros(0, dtype=torch.long, device=table.device)
 

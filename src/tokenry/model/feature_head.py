@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import read_tensors, write_tensors
 from tokenry.core.fused import LinearHead
@@ -64,10 +65,11 @@ class FeatureHead(nn.Module):
         vocabulary: Tensor | None = None,
     ):
         super().__init__()
-        if heads < 1 or width % (2 * heads):
+        in_range("heads", heads, "[1, inf)", integer=True)
+        if width % (2 * heads):
             raise InputError(f"{heads} heads do not divide a width of {width} into even parts")
-        if expansion < 1:
-            raise InputError(f"expansion must be at least 1, got {expansion}")
+        in_range("expansion", expansion, "[1, inf)", integer=True)
+        in_range("inner", inner, "[1, inf)", integer=True, optional=True)
         self.fc = nn.Linear(2 * width, width)
         self.layer = DraftLayer(width, heads, inner or 4 * width)
         self.sampler = FeatureSampler(width, expansion) if feature_sampling else None

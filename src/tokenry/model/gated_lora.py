@@ -32,7 +32,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tokenry.core.errors import InputError, ModelError, ShapeError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ModelError, ShapeError
 from tokenry.core.files import read_tensors, write_tensors
 from tokenry.model.packed import PackedLinear
 from tokenry.model.score import unwrap
@@ -97,8 +98,8 @@ class GatedLoRA(nn.Module):
         super().__init__()
         if not shapes:
             raise ModelError("no linear map to adapt: the model has none of the wanted names")
-        if rank < 1:
-            raise InputError(f"the rank must be at least 1, got {rank}")
+        in_range("rank", rank, "[1, inf)", integer=True)
+        in_range("alpha", alpha, "(0, inf)")
         self.names, self.rank, self.alpha = tuple(sorted(shapes)), rank, alpha
         changes = [LowRank(*shapes[name], rank, alpha / rank) for name in self.names]
         self.maps = nn.ModuleList(changes)

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.model import compat
 
@@ -49,12 +50,12 @@ class HiddenStateOptimizer:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        if self.segment < 1 or (self.memory is not None and self.memory < 1):
-            raise InputError(
-                f"segment ({self.segment}) and memory ({self.memory}) must be at least 1"
-            )
-        if self.lr < 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"lr is {self.lr} (must be >= 0), betas are {self.betas} (in [0, 1))")
+        within(self, "[1, inf)", "segment", integer=True)
+        within(self, "[1, inf)", "memory", integer=True, optional=True)
+        within(self, "[0, inf)", "lr")
+        within(self, "(0, inf)", "eps")
+        for beta in self.betas:
+            in_range("HiddenStateOptimizer.betas", beta, "[0, 1)")
 
     def __call__(
         self, ids: Tensor, attention: Tensor | None = None, target: Tensor | None = None

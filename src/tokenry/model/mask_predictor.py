@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from tokenry.core.errors import InputError, ModelError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ModelError
 from tokenry.core.files import read_tensors, write_tensors
 from tokenry.model import compat
 from tokenry.model.gated_lora import GatedLoRA
@@ -55,8 +56,7 @@ class MaskPredictor(nn.Module):
     ) -> MaskPredictor:
         """An untrained predictor of k tokens beyond the next. rank, alpha, targets: of the gated
         LoRA. Masks start like tokens of the vocabulary, with their mean and spread."""
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
+        in_range("k", k, "[1, inf)", integer=True)
         lora = GatedLoRA.of(model, rank, alpha, targets, seed)
         table = model.get_input_embeddings()
         with torch.random.fork_rng(), torch.no_grad():

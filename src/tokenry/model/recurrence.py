@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, DynamicLayer
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.model.attention import (
     BlockOfQueries,
@@ -84,8 +85,9 @@ class WindowRecurrence(nn.Module):
         previous: bool = True,
     ):
         super().__init__()
-        if window < 1 or horizon < 1:
-            raise InputError(f"window ({window}) and horizon ({horizon}) must be at least 1")
+        in_range("window", window, "[1, inf)", integer=True)
+        in_range("horizon", horizon, "[1, inf)", integer=True)
+        in_range("inner", inner, "[1, inf)", integer=True, optional=True)
         self.model, self.window, self.horizon = model, window, horizon
         self.pool_layer, self.previous = pool_layer, previous
         blocks = decoder_layers(model)

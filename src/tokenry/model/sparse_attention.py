@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.model.attention import (
     MARK,
@@ -171,13 +172,10 @@ class TokenSparse:
     pool: int = 7
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau < 1:
-            raise InputError(f"tau={self.tau} is not a share, 0 <= tau < 1")
-        if self.min_tokens < 0 or self.window < 1:
-            raise InputError(
-                f"min_tokens={self.min_tokens} must be >= 0 and window={self.window} >= 1"
-            )
-        if self.pool < 1 or self.pool % 2 == 0:
+        within(self, "[0, 1)", "tau")
+        within(self, "[0, inf)", "min_tokens", integer=True)
+        within(self, "[1, inf)", "window", "pool", integer=True)
+        if self.pool % 2 == 0:
             raise InputError(f"pool={self.pool} is not an odd number of columns")
 
     def attach(self, model: Any) -> SparsePrefill:
@@ -402,8 +400,7 @@ def low_drift_layers(
     model: Any, ids: Tensor, attention: Tensor | None = None, *, quantile: float = 0.5
 ) -> tuple[int, ...]:
     """The layers with full attention whose drift on a text is at most this quantile of theirs."""
-    if not 0 <= quantile <= 1:
-        raise InputError(f"quantile={quantile} is not between 0 and 1")
+    in_range("quantile", quantile, "[0, 1]")
     drift = layer_drift(model, ids, attention)
     full = [number for number, module in attention_layers(model).items() if not is_sliding(module)]
     if not full:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, DynamicLayer
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.attention import (
     MARK,
@@ -71,10 +72,8 @@ class Still:
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk < 1 or not 0 <= self.topk <= self.chunk:
-            raise InputError(
-                f"chunk={self.chunk} must be >= 1 and topk={self.topk} from 0 to the chunk's size"
-            )
+        within(self, "[1, inf)", "chunk", integer=True)
+        within(self, f"[0, {self.chunk}]", "topk", integer=True)
 
     def convert(self, model: Any, seed: int = 0) -> Any:
         """Replace the attention modules by `StillAttention`s that hold them; returns the model."""

@@ -212,7 +212,7 @@ def test_the_lowest_share_of_each_row_is_chosen_among_real_tokens():
     assert lowest(score, 0.5, real).tolist() == [[False, True, True, False], [False] * 3 + [True]]
     assert oracle_route(score, 0.25).tolist() == [[True, False, True, True], [True] * 3 + [False]]
     for wrong in (("errors", 0.5), ("error", 1.5)):
-        with pytest.raises(InputError, match="share from 0 to 1"):
+        with pytest.raises(InputError, match=r"Lowest\."):
             Lowest(*wrong)
 
 

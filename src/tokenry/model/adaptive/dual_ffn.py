@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import router
 from tokenry.model import compat
@@ -91,13 +92,15 @@ class DuoLLM:
 
     key: ClassVar[str] = "duo-llm"
 
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "inner", integer=True, optional=True)
+        within(self, "[-9e18, 9e18]", "seed", integer=True)
+
     def attach(self, model: Any) -> AttachedDuo:
         """Change `model` in place; until a route is set, every token takes the big blocks, so the
         outputs are those of before."""
         config = base_model(model).config.get_text_config()
         inner = max(config.intermediate_size // 16, 1) if self.inner is None else self.inner
-        if inner < 1:
-            raise InputError(f"inner ({inner}) must be at least 1")
         state = Routing()
         generator = torch.Generator().manual_seed(self.seed)
         wrapped = []
@@ -226,8 +229,7 @@ class AttachedDuo(Attached):
     def learned(self, tau: float = 1.0, hard: bool = True) -> Iterator[list[Tensor]]:
         """Within: the routers choose. Gives the list in which every forward leaves P
         [B, T, choices] of each layer, in order."""
-        if tau <= 0:
-            raise InputError(f"tau ({tau}) must be above 0")
+        in_range("tau", tau, "(0, inf)")
         seen: list[Tensor] = []
         with self._set(routes=None, tau=tau, hard=hard, seen=seen):
             yield seen

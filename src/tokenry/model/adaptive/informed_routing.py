@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
@@ -70,14 +71,11 @@ class InformedRouting:
     key: ClassVar[str] = "informed-routing"
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or (self.hidden is not None and self.hidden < 1):
-            raise InputError(f"rank ({self.rank}) and hidden ({self.hidden}) must be at least 1")
-        for name, value, known in (
-            ("activation", self.activation, ("silu", "identity")),
-            ("mode", self.mode, ("approximate", "skip")),
-        ):
-            if value not in known:
-                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        within(self, "[1, inf)", "rank", integer=True)
+        within(self, "[1, inf)", "hidden", integer=True, optional=True)
+        within(self, "[-9e18, 9e18]", "seed", integer=True)
+        one_of("InformedRouting.activation", self.activation, ("silu", "identity"))
+        one_of("InformedRouting.mode", self.mode, ("approximate", "skip"))
 
     def attach(self, model: Any) -> AttachedRouting:
         """Change `model` in place; until a rule is set, every unit runs for every token."""
@@ -170,6 +168,9 @@ class Sampled:
     generator: torch.Generator | None = None
     needs_update: ClassVar[bool] = True  # both branches carry gradient to the router
 
+    def __post_init__(self) -> None:
+        within(self, "(0, inf)", "tau")
+
     def __call__(self, unit: RoutedUnit, u: Tensor, update: Any, real: Tensor) -> Tensor:
         logits = unit.token_router(u)
         noise = -torch.empty_like(logits).exponential_(generator=self.generator).log()
@@ -191,11 +192,8 @@ class Lowest:
     needs_update: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.by not in ("error", "update", "random") or not 0 <= self.sparsity <= 1:
-            raise InputError(
-                f"by is {self.by!r} and sparsity {self.sparsity}; they must be 'error', 'update' "
-                "or 'random', and a share from 0 to 1"
-            )
+        one_of("Lowest.by", self.by, ("error", "update", "random"))
+        within(self, "[0, 1]", "sparsity")
 
     def __call__(self, unit: RoutedUnit, u: Tensor, update: Any, real: Tensor) -> Tensor:
         if self.by == "error":

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
@@ -109,8 +110,10 @@ class SkipDecode:
     key: ClassVar[str] = "skipdecode"
 
     def __post_init__(self) -> None:
-        if self.count not in ("generated", "all"):
-            raise InputError(f"count is {self.count!r}; it must be 'generated' or 'all'")
+        one_of("SkipDecode.count", self.count, ("generated", "all"))
+        within(self, "[1, inf)", "max_layers", "min_layers", "length", "warmup", integer=True)
+        for t, budget in enumerate(self.budgets or ()):
+            in_range(f"SkipDecode.budgets[{t}]", budget, "[1, inf)", integer=True)
         schedule = self.schedule()
         for t, (before, after) in enumerate(itertools.pairwise(schedule), start=1):
             if after > before:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import attribution
 from tokenry.model.attribution.blocks import (
@@ -53,6 +54,9 @@ class DecompX:
     """Scores of a text's tokens: the lengths of their parts in the state at one position."""
 
     max_tokens: int = MAX_TOKENS
+
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "max_tokens", integer=True)
 
     def __call__(self, model: Any, ids: Tensor, position: int = -1) -> Tensor:
         """[T], not negative: ‖x_{position⇐k}‖₂ behind the last layer (a decoder's norm included).

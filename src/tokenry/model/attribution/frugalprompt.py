@@ -87,6 +87,7 @@ class FrugalPrompt:
 
     def __post_init__(self) -> None:
         within(self, "[0, 100]", "percent")
+        within(self, "[-9e18, 9e18]", "seed", integer=True)
         one_of("FrugalPrompt.mode", self.mode, get_args(Mode))
         one_of("FrugalPrompt.reduce", self.reduce, get_args(Reduce))
         for kind in self.sense:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import within
 from tokenry.core.registry import attribution
 from tokenry.model.attribution.blocks import MAX_TOKENS, Block, blocks_of, observe
 
@@ -41,6 +42,9 @@ class GlobEnc:
 
     normalise: bool = True
     max_tokens: int = MAX_TOKENS
+
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "max_tokens", integer=True)
 
     @torch.no_grad()
     def __call__(self, model: Any, ids: Tensor, position: int = -1) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import within
 from tokenry.core.registry import attribution
 from tokenry.model.score import score
 
@@ -27,6 +28,9 @@ class Surprisal:
     """Scores of a text's tokens: how unexpected each is to a causal language model."""
 
     max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "max_tokens", integer=True)
 
     def __call__(self, model: Any, ids: Tensor, position: int = -1) -> Tensor:
         """[T] nats, not negative. position: not used."""

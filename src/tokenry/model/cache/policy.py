@@ -95,19 +95,25 @@ def cache_bytes(cache: DynamicCache) -> int:
 def check_budget(**shares: int | float) -> None:
     """InputError unless each is a count of tokens or a share of the prompt."""
     for name, share in shares.items():
-        if share < 0 or (isinstance(share, float) and share > 1):
+        if not _is_budget(share):
             raise InputError(
-                f"{name}={share} is neither a count of tokens (int >= 0) nor a share (0.0-1.0)"
+                f"{name}={share!r} is neither a count of tokens (int >= 0) nor a share (0.0-1.0)"
             )
 
 
 def check_size(size: int | float) -> None:
     """InputError unless `size` is a whole budget."""
-    if size <= 0 or (isinstance(size, float) and size > 1):
+    if not _is_budget(size) or not size:
         raise InputError(
-            f"a cache of size {size}: give a count of tokens (int >= 1) or a share of the prompt "
+            f"a cache of size {size!r}: give a count of tokens (int >= 1) or a share of the prompt "
             "(above 0.0, at most 1.0)"
         )
+
+
+def _is_budget(share: Any) -> bool:
+    if isinstance(share, float):
+        return 0 <= share <= 1
+    return isinstance(share, int) and not isinstance(share, bool) and share >= 0
 
 
 def tokens(share: int | float, length: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import cache_policy
 from tokenry.model.attention import (
@@ -80,12 +81,13 @@ class TokenSelect:
 
     def __post_init__(self) -> None:
         check_budget(n_init=self.n_init, k=self.k, n_local=self.n_local)
+        within(self, "[-1, 2]", "reuse")
+        within(self, "[0, inf)", "pool", integer=True)
+        within(self, "[1, inf)", "chunk", integer=True)
         if self.n_local == 0:
             raise InputError("n_local=0 hides a query's own token from it; give at least 1")
-        if self.pool < 0 or (self.pool and self.pool % 2 == 0):
+        if self.pool and self.pool % 2 == 0:
             raise InputError(f"pool={self.pool} must be odd, so that it has a middle, or 0")
-        if self.chunk < 1:
-            raise InputError(f"chunk={self.chunk} must be at least one query")
 
     @classmethod
     def of_size(cls, size: int | float) -> "TokenSelect":
