@@ -62,7 +62,10 @@ def test_data_of_another_kind_are_named_before_training(refused, model, tmp_path
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}))
     message = refused("train", "-d", data, "-o", tmp_path / "out", "-m", model)
-    assert 'line 1: the field "chosen" is missing' in message
+    assert 'line 1: the field "chosen" is missing; the row has "messages"' in message
+    data.write_text(json.dumps({"instruction": "hi", "output": "hello"}))
+    message = refused("train", "-d", data, "-o", tmp_path / "out", "-m", model)
+    assert 'rename "instruction"' in message
     data.write_bytes(b"\x00\x01\x02")
     assert "is not text" in refused("train", "-d", data, "-o", tmp_path / "out", "-m", model)
     assert not (tmp_path / "out").exists()

@@ -150,6 +150,13 @@ def test_a_text_that_carries_the_opening_gets_it_once(tiny_llama_text, bos_token
     assert carried.ids.tolist() == [bos_tokenizer.bos_token_id, *bare.ids.tolist()]
     assert carried.scored.tolist() == [False, *[True] * len(bare.ids)]
     torch.testing.assert_close(carried.signals["surprisal"][1:], bare.signals["surprisal"])
+    # Every later window has it too, so a text whose words are all alike is alike everywhere.
+    found = inspect(tiny_llama_text, bos_tokenizer, "<s>" + "a" * 39, window=8)
+    assert len(found.ids) == 40
+    bos, letter = found.ids[:2].tolist()
+    exact = logprobs(tiny_llama_text, [bos] + [letter] * 7)[:-1, letter]
+    torch.testing.assert_close(found.signals["surprisal"][1:8], -exact)
+    torch.testing.assert_close(found.signals["surprisal"][-1], -exact[-1])
 
 
 @pytest.mark.parametrize("window", [4, 7, 16])

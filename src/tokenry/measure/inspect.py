@@ -274,7 +274,8 @@ class _Reading:
     tokenizer: Any
     every: list[bytes]  # the bytes of every vocabulary entry
     ids: Tensor  # [T]
-    prefix: list[int]
+    prefix: list[int]  # before the text
+    opening: list[int]  # before every later window of it
     window: int
 
     @staticmethod
@@ -287,7 +288,9 @@ class _Reading:
         config = model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or window
         every = token_bytes(tokenizer)
-        return _Reading(model, tokenizer, every, torch.tensor(ids), prefix, min(window, limit))
+        return _Reading(
+            model, tokenizer, every, torch.tensor(ids), prefix, start, min(window, limit)
+        )
 
     @property
     def name(self) -> str:
@@ -332,15 +335,13 @@ class _Reading:
 
     def _windows(self) -> Iterator[TokenBatch]:
         """Windows over the text, each with the tokens that no earlier one scored as its targets."""
-        room = self.window - len(self.prefix)
         done = 0 if self.prefix else 1
-        for start in range(0, len(self.ids), max(room // 2, 1)):
-            end = min(start + room, len(self.ids))
-            ids = torch.cat([torch.tensor(self.prefix, dtype=torch.long), self.ids[start:end]])[
-                None
-            ]
+        for start in range(0, len(self.ids), max((self.window - len(self.opening)) // 2, 1)):
+            before = self.opening if start else self.prefix
+            end = min(start + self.window - len(before), len(self.ids))
+            ids = torch.cat([torch.tensor(before, dtype=torch.long), self.ids[start:end]])[None]
             target = torch.zeros_like(ids, dtype=torch.bool)
-            target[0, len(self.prefix) + done - start :] = True
+            target[0, len(before) + done - start :] = True
             if target.any():
                 yield TokenBatch(ids, torch.ones_like(target), target)
             done = end

@@ -360,3 +360,17 @@ def test_characters_of_a_completions_tokens_are_found_where_they_were_made(token
     assert [b for _, b in context.offsets(sampled, "chosen")][-1] == len("hello")
     with pytest.raises(InputError, match="is not what its token ids were made from"):
         context.offsets(pair | {"chosen_ids": [5, 6, 7]}, "chosen")
+
+
+@pytest.mark.parametrize("kind", [KINDS[n] for n in (0, 2, 3, 5, 6, 7)], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("row", [PAIR, {"chosen": [user("hi"), bot("hello")],
+                                        "rejected": [user("hi"), bot("the cat")]}])  # fmt: skip
+def test_texts_of_chat_pairs_are_those_of_trl(kind, row):
+    from trl.data_utils import apply_chat_template, maybe_extract_prompt
+
+    tokenizer = build_tokenizer("bytes", kind.template)
+    expected = apply_chat_template(maybe_extract_prompt(dict(row)), tokenizer)
+    (ours,), _ = preference_rows([row], tokenizer)
+    assert ours["prompt"] == expected["prompt"]
+    for side in ("chosen", "rejected"):
+        assert ours[side] == expected[side].rstrip()

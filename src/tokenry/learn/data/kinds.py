@@ -39,19 +39,17 @@ def kind_of(row: Mapping[str, Any], place: str, accepts: Collection[str] = KINDS
     fitting = [kind for kind in kinds if kind in accepts]
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(f'"{name}"' for name, value in row.items() if value is not None) or "none"
+    names = _names(row)
     if fitting:
         raise InputError(
             f"{place} can be read as {' or as '.join(fitting)} (its fields: {names}): say which, "
             "by the setting kind"
         )
     wanted = " or ".join(" + ".join(_fields(kind)) for kind in accepts)
-    hint = next((hint for name, hint in OTHERS.items() if row.get(name) is not None), None)
     raise InputError(
         f"{place} has the fields {names}"
         + (f", which are {kinds[0]} data" if kinds else "")
-        + f"; wanted: {wanted}"
-        + (f"; {hint}" if hint else "")
+        + f"; wanted: {wanted}{_hint(row)}"
     )
 
 
@@ -66,7 +64,9 @@ def check_fields(row: Mapping[str, Any], kind: str, sides: Collection[str]) -> N
     """Raise InputError naming the first field that a row of this kind lacks."""
     for name in sides if kind == "preference" else _fields(kind):
         if row.get(name) is None:
-            raise InputError(f'the field "{name}" is missing')
+            raise InputError(
+                f'the field "{name}" is missing; the row has {_names(row)}{_hint(row)}'
+            )
 
 
 def _kinds(row: Mapping[str, Any]) -> list[str]:
@@ -79,6 +79,15 @@ def _kinds(row: Mapping[str, Any]) -> list[str]:
     if has("chosen") or has("rejected"):
         kinds.append("preference")
     return [*kinds, "prompt"] if has("prompt") and not kinds else kinds
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(f'"{name}"' for name, value in row.items() if value is not None) or "none"
+
+
+def _hint(row: Mapping[str, Any]) -> str:
+    """What to do about rows of another format, if it is known."""
+    return next((f"; {hint}" for name, hint in OTHERS.items() if row.get(name) is not None), "")
 
 
 def _fields(kind: str) -> tuple[str, ...]:
