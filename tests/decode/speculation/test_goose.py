@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, VocabularyError
+from tokenry.decode.speculation import goose
 from tokenry.decode.speculation.goose import (
     Goose,
     Memory,
@@ -17,7 +18,7 @@ from tokenry.decode.speculation.goose import (
 from tokenry.decode.speculation.recycling import AdjacencyMatrix
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.verify import verify_greedy
+from tokenry.decode.speculation.verify import Accepted, verify_greedy
 
 PROMPT = [5, 17, 9, 33, 21, 9, 40, 12, 3, 28, 51]
 
@@ -43,6 +44,86 @@ def test_harmonic_split_rounds_down_and_leaves_none_without():
     assert harmonic_split(12, 4) == [5, 2, 1, 1]
     assert harmonic_split(1, 3) == [1, 1, 1]
     assert harmonic_split(5, 0) == []
+
+
+def test_the_spines_share_follows_its_running_acceptance():
+    """Below .2, below .4, and above; of 60 nodes without confidence .15, .3 and .5 are spine."""
+    chain = list(range(10, 60))
+    for acceptance, length in ((0, 9), (0.19, 9), (0.2, 18), (0.39, 18), (0.4, 30), (0.42, 30)):
+        tree = spine_tree([3, 4], chain, 0.0, acceptance, 60, nothing)
+        assert len(tree) - 1 == length
+    for confidence, length in ((0.3, 46), (0.7, 74)):  # 72 (.5 + .15), 88 (.5 + .35)
+        tree = spine_tree([3, 4], chain * 2, confidence, 0.42, 60, nothing)
+        assert len(tree) - 1 == length
+
+
+def test_a_branch_is_as_wide_as_its_probability_and_its_depth_allow():
+    def four(before, token):  # tokens tell their depth
+        depth = token // 100
+        return [(100 * (depth + 1) + rank, p) for rank, p in enumerate((0.2, 0.1, 0.1, 0.01))]
+
+    tree = spine_tree([3, 4], [], 0.0, 0.5, 60, four)
+    # 4 at the root; then ceil(55 · .2) = 11, at most 10 // 1, and there are 4; and so on
+    assert children(tree) == written_growth(60, 10, (0.2, 0.1, 0.1, 0.01))
+    narrow = spine_tree([3, 4], [], 0.0, 0.5, 60, four, width=4)
+    assert children(narrow) == written_growth(60, 4, (0.2, 0.1, 0.1, 0.01))
+    assert children(narrow) != children(tree)
+
+
+def children(tree):
+    return [sum(parent == node for parent in tree.parents) for node in range(len(tree))]
+
+
+def written_growth(budget, width, probs):
+    """Children of every node, breadth first, below a root that has taken all its successors."""
+    nodes, at = [(0, None), *[(1, p) for p in probs]], 1
+    counts = [len(probs)]
+    while at < len(nodes):
+        depth, p = nodes[at]
+        left = budget - len(nodes)
+        wide = 0
+        if depth < 6 and left:
+            wide = max(1, min(-(-left * p // 1), width // depth, len(probs)))
+        counts.append(int(min(wide, left)))
+        nodes += [(depth + 1, q) for q in probs[: counts[-1]]]
+        at += 1
+    return counts
+
+
+def test_flat_logits_still_fill_the_tree(tiny_llama):
+    """Probabilities are those among the kept ten: over a whole vocabulary none reaches .01."""
+    drafter = Goose(nodes=60)
+    draft = drafter.begin(tiny_llama, PROMPT)
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, 64, 16):
+        tokens = tuple(range(start, start + 16))
+        logits = 0.01 * torch.randn(16, 1000, generator=generator)
+        logits[:, 64:] = -0.1  # nearly as likely, and never kept
+        tree = TokenTree(tokens, tuple(range(-1, 15)), ("branch",) * 16)
+        draft.update(tree, logits, Accepted([0], [1]))
+    tree = draft.draft(11, 50)
+    assert len(tree) == 60
+    rows = [draft.memory.table.probs[token] for token in range(64)]
+    assert torch.allclose(torch.stack(rows).sum(1), torch.ones(64))
+
+
+def test_tokens_and_pairs_are_trusted_by_how_much_they_saw(tiny_llama):
+    draft = Goose().begin(tiny_llama, [5])
+    draft.memory.table.ids[7, 0], draft.memory.table.probs[7, 0] = 8, 0.5
+    draft.draft(7, 5)
+    (alone,) = draft.guesses(draft.root())
+    assert alone.prob == pytest.approx(0.4 * 0.5)
+    draft.memory.file((5, 7), [(9, 0.5)])
+    (pair,) = draft.guesses(draft.root())
+    assert (pair.token, pair.prob) == (9, pytest.approx(0.6 * 0.5))
+
+
+def test_the_oldest_pair_is_forgotten_and_one_seen_again_is_new(monkeypatch):
+    monkeypatch.setattr(goose, "BIGRAMS", 2)
+    memory = Memory()
+    for number, pair in enumerate([(1, 1), (2, 2), (1, 1), (3, 3)]):
+        memory.file(pair, [(number, 0.5)])
+    assert memory.pairs == {(1, 1): [(2, 0.5)], (3, 3): [(3, 0.5)]}
 
 
 CHAINS = st.lists(st.integers(0, 63), max_size=40)
@@ -127,9 +208,10 @@ def test_a_pass_files_every_node_under_its_token_and_its_pair(tiny_llama):
     memory = drafter.memory
     assert set(memory.pairs) == {(51, 11), (11, 6), (11, 7)}
     for pair, row in zip([(51, 11), (11, 6), (11, 7)], logits, strict=True):
-        best = row.softmax(-1).topk(10)
+        best = row.topk(10)
         assert [token for token, _ in memory.pairs[pair]] == best.indices.tolist()
-        assert [p for _, p in memory.pairs[pair]] == pytest.approx(best.values.tolist())
+        kept = best.values.softmax(-1).tolist()  # among the ten
+        assert [p for _, p in memory.pairs[pair]] == pytest.approx(kept)
         assert [token for token, _ in memory.table.row(pair[1])] == best.indices.tolist()
 
 
