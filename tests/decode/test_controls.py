@@ -148,5 +148,5 @@ def test_what_fits_no_model_is_an_error(tiny_llama):
         controlled_state(tiny_llama, torch.tensor([[5]]), torch.zeros(2, 8))
     with pytest.raises(ShapeError, match="T >= 1"):
         controlled_state(tiny_llama, torch.zeros(1, 0, dtype=torch.long), torch.zeros(2, 32))
-    with pytest.raises(InputError, match=">= 0"):
+    with pytest.raises(InputError, match=r"weight is -1\.0"):
         ControlContrast(tiny_llama, torch.zeros(2, 32), -1.0)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.checks import within
+from tokenry.core.errors import ShapeError
 from tokenry.core.extrapolate import extrapolated
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.generate import Prompt, ends, generate, prompt_ids
@@ -157,8 +158,7 @@ class ControlContrast:
     _state: DecodingState | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise InputError(f"the weight of a contrast is >= 0, got {self.weight}")
+        within(self, "[0, inf)", "weight")
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         other = self._read(ids).log_softmax(-1)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range
 from tokenry.decode.constraints.base import Constraint
 
 if TYPE_CHECKING:
@@ -120,9 +120,6 @@ def next_logprobs(
 
 def check_sampling(max_new_tokens: int, temperature: float, particles: int = 1) -> None:
     """Raise InputError for settings with which nothing can be sampled."""
-    if particles < 1 or max_new_tokens < 1:
-        raise InputError(
-            f"particles ({particles}) and max_new_tokens ({max_new_tokens}) must be at least 1"
-        )
-    if not temperature > 0.0:
-        raise InputError(f"temperature is {temperature}: it must be above 0")
+    in_range("particles", particles, "[1, inf)", integer=True)
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
+    in_range("temperature", temperature, "(0, inf)")

@@ -111,7 +111,9 @@ class FrugalPrompt:
         generator = torch.Generator().manual_seed(self.seed)
         kept = keep_top_percent(spans, scores, self.percent, self.mode, protected, generator)
         left_out = set(range(len(spans))) - set(kept)
-        dropped = {n: kind for n, kind in enumerate(kinds) if kind is not None and n in left_out}
+        dropped: dict[int, Kind] = {
+            n: kind for n, kind in enumerate(kinds) if kind is not None and n in left_out
+        }
         return Compressed(join(text, spans, kept), spans, scores.tolist(), kept, dropped)
 
 
