@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range
 from tokenry.model.denoising import DenoisingSeq2Seq, Encoded, Padded, masked_mean_rows
 
 
@@ -39,11 +39,10 @@ def iterative_decode(
     temperature: 0 takes the likeliest tokens. fraction: of positions rewritten in an iteration,
     random ones.
     """
-    if iterations < 1 or candidates < 1 or not 0 < fraction <= 1 or temperature < 0:
-        raise InputError(
-            f"iterations ({iterations}) and candidates ({candidates}) must be at least 1, "
-            f"fraction ({fraction}) in (0, 1], temperature ({temperature}) not negative"
-        )
+    in_range("iterations", iterations, "[1, inf)", integer=True)
+    in_range("candidates", candidates, "[1, inf)", integer=True)
+    in_range("fraction", fraction, "(0, 1]")
+    in_range("temperature", temperature, "[0, inf)")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     encoded = model.encode(source)
     if lengths is None:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, fitted_mask
 from tokenry.decode.samplers.request import Decoding, Request
@@ -131,8 +131,8 @@ def _branch_and_bound(
     max_passes: int | None,
 ) -> dict[Hashable, Mode]:
     """The best text of each slot; a slot is what texts of that length compete for."""
-    if width < 1:
-        raise InputError(f"width is {width}: at least one prefix must be read at a time")
+    in_range("width", width, "[1, inf)", integer=True)
+    in_range("max_passes", max_passes, "[1, inf)", integer=True, optional=True)
     longest = request.max_new_tokens - 1
     best: dict[Hashable, tuple[float, list[int]]] = {}
     # what texts that have t tokens by now can still compete for

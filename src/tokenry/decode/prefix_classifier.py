@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
 
@@ -39,6 +40,8 @@ class PrefixClassifier(nn.Module):
 
     def __init__(self, hidden_size: int, embedding_size: int, classes: int = 2, inner: int = 128):
         super().__init__()
+        in_range("classes", classes, "[2, inf)", integer=True)
+        in_range("inner", inner, "[1, inf)", integer=True)
         self.state = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, inner))
         self.token = nn.Sequential(
             nn.LayerNorm(embedding_size), nn.Linear(embedding_size, inner, bias=False)
@@ -52,8 +55,6 @@ class PrefixClassifier(nn.Module):
     @classmethod
     def of(cls, model: Any, classes: int = 2, inner: int = 128) -> PrefixClassifier:
         """A classifier for any causal model of transformers; InputError below two classes."""
-        if classes < 2:
-            raise InputError(f"{classes} classes cannot be told apart: give at least 2")
         config = model.config.get_text_config()
         embedding_size = model.get_input_embeddings().weight.shape[1]
         return cls(config.hidden_size, embedding_size, classes, inner)

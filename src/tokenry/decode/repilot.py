@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from transformers import TopKLogitsWarper
 
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import State
 from tokenry.decode.constraints.completion import Completion, CompletionState, Mode
 from tokenry.decode.constraints.completion_engine import CompletionEngine
@@ -96,13 +97,11 @@ def complete_code(
     the model's); `line_ends` are those that end a line.
     """
     model, tokenizer = loaded
-    if samples < 1 or max_new_tokens < 1 or top_k < 0:
-        raise InputError(
-            f"samples ({samples}) and max_new_tokens ({max_new_tokens}) must be at least 1, and "
-            f"top_k ({top_k}) at least 0"
-        )
-    if context_tokens is not None and context_tokens < 1:
-        raise InputError(f"context_tokens must be at least 1, got {context_tokens}")
+    in_range("samples", samples, "[1, inf)", integer=True)
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
+    in_range("top_k", top_k, "[0, inf)", integer=True)
+    in_range("context_tokens", context_tokens, "[1, inf)", integer=True, optional=True)
+    in_range("temperature", temperature, "(0, inf)")
     started = time.perf_counter()
     memo = Memo() if memo is None else memo
     before = Memo(**{name: getattr(memo, name) for name in COUNTS})

@@ -41,6 +41,8 @@ def rollouts(
     """
     in_range("temperature", temperature, "(0, inf)")
     in_range("copies", copies, "[1, inf)", integer=True)
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
+    in_range("rows_per_batch", rows_per_batch, "[1, inf)", integer=True)
     if banned is not None and len(banned) != len(prompts):
         raise InputError(f"{len(banned)} banned tokens for {len(prompts)} prompts: give one each")
     if any(not len(prompt) for prompt in prompts):

@@ -66,8 +66,7 @@ def best_of_n(
 
     prompt: token ids. ends: ids that end a completion.
     """
-    if n < 1:
-        raise InputError(f"best-of-n needs n >= 1, got {n}")
+    in_range("n", n, "[1, inf)", integer=True)
     [drawn] = rollouts(
         model,
         [prompt],
@@ -103,10 +102,11 @@ def stepwise_beam_search(
 
     width=1, candidates=1 is sampling; width=1 with more is guided decoding.
     """
-    if not 1 <= width <= candidates:
-        raise InputError(f"width must be between 1 and candidates, got {width} of {candidates}")
-    if temperature <= 0:
-        raise InputError(f"temperature must be positive, got {temperature}")
+    in_range("candidates", candidates, "[1, inf)", integer=True)
+    in_range("width", width, f"[1, {candidates}]", integer=True)
+    in_range("max_steps", max_steps, "[0, inf)", integer=True)
+    in_range("max_step_tokens", max_step_tokens, "[1, inf)", integer=True)
+    in_range("temperature", temperature, "(0, inf)")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     device = next(model.parameters()).device
     start = DecodingState.start(model, torch.tensor([list(prompt)], device=device))
@@ -150,6 +150,8 @@ def beam_search_policy(
     if not prompts or not all(prompts):
         raise InputError("beam search needs prompts, each with at least one token")
     in_range("width", width, "[1, inf)", integer=True)
+    in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
+    in_range("length_penalty", length_penalty, "(-inf, inf)")
     longest = max(len(prompt) for prompt in prompts)
     pad = ends[0] if ends else 0
     rows = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.core.errors import ConstraintError
+from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints import melody
 from tokenry.decode.constraints.melody import Melody, line_syllables
 from tokenry.decode.constraints.spelling import Spelling
@@ -162,7 +162,7 @@ def test_what_no_lexicon_can_fill_is_refused_by_name():
         build([2, 3], words=("ab", "bb"))
     with pytest.raises(ConstraintError, match="none of the 1 words of the lexicon is known"):
         build([2], words=("xyz",))
-    with pytest.raises(ConstraintError, match="no negative number"):
+    with pytest.raises(InputError, match="phrase 1 is -1"):
         build([2, -1])
     with pytest.raises(ConstraintError, match="at least one phrase"):
         build([])

@@ -17,7 +17,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.checks import in_range, one_of
+from tokenry.core.errors import ConstraintError
 
 
 class JediEngine:
@@ -49,10 +50,8 @@ class JediEngine:
             raise ConstraintError(
                 'completing Python needs jedi, which is not installed: pip install "tokenry[code]"'
             )
-        if on_timeout not in ("raise", "unknown"):
-            raise InputError(f'on_timeout is "raise" or "unknown", not {on_timeout!r}')
-        if not timeout > 0:
-            raise InputError(f"timeout must be above 0 seconds, got {timeout}")
+        one_of("on_timeout", on_timeout, ("raise", "unknown"))
+        in_range("timeout", timeout, "(0, inf)")
         self.timeout, self.on_timeout, self.strict = timeout, on_timeout, strict
         self.folder = folder
         self.timeouts = self.failures = 0

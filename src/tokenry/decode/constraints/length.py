@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
 from tokenry.core.registry import constraint
 from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
@@ -34,7 +35,9 @@ class Length(Constraint):
         tokenizer: Any,
         eos: Sequence[int] | None = None,
     ):
-        if minimum < 0 or (maximum is not None and maximum < minimum):
+        in_range("minimum", minimum, "[0, inf)", integer=True)
+        in_range("maximum", maximum, "[0, inf)", integer=True, optional=True)
+        if maximum is not None and maximum < minimum:
             raise ConstraintError(
                 f"no text has at least {minimum} and at most {maximum} tokens: "
                 "0 <= minimum <= maximum is needed"

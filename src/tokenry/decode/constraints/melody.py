@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError
 from tokenry.core.registry import constraint
 from tokenry.decode.constraints.base import Constraint, eos_of, refuse
@@ -80,11 +81,13 @@ class Melody(Constraint):
         eos: Sequence[int] | None = None,
     ):
         self.phrases, self.melisma, self.split = tuple(phrases), melisma, split
-        if not self.phrases or min(*self.phrases, melisma, split, 0) < 0:
-            raise ConstraintError(
-                f"a melody of phrases {list(phrases)}, melisma {melisma} and split {split}: give "
-                "at least one phrase, and no negative number"
-            )
+        if not self.phrases:
+            raise ConstraintError("a melody has at least one phrase: give the notes of each")
+        for name, notes in (("melisma", melisma), ("split", split)):
+            in_range(name, notes, "[0, inf)", integer=True)
+        for number, notes in enumerate(self.phrases):
+            in_range(f"phrase {number}", notes, "[0, inf)", integer=True)
+        one_of("unknown", unknown, ("guess", "reject"))
         if max(self.phrases) + split > LONGEST:
             raise ConstraintError(
                 f"phrase {self.phrases.index(max(self.phrases))} has {max(self.phrases)} notes: "

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import within
 from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.base import (
@@ -84,8 +84,7 @@ class ASAp:
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InputError(f"rows is {self.rows}: at least one text must grow")
+        within(self, "[1, inf)", "rows", integer=True)
 
     def __call__(self, request: Request, particles: int) -> Samples:
         check_sampling(request.max_new_tokens, request.temperature, particles)

@@ -29,7 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.registry import sampler
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask
@@ -61,6 +61,7 @@ class AWRS(TokenSampler):
 
     def __post_init__(self) -> None:
         check_limits(self.max_accepts, self.max_rejects, self.method)
+        within(self, "[0, 1]", "tail")
 
     def steps(
         self, logprobs: Tensor, states: Sequence[State], generator: torch.Generator
@@ -182,14 +183,10 @@ def geometric(
 
 def check_limits(max_accepts: int, max_rejects: int | None, method: str) -> None:
     """Raise InputError for settings under which the weights would not be proper."""
-    if method not in ("auto", "recursive", "geometric"):
-        raise InputError(f"method must be 'auto', 'recursive' or 'geometric', not {method!r}")
-    if max_accepts < 2 or (method == "recursive" and max_accepts > 2):
-        raise InputError(
-            f"max_accepts is {max_accepts}: it must be at least 2, and 2 for the recursive method"
-        )
-    if max_rejects is not None and max_rejects < 1:
-        raise InputError(f"max_rejects is {max_rejects}: it must be at least 1, or None")
+    one_of("method", method, ("auto", "recursive", "geometric"))
+    most = "[2, 2]" if method == "recursive" else "[2, inf)"
+    in_range("max_accepts", max_accepts, most, integer=True)
+    in_range("max_rejects", max_rejects, "[1, inf)", integer=True, optional=True)
 
 
 def _one_step(

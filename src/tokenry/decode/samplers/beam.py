@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import State
@@ -98,12 +99,9 @@ class BeamSearch:
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or (self.beams is not None and self.beams < 1):
-            raise InputError(
-                f"beams ({self.beams}) and candidates ({self.candidates}) must be at least 1"
-            )
-        if self.length_penalty < 0:
-            raise InputError(f"length_penalty is {self.length_penalty}: it must not be negative")
+        within(self, "[1, inf)", "beams", integer=True, optional=True)
+        within(self, "[1, inf)", "candidates", integer=True)
+        within(self, "[0, inf)", "length_penalty")
 
     @torch.no_grad()
     def __call__(self, request: Request, particles: int) -> Samples:

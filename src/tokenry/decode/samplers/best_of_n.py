@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core import registry
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import text_sampler
 from tokenry.decode.samplers.base import DEAD
@@ -45,8 +46,7 @@ class BestOfN:
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise InputError(f"n is {self.n}: the best of at least one text is taken")
+        within(self, "[1, inf)", "n", integer=True)
 
     def __call__(self, request: Request, particles: int) -> Samples:
         sampler = self.sampler

@@ -34,6 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.registry import text_sampler
 from tokenry.decode.generate import Prompt, prompt_ids
@@ -67,8 +68,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         check_trials(self.rows, self.max_trials)
-        if not 0.0 <= self.beta < math.inf:
-            raise InputError(f"beta is {self.beta}: it must be a number, and not below 0")
+        within(self, "[0, inf)", "beta")
         if self.decoding is not None and (self.prompt is not None or self.model is not None):
             raise InputError("decoding is the whole proposal: give no prompt or model beside it")
 

@@ -35,7 +35,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import ConstraintError
 from tokenry.core.registry import sampler, text_sampler
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens
@@ -158,5 +159,5 @@ def reject(
 
 def check_trials(rows: int, max_trials: int) -> None:
     """Raise InputError for limits under which nothing can be tried."""
-    if rows < 1 or max_trials < 1:
-        raise InputError(f"rows ({rows}) and max_trials ({max_trials}) must be at least 1")
+    in_range("rows", rows, "[1, inf)", integer=True)
+    in_range("max_trials", max_trials, "[1, inf)", integer=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core import registry
-from tokenry.core.errors import InputError
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.samplers.awrs import AWRS
@@ -134,6 +134,9 @@ class SMC:
     resampling: str = "multinomial"
     critic: Critic | None = None
     exact: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self.ess_threshold, self.resampling)
 
     def __call__(self, request: Request, particles: int) -> Samples:
         return run_smc(
@@ -342,7 +345,5 @@ def _read_on(decoding: Decoding, going: list[_Particle], tokens: list[int]) -> N
 
 
 def _check(ess_threshold: float, resampling: str) -> None:
-    if not 0.0 <= ess_threshold <= 1.0:
-        raise InputError(f"ess_threshold is {ess_threshold}: it must lie between 0 and 1")
-    if resampling not in RESAMPLING:
-        raise InputError(f"resampling must be one of {', '.join(RESAMPLING)}, not {resampling!r}")
+    in_range("ess_threshold", ess_threshold, "[0, 1]")
+    one_of("resampling", resampling, RESAMPLING)

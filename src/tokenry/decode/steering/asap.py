@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.core.registry import controller
 from tokenry.decode.constraints.base import Constraint, State, refuse
@@ -55,6 +56,9 @@ class ASApProcessor(LogitsProcessor):
         memory: dict[Row, Node] | None = None,
         when_empty: Literal["raise", "end"] = "raise",
     ):
+        in_range("prompt_length", prompt_length, "[0, inf)", integer=True)
+        in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True, optional=True)
+        one_of("when_empty", when_empty, ("raise", "end"))
         self.constraint, self.prompt_length = constraint, prompt_length
         self.max_new_tokens, self.when_empty = max_new_tokens, when_empty
         self.memory: dict[Row, Node] = {} if memory is None else memory

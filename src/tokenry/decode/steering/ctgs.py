@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.core.registry import controller
 from tokenry.decode.constraints.words import WordConstraint, WordState
@@ -63,6 +64,8 @@ class VocabFilterProcessor(LogitsProcessor):
         when_empty: Literal["raise", "end"] = "raise",
         **options: Any,
     ):
+        in_range("prompt_length", prompt_length, "[0, inf)", integer=True, optional=True)
+        one_of("when_empty", when_empty, ("raise", "end"))
         self.constraint: WordConstraint | None = None
         if isinstance(filter, WordConstraint):
             self.constraint = filter

@@ -17,7 +17,8 @@ smoothing and weights are reconstructed.
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from tokenry.core.errors import InputError, VocabularyError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import VocabularyError
 from tokenry.core.registry import controller
 from tokenry.text.ngrams import NOTHING, NGramModel
 
@@ -42,8 +43,8 @@ class NGramStyle(LogitsProcessor):
         renormalise: bool = False,
         pad_token_id: int | None = None,
     ):
-        if not 0 <= strength < float("inf"):
-            raise InputError(f"strength is λ >= 0, got {strength}")
+        in_range("strength", strength, "[0, inf)")
+        in_range("pad_token_id", pad_token_id, "[0, inf)", integer=True, optional=True)
         self.ngrams, self.strength = ngrams, strength
         self.renormalise, self.pad_token_id = renormalise, pad_token_id
 

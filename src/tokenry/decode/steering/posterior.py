@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, InputError, ShapeError, VocabularyError
 from tokenry.core.registry import controller
 
@@ -72,15 +73,13 @@ class PosteriorControl(LogitsProcessor):
             )
         if (multiplier is None) == (epsilon is None):
             raise InputError("give either multiplier, to use it, or epsilon, to fit it")
-        if when_infeasible not in ("raise", "closest"):
-            raise InputError(f'when_infeasible is "raise" or "closest", not {when_infeasible!r}')
-        if not sampling_temperature > 0:
-            raise InputError(f"sampling_temperature must be above 0, got {sampling_temperature}")
+        one_of("when_infeasible", when_infeasible, ("raise", "closest"))
+        in_range("sampling_temperature", sampling_temperature, "(0, inf)")
         # tokens of equal features share one multiplier: few columns stand for the vocabulary
         padded = torch.nn.functional.pad(self.features, (0, 1))
         self.columns, self._group = padded.unique(dim=1, return_inverse=True)
-        self.multiplier = None if multiplier is None else self._one_each(multiplier)
-        self.epsilon = None if epsilon is None else self._one_each(epsilon)
+        self.multiplier = None if multiplier is None else self._one_each("multiplier", multiplier)
+        self.epsilon = None if epsilon is None else self._one_each("epsilon", epsilon)
         self.when_infeasible = when_infeasible
         self.sampling_temperature = sampling_temperature
 
@@ -117,12 +116,14 @@ class PosteriorControl(LogitsProcessor):
         known = self._group[:-1]
         return torch.cat([known, self._group[-1:].expand(width - len(known))])
 
-    def _one_each(self, value: float | Sequence[float] | Tensor) -> Tensor:
+    def _one_each(self, name: str, value: float | Sequence[float] | Tensor) -> Tensor:
+        if isinstance(value, str):
+            raise InputError(f"{name} is {value!r}; it must be a number, or one for each feature")
         values = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-        if len(values) not in (1, len(self.features)) or values.isnan().any():
+        if len(values) not in (1, len(self.features)) or not values.isfinite().all():
             raise ShapeError(
-                f"one number, or one for each of the {len(self.features)} features, got "
-                f"{values.tolist()}"
+                f"{name} must be one finite number, or one for each of the "
+                f"{len(self.features)} features, got {values.tolist()}"
             )
         return values.expand(len(self.features))
 

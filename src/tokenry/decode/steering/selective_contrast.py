@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extrapolate import extrapolated
 from tokenry.core.registry import controller
@@ -57,6 +58,7 @@ def selective_contrast(
     """
     if logits_pos.shape != logits_neg.shape:
         raise ShapeError(f"logits of {list(logits_pos.shape)} and {list(logits_neg.shape)}")
+    check_contrast(weight, keep_ratio, threshold, space)
     active = distribution_spread(logits_pos, scale_free) <= threshold
     own = logits_pos.log_softmax(-1)
     other = logits_neg.log_softmax(-1)
@@ -68,6 +70,14 @@ def selective_contrast(
     score = torch.where(kept, score, -torch.inf)
     empty = score.isneginf().all(-1, keepdim=True)
     return torch.where(active[:, None] & ~empty, score, own), active
+
+
+def check_contrast(weight: float, keep_ratio: float, threshold: float, space: Space) -> None:
+    """Raise InputError for settings outside their ranges."""
+    in_range("weight", weight, "(-inf, 0]")
+    in_range("keep_ratio", keep_ratio, "[0, 1]")
+    in_range("threshold", threshold, "[0, inf]")
+    one_of("space", space, get_args(Space))
 
 
 def distribution_spread(logits: Tensor, scale_free: bool = False) -> Tensor:
@@ -107,13 +117,8 @@ class SelectiveContrastProcessor(LogitsProcessor):
         space: Space = "prob",
         scale_free: bool = True,
     ):
-        if weight > 0 or not 0 <= keep_ratio <= 1 or not threshold >= 0:
-            raise InputError(
-                f"weight is {weight} (at most 0), keep_ratio {keep_ratio} (0 to 1), threshold "
-                f"{threshold} (at least 0)"
-            )
-        if space not in ("prob", "logit"):
-            raise InputError(f"space is {space!r}: it must be 'prob' or 'logit'")
+        check_contrast(weight, keep_ratio, threshold, space)
+        in_range("prompt_length", prompt_length, "[0, inf)", integer=True, optional=True)
         self.model, self.negative, self.prompt_length = model, negative, prompt_length
         self.weight, self.keep_ratio, self.threshold = weight, keep_ratio, threshold
         self.space: Space = space

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
 from tokenry.core.registry import controller
 
@@ -65,13 +66,11 @@ class StoppingControl(LogitsProcessor):
     ):
         if not stop or min(stop) < 0:
             raise InputError(f"stop must hold the ids of the tokens that end a text, got {stop}")
-        if not (temperature > 0 and sampling_temperature > 0):
-            raise InputError(
-                f"temperatures must be above 0, got {temperature} of stopping and "
-                f"{sampling_temperature} of sampling"
-            )
-        if start < 0:
-            raise InputError(f"start counts generated tokens and must be >= 0, got {start}")
+        in_range("temperature", temperature, "(0, inf)")
+        in_range("sampling_temperature", sampling_temperature, "(0, inf)")
+        in_range("bias", bias, "(-inf, inf)")
+        in_range("start", start, "[0, inf)", integer=True)
+        in_range("prompt_length", prompt_length, "[0, inf)", integer=True, optional=True)
         if prompt_length is None and (start > 0 or callable(floor)):
             raise InputError(
                 "a floor that depends on the length needs prompt_length, the number of columns of "
@@ -151,12 +150,11 @@ def expected_length(hazards: Sequence[float] | Tensor) -> float:
 
 def ramp(start: int, end: int) -> Callable[[int], float]:
     """A floor that rises evenly from 0 after `start` tokens to 1, a sure end, after `end`."""
-    if not 0 <= start < end:
-        raise InputError(f"a ramp needs 0 <= start < end, got {start} and {end}")
+    in_range("start", start, "[0, inf)")
+    in_range("end", end, f"({start}, inf)")
     return lambda n: min(max((n - start) / (end - start), 0.0), 1.0)
 
 
 def _check_hazard(hazard: float) -> float:
-    if not 0.0 <= hazard <= 1.0:
-        raise InputError(f"a floor is a chance of stopping and lies in [0, 1], got {hazard}")
+    in_range("floor", hazard, "[0, 1]")
     return hazard
