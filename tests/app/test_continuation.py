@@ -110,7 +110,7 @@ def test_a_messages_option_is_not_turned_into_its_opposite(refused, model):
     assert "--bytes and --ensemble write one text" in line
 
 
-@pytest.mark.parametrize("name", sorted({*drafters.names()} - {"mtp", "fspad"}))
+@pytest.mark.parametrize("name", sorted({*drafters.names()} - {"mtp", "fspad", "dyspec"}))
 def test_a_draft_in_a_short_command_measures_nothing(run, model, monkeypatch, name):
     plain = run("generate", "the cat", "-m", model, "-t", 0, "-n", 12)[1]
     monkeypatch.setattr(latency, "measured", lambda *_: pytest.fail("the machine was measured"))
