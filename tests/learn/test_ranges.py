@@ -1,7 +1,7 @@
 """Hyper-parameters keep to the ranges that their docstrings state: a docstring is the table.
 
-For every numeric field the docstring says "in [0, inf)" or the like ("whole" where only whole
-numbers will do). What lies outside is refused by name, the ends as they are drawn; NaN always.
+For every numeric field the docstring says "in [0, inf)", ">= 0" or the like. What lies outside is
+refused by name, the ends as they are drawn; NaN always.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from tokenry.text.markers import MarkerDropout
 
 NUMBERS = ("float", "int", "float | None", "int | None", float, int, float | None, int | None)
 INTERVAL = re.compile(r"in ([\[(])(\S+), ([^\s\])]+)([\])])")
+BOUND = re.compile(r">(=?) (-?[\d.]+)")
 REFUSAL = r"must be a (whole )?number in"
 
 
@@ -55,6 +56,14 @@ def entry_of(kind, name):
     return ""
 
 
+def range_of(entry):
+    """(bracket, low, high, bracket) of "in (0, 1]", of "> 0" or of ">= 0"."""
+    if stated := INTERVAL.search(entry):
+        return stated.groups()
+    bound = BOUND.search(entry)
+    return bound and ("[" if bound[1] else "(", bound[2], "inf", ")")
+
+
 FIELDS = [
     pytest.param(kind, field, id=f"{kind.__name__}.{field.name}")
     for kind in hyperparameters()
@@ -80,11 +89,11 @@ def accepts(kind, name, value):
 @pytest.mark.parametrize(("kind", "field"), FIELDS)
 def test_a_field_keeps_to_the_range_in_its_docstring(kind, field):
     entry = entry_of(kind, field.name)
-    stated = INTERVAL.search(entry)
+    stated = range_of(entry)
     assert stated, f"the docstring of {kind.__name__} states no range of {field.name}: {entry!r}"
-    left, low, high, right = stated.groups()
+    left, low, high, right = stated
     low, high, whole = float(low), float(high), "int" in str(field.type)
-    assert whole == ("whole" in entry)
+    assert whole or "whole" not in entry
     assert accepts(kind, field.name, field.default)
 
     inside = {int(x) if whole else x for x, closed in ((low, left == "["), (high, right == "]"))

@@ -106,8 +106,8 @@ class PolicyGradient:
 
     def __post_init__(self) -> None:
         one_of("aggregation", self.aggregation, AGGREGATIONS)
-        if self.aggregation == "constant-length":
-            in_range("length", self.length, "(0, inf)")
+        needed = self.aggregation == "constant-length"
+        in_range("length", self.length, "(0, inf)", optional=not needed)
 
     @property
     def unit(self) -> Unit:
