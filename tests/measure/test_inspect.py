@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from rich.cells import cell_len
 
 from tokenry.core.divergence import FORWARD_KL
 from tokenry.core.divergence import divergence as exact_divergence
@@ -395,3 +396,47 @@ def test_smollm2_stumbles_over_a_false_capital(smollm2):
     assert right.signals["rank"][at] == 0
     assert wrong.signals["surprisal"][at] > right.signals["surprisal"][at] + 2
     assert wrong.top_pieces[at][0] == " Paris"
+
+
+def test_a_page_breaks_lines_between_words_and_never_inside_a_token(
+    tiny_llama_text, tiny_tokenizer
+):
+    page = inspect(tiny_llama_text, tiny_tokenizer, "the cat sat there\n" + " " * 30).to_html()
+    assert re.search(r"\.t \{[^}]*white-space: pre;", page)
+    tokens = re.findall(r'(<wbr>)?<span class="t[^>]*>(.*?)</span>', page, re.DOTALL)
+    assert any(before for before, _ in tokens)
+    for before, piece in tokens[1:]:
+        assert bool(before) == (piece[:1] == " ")
+
+
+def test_every_end_of_a_scale_that_is_open_says_so(
+    tiny_llama_text, other_model, tiny_tokenizer, byte_tokenizer
+):
+    against = Loaded(other_model, byte_tokenizer)
+    page = inspect(tiny_llama_text, tiny_tokenizer, TEXT, against=against).to_html("difference")
+    assert re.search(r'id="low">≤ −[\d.]+ nats<', page)
+    assert re.search(r'id="high">≥ [\d.]+ nats<', page)
+    assert 'id="low">0<' in inspect(tiny_llama_text, tiny_tokenizer, TEXT).to_html()
+
+
+def test_numbers_keep_their_titles_where_a_row_is_a_paragraph(tiny_llama_text, tiny_tokenizer):
+    page = inspect(tiny_llama_text, tiny_tokenizer, TEXT).to_html()
+    assert 'data-title="surprisal (nats)"' in page
+    assert "attr(data-title)" in page
+
+
+@pytest.mark.parametrize("width", [9, 12, 20, 80])
+def test_terminal_lines_end_between_tokens(tiny_llama_text, tiny_tokenizer, width):
+    text = "the cat sat on the mat\nand gatheredfeathers there is a 東京 theory"
+    found = inspect(tiny_llama_text, tiny_tokenizer, text)
+    shown = found.to_rich(width=width).plain
+    assert shown.replace("\n", "") == text.replace("\n", "")
+    lines = shown.split("\n")
+    assert max(map(cell_len, lines)) <= width
+    if width == 80:
+        assert shown == text
+    elif width >= 20:  # every word fits: a line begins with one
+        assert all(line[:1] == " " or line[:3] in ("the", "and") for line in lines)
+    whole = [piece.decode(errors="ignore") for piece in found.pieces]
+    for token in {"ther", " the", " sat"} & set(whole):
+        assert shown.count(token) >= whole.count(token)

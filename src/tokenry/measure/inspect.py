@@ -159,13 +159,20 @@ class Inspection:
         self._signal(shown)
         return page(self, shown)
 
-    def to_rich(self, shown: str = "surprisal") -> Text:
-        """The text for the terminal, each token's background coloured by a signal."""
+    def to_rich(self, shown: str = "surprisal", width: int | None = None) -> Text:
+        """The text for the terminal, each token's background coloured by a signal.
+
+        width: columns; lines then end where a word begins, or inside one that is longer than a line
+        at a token, and no token is broken that is not longer itself.
+        """
         from rich.text import Text
 
-        result = Text()
-        for piece, heat in zip(_whole_characters(self.pieces), self.heat(shown), strict=True):
-            result.append(piece, style=_terminal_style(heat))
+        result, texts = Text(), _whole_characters(self.pieces)
+        breaks = set() if width is None else _line_breaks(texts, width)
+        for position, heat in enumerate(self.heat(shown)):
+            if position in breaks:
+                result.append("\n")
+            result.append(texts[position], style=_terminal_style(heat))
         return result
 
     @cached_property
@@ -389,6 +396,25 @@ def _whole_characters(pieces: Sequence[bytes]) -> list[str]:
     """The pieces as text, each character shown by the token that completes it."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [decoder.decode(piece) for piece in pieces]
+
+
+def _line_breaks(texts: Sequence[str], width: int) -> set[int]:
+    """The tokens before which a line of `width` columns has to end."""
+    from rich.cells import cell_len
+
+    starts = [t for t, text in enumerate(texts) if t == 0 or text[:1].isspace()]
+    breaks, column = set(), 0
+    for start, end in zip(starts, [*starts[1:], len(texts)], strict=True):
+        word = cell_len("".join(texts[start:end]).rstrip("\n").rpartition("\n")[2])
+        for position in range(start, end):
+            lines = texts[position].split("\n")
+            size = cell_len(lines[0])
+            new_word = position == start and column + word > width >= word
+            if column and (new_word or column + size > width):
+                breaks.add(position)
+                column = 0
+            column = cell_len(lines[-1]) + (column if len(lines) == 1 else 0)
+    return breaks
 
 
 def _terminal_style(heat: float | None) -> str:

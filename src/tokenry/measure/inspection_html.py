@@ -17,6 +17,8 @@ from tokenry.measure.inspect import readable
 if TYPE_CHECKING:
     from tokenry.measure.inspect import Inspection
 
+LONG = 24  # characters of a token that may be broken over lines after all
+UNTITLED = ("token", "text")
 ROWS = 20  # of the table of surprising tokens and of the table of spans
 
 STYLE = """
@@ -28,8 +30,9 @@ body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sa
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 .text { font: 16px/2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border: 1px solid var(--line); border-radius: 6px; padding: 1rem }
-.t { --heat: 0; position: relative; border-radius: 3px; padding: 2px 0;
+.t { --heat: 0; position: relative; border-radius: 3px; padding: 2px 0; white-space: pre;
   background: rgb(230 85 13 / calc(var(--heat) * .85)) }
+.t.long { white-space: pre-wrap }
 .t.cold { background: rgb(49 130 189 / calc(var(--heat) * .85)) }
 .t.unscored { border-bottom: 1px dotted var(--faint) }
 .t i { color: var(--faint); font-style: normal }
@@ -40,7 +43,9 @@ body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sa
   border: 1px solid var(--ink); border-radius: 4px; padding: .4rem .6rem }
 .legend { display: flex; gap: .6rem; align-items: center; margin: 1rem 0; color: var(--faint);
   flex-wrap: wrap }
-.bar { display: inline-block; width: 10rem; height: .9rem; border: 1px solid var(--line);
+.scale { white-space: nowrap }
+.bar { display: inline-block; width: 7rem; margin: 0 .5rem; height: .9rem;
+  vertical-align: middle; border: 1px solid var(--line);
   border-radius: 3px; background: linear-gradient(to right, rgb(230 85 13 / 0),
   rgb(230 85 13 / .85)) }
 .bar.both { background: linear-gradient(to right, rgb(49 130 189 / .85), rgb(49 130 189 / 0),
@@ -49,6 +54,16 @@ table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: 
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: left;
   white-space: pre-wrap }
 td.n { text-align: right; font-variant-numeric: tabular-nums }
+@media (max-width: 36rem) {
+  h1 { font-size: 1.5rem }
+  .t:hover::after, .t:focus::after { position: fixed; left: 1rem; right: 1rem; top: auto;
+    bottom: 1rem; width: auto; max-width: none }
+  thead { display: none }
+  table, tbody, tr { display: block }
+  tr { border-bottom: 1px solid var(--line); padding: .4rem 0 }
+  td { display: inline-block; border: 0; padding: 0 1rem 0 0; overflow-wrap: anywhere }
+  td[data-title]::before { content: attr(data-title) " "; color: var(--faint) }
+}
 """
 
 SCRIPT = """
@@ -96,8 +111,9 @@ def page(inspection: Inspection, shown: str) -> str:
 <h1>{escape(title)}</h1>
 <div class="legend">
 <label>Colour by <select id="signal">{options}</select></label>
-<span id="low">{escape(first["low"])}</span><span id="bar" class="bar{both}"></span>
-<span id="high">{escape(first["high"])}</span><span>dotted: not scored</span>
+<span class="scale"><span id="low">{escape(first["low"])}</span><span id="bar" \
+class="bar{both}"></span><span id="high">{escape(first["high"])}</span></span>
+<span>dotted: not scored</span>
 </div>
 <div class="text">{_tokens(inspection, first["heat"])}</div>
 <h2>Most surprising tokens</h2>
@@ -117,7 +133,7 @@ def _signal(inspection: Inspection, name: str) -> dict[str, Any]:
     signed = name == "difference"
     return {
         "heat": heats,
-        "low": f"−{most}" if signed else "0",
+        "low": f"≤ −{most}" if signed else "0",
         "high": f"≥ {most}",
         "signed": signed,
     }
@@ -128,10 +144,13 @@ def _tokens(inspection: Inspection, heats: list[float | None]) -> str:
     for position, heat in enumerate(heats):
         piece = escape(readable(inspection.pieces[position])).replace("\n", "<i>↵</i>\n")
         kind = "t unscored" if heat is None else "t cold" if heat < 0 else "t"
+        kind += " long" if len(piece) > LONG else ""
+        # a token is never broken, so that lines may break only where a word begins
+        start = "<wbr>" if position and inspection.pieces[position][:1] in (b" ", b"\t") else ""
         style = f' style="--heat:{abs(heat):.3f}"' if heat else ""
         detail = escape(_detail(inspection, position)).replace("\n", "&#10;")
         parts.append(
-            f'<span class="{kind}" tabindex="0"{style} data-detail="{detail}">{piece}</span>'
+            f'{start}<span class="{kind}" tabindex="0"{style} data-detail="{detail}">{piece}</span>'
         )
     return "".join(parts)
 
@@ -183,14 +202,17 @@ def _differing(inspection: Inspection) -> str:
 
 def _table(titles: list[str], rows: list[list[Any]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>\n" for row in rows)
+    cells = ("".join(map(_cell, row, titles)) for row in rows)
+    body = "".join(f"<tr>{row}</tr>\n" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, title: str) -> str:
+    """A cell; on narrow screens, where a row is a paragraph, with the column's title before it."""
+    titled = "" if title in UNTITLED else f' data-title="{escape(title)}"'
     if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
-    return f'<td class="n">{_number(value)}</td>'
+        return f"<td{titled}>{escape(value)}</td>"
+    return f'<td class="n"{titled}>{_number(value)}</td>'
 
 
 def _number(value: float | None) -> str:

@@ -146,19 +146,25 @@ def show(found: Any, shown: str, rows: int) -> None:
     from rich.text import Text
 
     console = results()
-    console.print(found.to_rich(shown), soft_wrap=False)
+    console.print(found.to_rich(shown, console.width), soft_wrap=True)
     if not rows or not bool(found.scored.any()):
         return
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("token")
+    table.add_column("token", no_wrap=True)
     for name in found.signals:
         unit = found.units.get(name, "")
-        table.add_column(f"{name} ({unit})" if unit else name, justify="right")
+        table.add_column(f"{name}\n({unit})" if unit else name, justify="right")
     table.add_column("expected instead", style="dim")
-    for row in found.table(shown)[:rows]:
+    shown_rows = found.table(shown)[:rows]
+    longest = max(len(repr(row["token"])) for row in shown_rows)
+    room = console.width - longest - sum(len(name) + 3 for name in found.signals) - 3
+    for row in shown_rows:
         others = [f"{t!r} {share:.0%}" for t, share in row["alternatives"] if t != row["token"]]
         numbers = [number(row[name]) for name in found.signals]
-        table.add_row(Text(repr(row["token"])), *numbers, Text(", ".join(others[:3])))
+        # one to a line where they do not fit side by side: a space in a token is no place to break
+        joined = ", ".join(others[:3])
+        expected = joined if len(joined) <= room else "\n".join(others[:3])
+        table.add_row(Text(repr(row["token"])), *numbers, Text(expected))
     console.print()
     console.print(table)
 
