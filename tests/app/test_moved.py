@@ -104,6 +104,19 @@ def test_a_long_row_is_skipped_and_counted(run, refused, tiny_tokenizer, tmp_pat
     assert "no such file" in refused("inspect", "--against", folder, "--pairs", tmp_path / "gone")
 
 
+def test_a_run_that_learned_from_no_pairs_is_reported_on_others(
+    run, refused, model, pairs, tmp_path
+):
+    """The rollouts' prompts are the pairs' own, and say nothing about completions."""
+    config = tmp_path / "c.yaml"
+    config.write_text("samples: 1\nmax_new_tokens: 2\nmax_steps: 1\nlearning_rate: 0.01\n")
+    folder = tmp_path / "out"
+    base = ("train", "--objective", "ppo", "-d", pairs, "-m", model, "-c", config, "-o", folder)
+    assert run(*base)[0] == 0
+    assert "did not learn from pairs" in refused("inspect", "--against", folder)
+    assert run("inspect", "--against", folder, "--pairs", pairs)[0] == 0
+
+
 def test_what_is_no_longer_what_it_was_is_refused(run, refused, trained, tmp_path):
     folder, record = trained()
     template = folder / "chat_template.jinja"

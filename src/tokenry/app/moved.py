@@ -73,7 +73,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
     if "reading" not in record:
         raise InputError(f"the run in {folder} does not say how it read its data: train it again")
     source = read_source(pairs or _data_of(record, folder))
-    reading = dict(record["reading"])
+    reading = {name: value for name, value in record["reading"].items() if name != "kind"}
     template = reading.pop("template")
     reading.pop("kind", None)  # the report is about pairs, whatever was trained on
     trained = load(folder)
@@ -121,7 +121,14 @@ def _reference_of(record: dict[str, Any], folder: str) -> tuple[Any, str]:
 
 
 def _data_of(record: dict[str, Any], folder: str) -> Path:
+    from tokenry.core.registry import objective as objectives
+    from tokenry.learn.objective import is_on_policy, is_supervised
+
     file = record.get("data", {}).get("file")
+    name = record["objective"]
+    kind = objectives[name] if name in objectives.names() else None
+    if is_on_policy(kind) or is_supervised(kind):
+        raise InputError(f"{name} did not learn from pairs: give some to report on with --pairs")
     if not file:
         raise InputError(f"the run in {folder} was not trained on a file: give pairs with --pairs")
     if not Path(file).exists():
