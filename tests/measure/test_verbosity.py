@@ -196,3 +196,20 @@ def test_the_cap_needs_lengths():
     assert length_cap(range(1, 1001)) == 996
     with pytest.raises(InputError, match="at least one clean length"):
         length_cap([])
+
+
+@pytest.mark.parametrize("start", [None, torch.zeros(2, 3)])
+def test_inputs_may_lie_on_another_device_than_lengths_and_noise(start):
+    """On "meta" tensors have no numbers; one of the CPU among them is an error, as on a GPU."""
+    x = torch.zeros(2, 3, device="meta")
+    counts = iter(range(1, 9))
+
+    class Texts:
+        def __init__(self):
+            self.lengths = torch.full((2,), next(counts))
+
+    found = length_stress_test(
+        lambda x: Texts(), lambda x, texts: None, x, 0, steps=3, losses=(), low=0.0, start=start
+    )
+    assert found.delta.device == found.last.device == x.device
+    assert found.lengths.tolist() == [4, 4]

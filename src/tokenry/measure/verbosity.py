@@ -167,10 +167,10 @@ def length_stress_test(
         return torch.minimum(torch.maximum(inside, -bound), bound)
 
     def noise() -> Tensor:
-        return torch.randn(x.shape, generator=draw).to(x)
+        return torch.randn(x.shape, generator=draw, device=draw.device).to(x)
 
     bound = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
-    delta = projected(noise() if start is None else start)
+    delta = projected(noise() if start is None else start.to(x))
     texts = generate(x + delta)
     best, lengths, history = delta, texts.lengths, [texts.lengths]
     weights = TemporalWeights()
@@ -185,7 +185,8 @@ def length_stress_test(
         if step % regenerate_every == 0 or step == steps:
             texts = generate(x + delta)
             longer = texts.lengths > lengths
-            best = torch.where(longer.view(-1, *[1] * (x.ndim - 1)), delta, best)
+            chosen = longer.to(x.device).view(-1, *[1] * (x.ndim - 1))  # lengths may lie elsewhere
+            best = torch.where(chosen, delta, best)
             lengths = torch.where(longer, texts.lengths, lengths)
         history.append(texts.lengths)
         if progress:
