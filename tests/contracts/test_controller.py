@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import LlamaConfig, LogitsProcessor, PreTrainedModel
 
 from tokenry.core.errors import ConstraintError
 from tokenry.core.registry import controller
@@ -55,11 +55,13 @@ def asap(tokenizer, prompt_length):
     return controller["asap"](Grammar.regex("[a-z ]*", tokenizer), prompt_length)
 
 
-class Table(torch.nn.Module):
+class Table(PreTrainedModel):
     """A model whose logits depend on the last token alone, the same in any batch."""
 
+    config_class = LlamaConfig
+
     def __init__(self, size):
-        super().__init__()
+        super().__init__(LlamaConfig(vocab_size=size, num_hidden_layers=1))
         generator = torch.Generator().manual_seed(9)
         self.table = torch.nn.Parameter(torch.randn(size, size, generator=generator))
 
