@@ -288,7 +288,7 @@ def test_dictionary_and_melody_errors_name_their_input(refused, model, tmp_path)
     assert "8,6,8,6" in refused(*base, "--melody", "8;6")
     assert "rows" in refused(*base, "--sampler", "asap:row=2")
     assert "name=value" in refused(*base, "--sampler", "asap:2")
-    assert "at least one text" in refused(*base, "--sampler", "asap:rows=0")
+    assert "rows is 0" in refused(*base, "--sampler", "asap:rows=0")
 
 
 def test_words_without_a_letter_may_be_cut_off_by_the_limit(run, model):

@@ -53,6 +53,8 @@ OF_TEXT = [
 IDLE = {
     **{(*BYTES, *option): (option[0], "byte by byte") for option in OF_TEXT},
     ("generate", "x", "--style-strength", "0.1"): ("--style-strength", "strength of --style"),
+    ("generate", "x", "--whitespace", "any"): ("--whitespace", "--json-schema"),
+    ("generate", "x", "--lenient"): ("--lenient", "--json-schema"),
     ("generate", "x", "--proposal", "y"): ("--proposal", "--sampler guard"),
     ("generate", "x", "--proposal-model", "y"): ("--proposal-model", "--sampler guard"),
     ("generate", "x", "--draft-model", "y"): ("--draft-model", "--draft"),

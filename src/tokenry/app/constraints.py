@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenry.app.terminal import notes, read_text
+from tokenry.app.verb import require_use
 from tokenry.core.errors import ConstraintError, InputError
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ class TextConstraints:
         """From the options, with the files that they name."""
         from tokenry.text.phrase_dictionary import PhraseDictionary
 
-        if schema is None and (whitespace is not None or lenient):
-            option = "--lenient" if whitespace is None else "--whitespace"
-            raise InputError(f"{option} says how a schema is read: give one with --json-schema")
+        for option in ("--whitespace", "--lenient"):
+            require_use(
+                option, schema is not None, "it says how the schema of --json-schema is read"
+            )
         return cls(
             None if schema is None else read_schema(schema),
             whitespace,
