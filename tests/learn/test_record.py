@@ -51,7 +51,7 @@ def test_everything_that_decides_a_run_is_in_its_record(begun, tiny_tokenizer):
     folder, record = begun
     assert record == json.loads((folder / "run" / "run.json").read_text())
     assert record["reading"] == {
-        "kind": "auto",
+        "data_format": "auto",
         "max_length": 64, "truncate": "error", "as_chat": False, "bad_rows": "error",
         "template": record["reading"]["template"],
     }  # fmt: skip

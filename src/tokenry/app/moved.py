@@ -75,7 +75,7 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
     source = read_source(pairs or _data_of(record, folder))
     reading = {name: value for name, value in record["reading"].items() if name != "kind"}
     template = reading.pop("template")
-    reading.pop("kind", None)  # the report is about pairs, whatever was trained on
+    reading.pop("data_format", None)  # the report is about pairs, whatever was trained on
     trained = load(folder)
     if template_hash(trained.tokenizer) != template:
         raise InputError(

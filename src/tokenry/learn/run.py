@@ -112,11 +112,11 @@ def train(
     rewards: for on-policy objectives, functions (prompt, completion) -> number or "file.py:name".
     config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),
     fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...),
-    `max_length`, `truncate`, `as_chat`, `kind` (see `learn.data.kinds`), `bad_rows` ("error" or
-    "skip"), fields of RolloutSettings, `dropout` (False by default: it is off while training, see
-    `ObjectiveTrainer`), and mappings `lora` (peft.LoraConfig fields) and `frozen` and the list
-    `rewards`. settings: the same keys, stronger than config. lora: True, or such a mapping, trains
-    an adapter.
+    `max_length`, `truncate`, `as_chat`, `data_format` (one of `learn.data.kinds`), `bad_rows`
+    ("error" or "skip"), fields of RolloutSettings, `dropout` (False by default: it is off while
+    training, see `ObjectiveTrainer`), and mappings `lora` (peft.LoraConfig fields) and `frozen` and
+    the list `rewards`. settings: the same keys, stronger than config. lora: True, or such a
+    mapping, trains an adapter.
     adapter: for a model that comes with one. "continue" (the default) trains it further, held to
     what it was; "merge" makes it part of the weights, which are trained, or with `lora` saved as
     `output`/base under a new adapter; "stack" trains a new adapter above it and saves the two as
@@ -352,7 +352,7 @@ def _dataset(
     sides = _sides(objective) if supervised or sampled else completions_read(objective)
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
-    kind = options.pop("kind")
+    kind = options.pop("data_format")
     read = read_rows(
         source,
         context.tokenizer,

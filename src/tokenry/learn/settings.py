@@ -24,14 +24,14 @@ from tokenry.learn.data import BadRows, Truncate
 from tokenry.learn.policy.rollouts import RolloutSettings
 
 DATA_DEFAULTS = {
-    "kind": "auto",
+    "data_format": "auto",
     "max_length": None,
     "truncate": "error",
     "as_chat": False,
     "bad_rows": "error",
 }
 DATA_KINDS = {
-    "kind": str,
+    "data_format": str,
     "max_length": int | None,
     "truncate": str,
     "as_chat": bool,

@@ -86,7 +86,7 @@ def test_preference_pairs_are_refused_with_what_is_wanted(
 def test_rows_of_two_kinds_are_told_apart_by_the_setting(tiny_llama_text, tiny_tokenizer, tmp_path):
     rows = [{"text": "the cat sat", "prompt": "the", "completion": " dog"}]
     loaded = (copy.deepcopy(tiny_llama_text), tiny_tokenizer)
-    with pytest.raises(InputError, match="say which, by the setting kind"):
+    with pytest.raises(InputError, match="data_format"):
         train("sft", rows, loaded, tmp_path / "out", **QUIET)
-    run = train("sft", rows, loaded, tmp_path / "out", kind="completion", **QUIET)
-    assert run.record["reading"]["kind"] == "completion"
+    run = train("sft", rows, loaded, tmp_path / "out", data_format="completion", **QUIET)
+    assert run.record["reading"]["data_format"] == "completion"

@@ -43,7 +43,7 @@ def kind_of(row: Mapping[str, Any], place: str, accepts: Collection[str] = KINDS
     if fitting:
         raise InputError(
             f"{place} can be read as {' or as '.join(fitting)} (its fields: {names}): say which, "
-            "by the setting kind"
+            "by kind (in the settings of a run: data_format)"
         )
     wanted = " or ".join(" + ".join(_fields(kind)) for kind in accepts)
     raise InputError(
