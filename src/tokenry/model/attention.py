@@ -264,7 +264,9 @@ class DeferredMask(StepMask):
     @property
     def table(self) -> Tensor:
         """The same, in any case as a table."""
-        return sdpa_mask(**{**self.arguments, "allow_is_causal_skip": False})
+        found = sdpa_mask(**{**self.arguments, "allow_is_causal_skip": False})
+        assert found is not None
+        return found
 
     @cached_property
     def causal(self) -> bool:
