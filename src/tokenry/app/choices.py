@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from tokenry.app.terminal import load
 from tokenry.app.verb import require_use
@@ -82,7 +82,7 @@ def user_critic(place: str) -> Callable[[str], float]:
     critic = user_value(place)
     if not callable(critic):
         raise InputError(f"{place} must be a function from a text to a number, not {critic!r}")
-    value = guarded(f"--critic {place}", lambda text: float(critic(text)))
+    value = guarded(f"--critic {place}", lambda text: float(cast(Any, critic)(text)))
 
     def potential(text: str) -> float:
         in_range(f"--critic {place} of {text[-60:]!r}", found := value(text), "[-inf, inf)")

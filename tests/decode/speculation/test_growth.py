@@ -84,7 +84,7 @@ def test_the_room_and_the_limit_are_kept():
     assert max(drafted(table, room=3, nodes=50).depths) == 3
     assert len(drafted(table, room=0, nodes=50)) == 1
     assert len(drafted(table, room=99, latency={1: 1.0, 2: 1.0})) == MOST_NODES + 1
-    with pytest.raises(InputError, match="not -1"):
+    with pytest.raises(InputError, match="nodes is -1"):
         drafted(table, nodes=-1)
 
 

@@ -47,7 +47,7 @@ def speculative(
     streamer: Any = None,
     *,
     tokenizer: Any = None,
-    stop_strings: str | Sequence[str] | None = None,
+    stop_strings: str | list[str] | None = None,
 ) -> Callable[..., Any]:
     """A function for `generate`'s `custom_generate`.
 
@@ -78,14 +78,14 @@ def speculative(
 
             criteria.append(StopStringCriteria(tokenizer, stop_strings))
         check_batch(generation_config, criteria, rows)
-        watcher = streamer if streamer is not None else withheld.get("streamer")
+        watcher: Any = streamer if streamer is not None else withheld.get("streamer")
         if watcher is not None and rows > 1:
             raise InputError(f"a streamer shows one text, not {rows}")
         if streamer is not None:  # one that `generate` knows has seen the prompt
             streamer.put(input_ids.cpu())
 
-        def stream(text: Tensor, _: Tensor) -> bool:
-            watcher.put(text[0, -1:].cpu())
+        def stream(text: Tensor, _: Tensor, shown: Any = watcher) -> bool:
+            shown.put(text[0, -1:].cpu())
             return False
 
         found = speculate(
