@@ -114,7 +114,9 @@ def test_a_field_keeps_to_the_range_in_its_docstring(kind, field):
         assert not accepts(kind, field.name, None)
 
 
-@pytest.mark.parametrize("kind", {param.values[0] for param in FIELDS}, ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", dict.fromkeys(param.values[0] for param in FIELDS), ids=lambda k: k.__name__
+)
 def test_a_numeric_field_with_an_error_is_named_with_its_class_or_as_it_is(kind):
     name = next(p.values[1].name for p in FIELDS if p.values[0] is kind)
     with pytest.raises(InputError, match=rf"{name} is nan; it must be a (whole )?number in"):
