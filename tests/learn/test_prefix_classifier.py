@@ -155,5 +155,5 @@ def test_what_does_not_fit_is_said(world):
         train_prefix_classifier(model, [[START]], [[2, 3]], [[1]])
     with pytest.raises(InputError, match="between 0 and 4"):
         train_prefix_classifier(model, [[START]], [[2, 3]], [[0, 4]])
-    with pytest.raises(InputError, match="at least 2"):
+    with pytest.raises(InputError, match="classes is 1"):
         PrefixClassifier.of(model, classes=1)

@@ -343,3 +343,20 @@ def test_padding_counts_in_no_share_outside_of_recordings_too(routed, by, side):
     routed.remove()
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
+
+
+def test_a_method_that_chooses_tokens_before_it_is_refused(tiny_llama):
+    import copy
+
+    from tokenry.core.errors import ModelError
+    from tokenry.model.adaptive.dual_ffn import DuoLLM
+
+    model = copy.deepcopy(tiny_llama)
+    ids = torch.arange(5, 17)[None]
+    routing = InformedRouting(rank=2, activation="identity").attach(model)
+    duo = DuoLLM(inner=8).attach(model)
+    routes = torch.zeros(1, 12, model.config.num_hidden_layers, dtype=torch.long)
+    routes[:, ::2] = 1
+    with duo.route(routes), pytest.raises(ModelError, match="another method chooses tokens"):
+        model(ids, attention_mask=torch.ones_like(ids))
+    assert routing.model is model

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.errors import InputError
+from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
     ATTENTION,
@@ -290,6 +290,11 @@ class RoutedUnit(Wrapper):
         known = state.seen if state.real is None else state.real
         if known is not None:
             real = known[:, -u.shape[1] :].to(u.device)
+        if real.shape != u.shape[:-1]:
+            raise ModelError(
+                f"informed routing was given {list(u.shape[:-1])} tokens of a batch of "
+                f"{list(real.shape)}: another method chooses tokens before it; remove one of them"
+            )
         if state.rule is None:
             execute = real.new_ones(real.shape)
         else:
