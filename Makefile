@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test wheel test-wheel lint bench docs figures clean
+.PHONY: demo test test-all wheel test-wheel lint bench docs figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tokenry demo
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n auto --dist worksteal
+
+# What takes minutes more: the documentation, and the wheel in fresh environments.
+test-all: test lint docs test-wheel
 
 wheel: | $(VENV)/bin/python
 	rm -rf dist
