@@ -206,12 +206,6 @@ def searched(model: Any, judge: TokenValueModel, digits: list[list[int]], seed: 
     return mean(found)
 
 
-def _step(optimizer: Any, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
 def _draw(figure: Any, paths: list[tuple[str, list[float]]]) -> None:
     axes = figure.subplots()
     for name, values in paths:

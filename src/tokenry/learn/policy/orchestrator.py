@@ -32,6 +32,7 @@ from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.files import replacing
 from tokenry.core.scores import Scores
+from tokenry.learn.fit import fit
 
 
 class RewardStats(NamedTuple):
@@ -140,7 +141,6 @@ def fit_orchestrator(
         raise ShapeError(f"{len(states)} prompts but scores of {len(scores)} responses")
     targets, stats = reward_profile_targets(scores.float(), tau)
     states = states.detach().float()
-    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # torch initialises layers from the global generator
         made = PreferenceOrchestrator(states.shape[1], scores.shape[1], hidden)
@@ -149,15 +149,22 @@ def fit_orchestrator(
     made.reward_mean.copy_(stats.mean)
     made.reward_std.copy_(stats.std)
     made.to(states.device)
-    optimizer = torch.optim.AdamW(made.parameters(), lr=learning_rate, weight_decay=1e-2)
-    for _ in range(steps):
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(states), (batch_size,), generator=generator).to(states.device)
         logits = made.logits(states[rows])
         entropy = torch.special.entr(logits.softmax(-1)).sum(-1).mean()
-        loss = orchestrator_loss(logits, targets[rows]) - entropy_bonus * entropy
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return orchestrator_loss(logits, targets[rows]) - entropy_bonus * entropy
+
+    fit(
+        loss,
+        made,
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=1e-2,
+        clip=None,
+        seed=seed,
+    )
     return made.requires_grad_(False)
 
 

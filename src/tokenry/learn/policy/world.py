@@ -20,6 +20,7 @@ from tokenry.core.aggregate import aggregate
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
+from tokenry.learn.fit import fit, linear
 from tokenry.learn.objective import is_on_policy
 from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
 from tokenry.learn.preference.pairs import sequence_sum
@@ -157,15 +158,14 @@ def fit_likelihood(
     The learning rate falls linearly to 0 over the second half.
     """
     model = copy.deepcopy(model).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, 2 * (steps - step) / steps)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = draw()
         logprob = score(model, batch, needs=("logprob",), grad=True).need("logprob")
-        optimizer.zero_grad()
-        (-aggregate(logprob, batch.target, "token-mean")).backward()
-        optimizer.step()
+        return -aggregate(logprob, batch.target, "token-mean")
+
+    halfway = linear(decay=0.5)
+    fit(loss, model, steps=steps, learning_rate=learning_rate, schedule=halfway, clip=None)
     return model.eval().requires_grad_(False)
 
 
