@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tokenry.core.files import replacing
 from tokenry.core.versions import installed
 from tokenry.model.hub import home
 
@@ -42,9 +43,8 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
     else:
         train(model)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{id(model)}.part")
-        save_model(model, str(temporary))
-        temporary.replace(file)
+        with replacing(file) as temporary:
+            save_model(model, str(temporary))
     return model.eval().requires_grad_(False)
 
 

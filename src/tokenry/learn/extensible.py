@@ -109,7 +109,7 @@ def two_stream_batch(
     chunk_of = torch.cat([index // per_chunk, place // chunk])
     plain = torch.arange(E + len(place), device=device) >= E
     positions = torch.cat([index, place // chunk * per_chunk + place % chunk])
-    window = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
+    window = compat.window(unwrap(model))
     if window and int(positions.max()) >= window:
         raise InputError(
             f"{E} embeddings and a chunk of {chunk} tokens reach position {int(positions.max())}; "

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.core.files import replacing
+from tokenry.model.modes import evaluation_mode
 
 Weights = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]]
 HALF = (torch.float16, torch.bfloat16)
@@ -184,13 +185,8 @@ def only_trainable(model: nn.Module, weights: Iterable[Tensor] = ()) -> Iterator
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Within: the model in evaluation mode, its weights without gradients; afterwards as before."""
-    training = model.training
-    try:
-        model.eval()
-        with only_trainable(model):
-            yield
-    finally:
-        model.train(training)
+    with evaluation_mode(model), only_trainable(model):
+        yield
 
 
 def check_precision(weights: Iterable[Tensor], what: str) -> None:

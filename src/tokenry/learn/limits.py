@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenry.core.errors import InputError
 from tokenry.learn.data import Skipped
+from tokenry.model import compat
 from tokenry.model.score import unwrap
 
 
@@ -25,8 +26,7 @@ class Limits:
     @classmethod
     def of(cls, model: Any) -> Limits:
         plain = unwrap(model)
-        positions = getattr(plain.config.get_text_config(), "max_position_embeddings", None)
-        return cls(len(plain.get_input_embeddings().weight), positions)
+        return cls(len(plain.get_input_embeddings().weight), compat.window(plain))
 
     def check_padding(self, pad_id: int) -> None:
         """Raise InputError when the padding token has no embedding."""

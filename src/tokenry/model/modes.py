@@ -20,16 +20,22 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient inside; afterwards every module is in its former mode."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is in its former mode."""
     trained = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module in trained:
             module.training = True
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`evaluation_mode`, and no gradient."""
+    with evaluation_mode(model), torch.no_grad():
+        yield
 
 
 class Dropout(NamedTuple):

@@ -453,3 +453,24 @@ def test_every_group_of_the_world_is_listed_and_its_chances_sum_to_one():
     assert len(WORLD.texts) == len(set(WORLD.texts)) == 1 + 2 * 3
     # a text ends at its first 0, or has the full length
     assert all(0 not in t[:-1] and (t[-1] == 0 or len(t) == WORLD.length) for t in WORLD.texts)
+
+
+def test_the_published_bounds_of_gspo_and_cispo():
+    """GSPO's clip is 3e-4 below and 4e-4 above; CISPO cuts the weight off at 5."""
+
+    def slope(goal, log_ratio, advantage):
+        batch, now = moved([[log_ratio] * 2])
+        now = now.requires_grad_()
+        prepared = batch.with_columns(advantage=torch.full(batch.shape, advantage))
+        goal(prepared, scores(batch, now)).loss.backward()
+        return now.grad[0, 1].item()
+
+    for ratio, advantage, free in (
+        (1.00035, 1.0, True),
+        (1.00045, 1.0, False),
+        (0.99975, -1.0, True),
+        (0.99965, -1.0, False),
+    ):
+        assert (slope(GSPO(), math.log(ratio), advantage) != 0) == free
+    assert slope(CISPO(), math.log(4.9), 1.0) == pytest.approx(-4.9 / 2)
+    assert slope(CISPO(), math.log(7.0), 1.0) == pytest.approx(-5.0 / 2)

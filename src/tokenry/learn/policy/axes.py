@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from tokenry.core.aggregate import MODES, full_precision, per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
+from tokenry.core.divergence import k1, k2, k3
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.policy.surrogate import Bound, clip_surrogate
 
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 AGGREGATIONS = (*MODES, "balanced")
 
 
@@ -61,6 +63,12 @@ class RolloutBatch:
     def reward(self) -> Tensor:
         """[B], or [B, n] of n reward functions."""
         return self.batch.column("reward")
+
+    @property
+    def total_reward(self) -> Tensor:
+        """[B], the sum of a completion's rewards, float32 at least."""
+        reward = full_precision(self.reward)
+        return reward.sum(-1) if reward.ndim == 2 else reward
 
     @property
     def old_logprob(self) -> Tensor:
@@ -110,9 +118,7 @@ class GroupAdvantage:
         within(self, "[0, inf)", "eps")
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
-        reward = full_precision(rollouts.reward)
-        reward = reward.sum(-1) if reward.ndim == 2 else reward
-        return group_advantage(reward, rollouts.group, **vars(self))
+        return group_advantage(rollouts.total_reward, rollouts.group, **vars(self))
 
 
 def group_advantage(
@@ -252,22 +258,12 @@ class KL:
 
     def __post_init__(self) -> None:
         within(self, "(0, inf)", "weight")
-        one_of("estimator", self.estimator, ("k1", "k2", "k3"))
+        one_of("estimator", self.estimator, ESTIMATORS)
 
     def __call__(self, logprob: Tensor, ratio: Tensor, rollouts: RolloutBatch) -> Tensor:
         moved = torch.where(rollouts.mask, logprob - rollouts.logprob_of("reference"), 0.0)
-        estimate = self.weight * kl_estimate(moved, self.estimator)
+        estimate = self.weight * ESTIMATORS[self.estimator](moved)
         return estimate * ratio if self.corrected else estimate
-
-
-def kl_estimate(log_ratio: Tensor, estimator: str = "k3") -> Tensor:
-    """k1, k2 or k3 of x = log pi - log pi_ref at tokens that pi wrote, any shape."""
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return log_ratio.square() / 2
-    one_of("estimator", estimator, ("k1", "k2", "k3"))
-    return torch.expm1(-log_ratio) + log_ratio
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ Named assignments are presets (`learn.policy.presets`): grpo, dr-grpo, dapo, gsp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -39,8 +40,7 @@ from tokenry.learn.policy.axes import (
     TokenRatio,
     balanced_weights,
 )
-
-LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8: further out the ratio stays there, without gradient
+from tokenry.learn.policy.surrogate import importance_log_ratio
 
 
 class Advantage(Protocol):
@@ -181,7 +181,7 @@ class PolicyGradient:
     ) -> Loss:
         rollouts = RolloutBatch(batch, parts, policy)
         mask, logprob = batch.target, policy.need("logprob")
-        log_ratio = _log_ratio(logprob, rollouts.old_logprob, mask)
+        log_ratio = importance_log_ratio(logprob, rollouts.old_logprob, mask)
         if self.gate is not None:
             log_ratio = self.gate(log_ratio, rollouts)
         ratio = self.ratio(log_ratio, rollouts)
@@ -216,13 +216,6 @@ class PolicyGradient:
                 yield "old_entropy"
             elif source != "policy" and quantity == "logprob":
                 yield f"{source}_logprob"
-
-
-def _log_ratio(logprob: Tensor, old_logprob: Tensor, mask: Tensor) -> Tensor:
-    """log pi - log pi_old in float32 at least, 0 outside the mask."""
-    wide = torch.float64 if torch.float64 in (logprob.dtype, old_logprob.dtype) else torch.float32
-    moved = torch.where(mask, logprob.to(wide) - old_logprob.detach().to(wide), 0.0)
-    return moved.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
 
 def _kept(batch: TokenBatch, kept: Tensor) -> TokenBatch:
@@ -262,14 +255,15 @@ def _joined(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for group in groups for need in group))
 
 
-class Preset:
+class Preset(ABC):
     """A named assignment of axes: fields are hyper-parameters, `composed` puts them together.
 
     The objective that trainers see; everything is passed on to the `PolicyGradient` it stands for.
     """
 
+    @abstractmethod
     def composed(self) -> PolicyGradient:
-        raise NotImplementedError
+        """The assignment that the fields stand for."""
 
     @property
     def unit(self) -> Unit:

@@ -14,7 +14,7 @@ Perspective (arXiv 2503.20783); DAPO: An Open-Source LLM Reinforcement Learning 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -36,7 +36,7 @@ from tokenry.learn.policy.gradient import PolicyGradient, Preset
 
 def some_spread(rollouts: RolloutBatch, advantage: Tensor) -> Tensor:
     """True on the completions of groups whose rewards differ, [B]."""
-    reward = rollouts.reward if rollouts.reward.ndim == 1 else rollouts.reward.sum(-1)
+    reward = rollouts.total_reward
     peers = rollouts.group.unique(return_inverse=True)[1]
     count = int(peers.max()) + 1
     most = reward.new_full((count,), -torch.inf).scatter_reduce(0, peers, reward, "amax")
@@ -91,11 +91,9 @@ class DrGRPO(GRPO):
         within(self, "(0, inf)", "length")
 
     def composed(self) -> PolicyGradient:
-        return PolicyGradient(
-            GroupAdvantage(scale="none"),
-            TokenRatio(),
-            Clip(self.clip, self.clip),
-            regularizer=pull(self.beta, self.corrected),
+        return replace(
+            super().composed(),
+            advantage=GroupAdvantage(scale="none"),
             aggregation="constant-length",
             length=self.length,
         )
@@ -118,11 +116,9 @@ class DAPO(GRPO):
         within(self, "(0, inf)", "clip_high")
 
     def composed(self) -> PolicyGradient:
-        return PolicyGradient(
-            GroupAdvantage(),
-            TokenRatio(),
-            Clip(self.clip, self.clip_high),
-            regularizer=pull(self.beta, self.corrected),
+        return replace(
+            super().composed(),
+            clip=Clip(self.clip, self.clip_high),
             aggregation="token-mean",
             select=(some_spread,) if self.dynamic else (),
         )
@@ -144,13 +140,8 @@ class GSPO(GRPO):
         within(self, "(0, inf)", "clip_high")
 
     def composed(self) -> PolicyGradient:
-        return PolicyGradient(
-            GroupAdvantage(),
-            SequenceRatio(),
-            Clip(self.clip, self.clip_high),
-            regularizer=pull(self.beta, self.corrected),
-            aggregation="sequence-mean",
-        )
+        clip = Clip(self.clip, self.clip_high)
+        return replace(super().composed(), ratio=SequenceRatio(), clip=clip)
 
 
 @objective("cispo", paper=None)

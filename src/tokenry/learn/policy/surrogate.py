@@ -80,6 +80,13 @@ def unclipped(
 
 def importance_ratio(logprob: Tensor, old_logprob: Tensor, mask: Tensor | None = None) -> Tensor:
     """u = pi / pi_old in float32 at least; 1 outside the mask."""
+    return importance_log_ratio(logprob, old_logprob, mask).exp()
+
+
+def importance_log_ratio(
+    logprob: Tensor, old_logprob: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """log pi - log pi_old, bounded, in float32 at least; 0 outside the mask."""
     if logprob.shape != old_logprob.shape:
         raise ShapeError(
             f"logprob {[*logprob.shape]} and old_logprob {[*old_logprob.shape]} must have one shape"
@@ -89,7 +96,7 @@ def importance_ratio(logprob: Tensor, old_logprob: Tensor, mask: Tensor | None =
     log_ratio = logprob.to(wide) - old_logprob.detach().to(wide)
     if mask is not None:
         log_ratio = torch.where(mask, log_ratio, 0.0)
-    return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+    return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
 
 def clipped_value_loss(
