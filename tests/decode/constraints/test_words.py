@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.core.registry import constraint
+from tokenry.decode.constraints.sentence_spans import class_of, classes_after
 from tokenry.decode.constraints.spelling import (
     Spelling,
     letters_and_marks,
+    span_after,
     spellings_after,
     split_tail,
 )
@@ -267,6 +269,28 @@ def test_random_texts_of_a_real_tokenizer_hold_the_filter_in_all_their_words(
         text = tiny_tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
         assert Spelling().words(text)
         assert all(filter(word) for word in Spelling().words(text)), text
+
+
+def test_a_byte_that_only_letters_begin_with_cannot_end_a_word():
+    pieces = [b"", *(bytes([byte]) for byte in range(256))]
+    word = [1 + byte for byte in "аб".encode()]
+    for wordless in (True, False):
+        full = run(WordConstraint(Length(2, 2), pieces, eos=[0], wordless=wordless).initial(), word)
+        assert not full.allows(1 + 0xD1)  # U+0440 to U+047F: all letters
+        assert full.allows(1 + 0xC2)  # U+00A0 is among those that may follow
+        assert_mask_is_allows(full)
+
+
+@pytest.mark.parametrize("tail", [b"\xd1", b"\xf3\xa0\x84", b"\xed", b"\xc2", b"\xf0", b"\xf3"])
+def test_what_may_follow_a_tail_is_some_character_that_begins_with_it(tail):
+    low, high = span_after(tail)
+    others = [
+        point
+        for point in range(low, high)
+        if unicodedata.category(chr(point)) != "Cs"
+        and unicodedata.category(chr(point))[0] not in "LM"
+    ]
+    assert classes_after(tail) == {class_of(chr(point)) for point in others}
 
 
 def test_a_text_may_end_only_at_an_accepted_word_and_goes_nowhere_after_its_end():

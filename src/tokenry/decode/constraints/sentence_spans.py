@@ -15,7 +15,7 @@ import unicodedata
 from functools import lru_cache
 from itertools import groupby
 
-from tokenry.decode.constraints.spelling import code_points_after
+from tokenry.decode.constraints.spelling import code_points_after, span_after
 
 LONGEST_GAP = 32
 SIGN_SIZE = 4
@@ -108,9 +108,12 @@ def after_prompt(text: str) -> int:
 @lru_cache(maxsize=1 << 10)
 def classes_after(tail: bytes) -> frozenset[str]:
     """The classes of the characters that are no letters and whose UTF-8 begins with `tail`."""
-    found = {NEVER}
-    for point in code_points_after(tail):
-        character = chr(point)
+    low, high = span_after(tail)
+    points = code_points_after(tail)
+    surrogates = max(0, min(high, 0xE000) - max(low, 0xD800))
+    # Code points that are not looked at are no letters; where all are, none may be promised.
+    found = {NEVER} if len(points) + surrogates < high - low else set()
+    for character in map(chr, points):
         if unicodedata.category(character)[0] not in "LM":
             found.add(class_of(character))
     return frozenset(found)
