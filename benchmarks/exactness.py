@@ -25,8 +25,8 @@ from tokenry.decode.samplers.guard import Guard
 from tokenry.decode.samplers.rejection import Rejection
 from tokenry.decode.samplers.request import Request, TextSampler
 from tokenry.decode.samplers.smc import SMC
-from tokenry.papers.awrs import OddSum, odd_sum, weighted_texts
-from tokenry.tasks.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.papers.control.awrs import OddSum, odd_sum, weighted_texts
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
 
 LIMIT, MODELS, SIZES = 5, (0, 1, 2), (10, 30, 100, 300, 1000, 3000, 10_000)
 DRAWS = 200  # simulated samples of the target for the band

@@ -66,8 +66,8 @@ class ToyWorld:
     name = "toy"
 
     def __init__(self, seed: int):
-        from tokenry.learn.preference.world import fit_reference
-        from tokenry.tasks.preference_world import PreferenceWorld
+        from tokenry.lab.preference_world import fit_reference
+        from tokenry.tasks.worlds.preference import PreferenceWorld
 
         self.world = PreferenceWorld(seed=seed)
         self.model = fit_reference(self.world, seed, steps=200)
@@ -192,7 +192,7 @@ def run(key: str, world: Any, others: dict[str, Any], budget: dict[str, Any], se
 
 def implicit_reward(world: Any, guide: Any) -> Any:
     """log of guide over reference for a completion: what preferences taught the guide."""
-    from tokenry.learn.annotation import Annotation
+    from tokenry.learn.data.precompute import Annotation
 
     context, frozen = Annotation(world.tokenizer), FrozenModel(world.model)
     start = world.tokenizer.bos_token_id

@@ -45,7 +45,7 @@ def main() -> None:
     import torch
 
     import tokenry
-    from tokenry.model.sparse_attention import TokenSparse, low_drift_layers
+    from tokenry.model.attention.token_sparse import TokenSparse, low_drift_layers
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -105,7 +105,7 @@ def speeds(model: Any, ids: Any, policy: Any, runs: int) -> list[Row]:
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    from tokenry.model.sparse_attention import deferred_mask, token_sparse_attention
+    from tokenry.model.attention.token_sparse import deferred_mask, token_sparse_attention
 
     spent = [0.0]
 

@@ -59,7 +59,7 @@ def main() -> None:
 
     import tokenry
     from tokenry.decode.speculation.latency import latency_curve
-    from tokenry.model.packed import packed
+    from tokenry.model.kernels.packed import packed
 
     loaded = tokenry.load(chosen.model)
     started = time.perf_counter()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.measure.audit import audit, forcing_prefix, word_tokens
+from tokenry.measure.audit.report import audit, forcing_prefix, word_tokens
 
 
 def test_help_teaches(run):

@@ -23,7 +23,7 @@ def test_samples_are_listed_and_copied_and_nothing_is_overwritten(run, refused, 
 def test_samples_are_what_they_say():
     from tokenry.learn.data import read_jsonl
     from tokenry.learn.user_code import user_value
-    from tokenry.model.serving.trace import read_trace
+    from tokenry.serving.trace import read_trace
 
     assert len(read_jsonl(sample_file("prompts.jsonl"))) == 16
     assert user_value(f"{sample_file('rules.py')}:brevity")("hi", "one two") == -0.04

@@ -12,26 +12,26 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import ModelError
-from tokenry.decode.bytes.reader import TreeReader
+from tokenry.decode.bytes.prefix_scorer import TreeReader
 from tokenry.decode.search import beam_search_policy
 from tokenry.decode.speculation.dyspec import DySpec
-from tokenry.decode.speculation.feature_head import FSPAD
+from tokenry.decode.speculation.fspad import FSPAD
 from tokenry.decode.speculation.mtp import MTP
 from tokenry.decode.speculation.recycling import TokenRecycling
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
 from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
 from tokenry.model import compat
+from tokenry.model.attention.token_sparse import SparsePrefill, TokenSparse
 from tokenry.model.cache.full import Full
 from tokenry.model.cache.h2o import H2O
 from tokenry.model.cache.per_layer import PerHead, PerLayer
 from tokenry.model.cache.tokenselect import TokenSelect
 from tokenry.model.decoding import DecodingState
-from tokenry.model.feature_head import features_of
-from tokenry.model.hidden_state_optimization import HiddenStateOptimizer
+from tokenry.model.heads.fspad import features_of
+from tokenry.model.memory.hidden_state_optimization import HiddenStateOptimizer
+from tokenry.model.memory.still import Still, revert
 from tokenry.model.output import linear_head, output_logits
 from tokenry.model.score import score
-from tokenry.model.sparse_attention import SparsePrefill, TokenSparse
-from tokenry.model.still import Still, revert
 
 LONG = torch.randint(2, 64, (20,), generator=torch.Generator().manual_seed(1)).tolist()
 SHORT = LONG[:15]

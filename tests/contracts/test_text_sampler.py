@@ -17,8 +17,8 @@ from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.guard import Guard
 from tokenry.decode.samplers.request import Request, TextSampler
-from tokenry.papers.awrs import OddSum, odd_sum
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.papers.control.awrs import OddSum, odd_sum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 LIMIT, CALLS, PARTICLES = 4, 150, 40
 Build = Callable[[ToyLM], TextSampler]

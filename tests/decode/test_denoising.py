@@ -6,7 +6,7 @@ from torch.nn.functional import one_hot
 
 from tokenry.core.errors import InputError
 from tokenry.decode.denoising import iterative_decode
-from tokenry.model.denoising import Encoded, Padded
+from tokenry.model.layers.denoising import Encoded, Padded
 
 V, PAD, MASK = 16, 0, 1
 

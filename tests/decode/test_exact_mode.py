@@ -11,8 +11,8 @@ from tokenry.decode.constraints.length import Length
 from tokenry.decode.exact_mode import exact_mode, exact_modes_by_length
 from tokenry.decode.samplers.request import Request
 from tokenry.model.decoding import DecodingState
-from tokenry.papers.awrs import OddSum, odd_sum
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.papers.control.awrs import OddSum, odd_sum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 
 def request(model, constraint=None, limit=5, **options):

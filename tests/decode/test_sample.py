@@ -10,9 +10,9 @@ from tokenry.core.errors import InputError
 from tokenry.decode.rollouts import rollouts
 from tokenry.decode.sample import sample
 from tokenry.decode.search import beam_search_policy
+from tokenry.lab.toy_training import sample_on
 from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
 from tokenry.learn.preference.completions import sample_completions
-from tokenry.learn.preference.toy_training import sample_on
 from tokenry.model.modes import evaluating
 
 PROMPT = [1, 2, 1]

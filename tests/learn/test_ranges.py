@@ -18,11 +18,11 @@ import tokenry.learn.preference
 import tokenry.learn.rewards
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective, tokenizer
-from tokenry.learn.attention_transfer import AttentionTransfer
-from tokenry.learn.draft_heads import Schedule
-from tokenry.learn.hiding import AutoConfusion
-from tokenry.learn.sequence_to_sequence.event_posterior import EventLikelihood
-from tokenry.measure.verbosity import TemporalWeights
+from tokenry.learn.recipes.draft_heads import Schedule
+from tokenry.learn.recipes.fingerprint import AutoConfusion
+from tokenry.learn.recipes.sequence_to_sequence.event_posterior import EventLikelihood
+from tokenry.learn.recipes.still import AttentionTransfer
+from tokenry.measure.audit.verbosity import TemporalWeights
 from tokenry.text.markers import MarkerDropout
 
 NUMBERS = ("float", "int", "float | None", "int | None", float, int, float | None, int | None)

@@ -11,7 +11,6 @@ import torch
 
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.annotation import Annotation, annotate
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.data import (
     PreferenceCollator,
@@ -20,6 +19,7 @@ from tokenry.learn.data import (
     preference_dataset,
     preference_rows,
 )
+from tokenry.learn.data.precompute import Annotation, annotate
 from tokenry.learn.objective import Loss, data_columns, sides_of
 from tokenry.learn.preference.act import ACT
 from tokenry.learn.preference.dpo import DPO

@@ -7,13 +7,13 @@ import torch
 
 from tokenry.core.errors import InputError
 from tokenry.core.signals import entropy
-from tokenry.learn.feature_distillation import eagle_distill_loss, train_feature_head
-from tokenry.learn.prefix_classifier import train_prefix_classifier
-from tokenry.measure.audit import audit_reach
-from tokenry.measure.critical_tokens import contrastive_estimation, critical_token
-from tokenry.measure.length_inflation import generate_from
+from tokenry.learn.recipes.fspad import eagle_distill_loss, train_feature_head
+from tokenry.learn.recipes.prefix_classifier import train_prefix_classifier
+from tokenry.measure.audit.length_inflation import generate_from
+from tokenry.measure.audit.report import audit_reach
+from tokenry.measure.audit.verbosity import length_cap
 from tokenry.measure.ngram_style import distinct_n
-from tokenry.measure.verbosity import length_cap
+from tokenry.measure.probes.critical_tokens import contrastive_estimation, critical_token
 
 CALLS = {
     "gamma": (lambda **o: contrastive_estimation(None, None, **o), (-0.1, math.inf)),  # type: ignore

@@ -8,6 +8,7 @@ from tokenry.core.errors import InputError
 from tokenry.model.adaptive.dual_ffn import DuoLLM
 from tokenry.model.adaptive.informed_routing import InformedRouting, Lowest, Sampled
 from tokenry.model.adaptive.skipdecode import SkipDecode
+from tokenry.model.attention.token_sparse import TokenSparse
 from tokenry.model.attribution.decompx import DecompX
 from tokenry.model.attribution.frugalprompt import FrugalPrompt
 from tokenry.model.attribution.globenc import GlobEnc
@@ -15,13 +16,12 @@ from tokenry.model.attribution.surprisal import Surprisal
 from tokenry.model.cache.full import Full
 from tokenry.model.cache.h2o import H2O
 from tokenry.model.cache.tokenselect import TokenSelect
-from tokenry.model.feature_head import FeatureHead
-from tokenry.model.gated_lora import GatedLoRA
-from tokenry.model.hidden_state_optimization import HiddenStateOptimizer
-from tokenry.model.mask_predictor import MaskPredictor
-from tokenry.model.recurrence import WindowRecurrence
-from tokenry.model.sparse_attention import TokenSparse
-from tokenry.model.still import Still
+from tokenry.model.heads.fspad import FeatureHead
+from tokenry.model.heads.mtp import MaskPredictor
+from tokenry.model.layers.gated_lora import GatedLoRA
+from tokenry.model.memory.hidden_state_optimization import HiddenStateOptimizer
+from tokenry.model.memory.recurrence import WindowRecurrence
+from tokenry.model.memory.still import Still
 
 NAN, INF = math.nan, math.inf
 NO_NUMBER = (NAN, INF, -INF, "3", True)

@@ -4,7 +4,7 @@ from typing import ClassVar
 import pytest
 
 from tokenry.core.errors import InputError
-from tokenry.tasks.lang_game import LangGame
+from tokenry.tasks.suites.lang_game import LangGame
 from tokenry.tasks.task import Generate, Item, Loglikelihood, evaluate, likeliest, means, reward
 
 WORDS = tuple("a the sea tea feature creature eleven nowhere bring thing going".split())  # noqa: SIM905

@@ -111,8 +111,8 @@ def drafter_of(option: str, model: str | None) -> Any:
     """The drafter of NAME[:SETTING=VALUE,...], with what it drafts with: a smaller model, or the
     file of a trained part. Several that are joined by + are mixed; one of them has the model."""
     from tokenry.decode.speculation.mixture import Mixture
-    from tokenry.model.feature_head import FeatureHead
-    from tokenry.model.mask_predictor import MaskPredictor
+    from tokenry.model.heads.fspad import FeatureHead
+    from tokenry.model.heads.mtp import MaskPredictor
 
     readers = {
         "dyspec": ("draft", lambda place: load(place).model),

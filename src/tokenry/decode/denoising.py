@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range
-from tokenry.model.denoising import DenoisingSeq2Seq, Encoded, Padded, masked_mean_rows
+from tokenry.model.layers.denoising import DenoisingSeq2Seq, Encoded, Padded, masked_mean_rows
 
 
 @torch.no_grad()

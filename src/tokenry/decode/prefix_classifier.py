@@ -4,8 +4,9 @@
 
 h is the language model's last hidden state after y_<t, e the embedding of the token y_t that may
 come next, so that many candidate tokens are judged without another pass of the model. Trained on
-the model's own samples, labelled by what became of them, at every prefix (`learn.prefix_classifier`
-does that), q tends to the probability that the label comes true under the model.
+the model's own samples, labelled by what became of them, at every prefix
+(`learn.recipes.prefix_classifier` does that), q tends to the probability that the label comes true
+under the model.
 
 Two uses, both as the attribute of `BeamSearch`:
 

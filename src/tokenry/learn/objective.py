@@ -102,7 +102,7 @@ class Objective(Protocol):
         with "completion"), whose batches are these texts themselves (default: False);
     reads: the completions that a row of the data must have, by default ("chosen", "rejected");
     annotate(rows, context): dataset rows with more columns `{side}_{NAME}` for "token.NAME" and
-        "row.NAME", or with more sides, computed once before training (`learn.annotation`);
+        "row.NAME", or with more sides, computed once before training (`learn.data.precompute`);
     parts(model): a module of further weights or running state (mask networks, heads, soft
         prompts), trained and saved beside the policy and handed over as the keyword `parts`;
     prefix(batch, parts): soft-prompt embeddings [B, n, D] that stand before the policy's rows;

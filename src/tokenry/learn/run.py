@@ -18,10 +18,10 @@ from typing import Any, get_args
 
 from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.core.registry import objective as objectives
-from tokenry.learn.annotation import Annotation, annotate
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
+from tokenry.learn.data.precompute import Annotation, annotate
 from tokenry.learn.data.rows import completion_rows, template_hash
 from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (

@@ -62,8 +62,8 @@ def output_logits(model: Any, states: Tensor) -> Tensor:
 
 
 def output_layer(model: Any) -> Any:
-    """The output layer, without the faster layout of `model.packed`."""
-    from tokenry.model.packed import PackedLinear
+    """The output layer, without the faster layout of `model.kernels.packed`."""
+    from tokenry.model.kernels.packed import PackedLinear
 
     layer = compat.unwrap(model).get_output_embeddings()
     return layer.linear if isinstance(layer, PackedLinear) else layer

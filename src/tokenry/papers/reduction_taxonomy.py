@@ -58,7 +58,7 @@ REDUCER_TAXONOMY = (
         "select", "KV cache", "attention received", "token and key head", "none", False, "text",
     ),
     Record(
-        "Extensible Tokenization", "2401.07793", "model.extensible.ExtensibleTokenizer",
+        "Extensible Tokenization", "2401.07793", "model.memory.extensible.ExtensibleTokenizer",
         "recompute", "input", "position in the group", "group of k", "tuned compressor", False,
         "text",
     ),
@@ -67,12 +67,12 @@ REDUCER_TAXONOMY = (
         "dynamic", "KV cache", "query relevance", "token, per layer", "none", True, "text",
     ),
     Record(
-        "Token Sparse Attention", "2602.03216", "model.sparse_attention.TokenSparse",
+        "Token Sparse Attention", "2602.03216", "model.attention.token_sparse.TokenSparse",
         "dynamic", "attention layer", "attention of the last queries", "token and head", "none",
         True, "text",
     ),
     Record(
-        "STILL", "2602.02180", "model.still.Still",
+        "STILL", "2602.02180", "model.memory.still.Still",
         "dynamic", "attention layer", "self-attention", "token and head", "tuned", False, "text",
     ),
     Record(

@@ -10,8 +10,8 @@ from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.generate import generate
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import SMC
-from tokenry.papers.awrs import OddSum, odd_sum
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.papers.control.awrs import OddSum, odd_sum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 
 def test_only_complete_texts_are_made_to_end():

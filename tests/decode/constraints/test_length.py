@@ -6,7 +6,7 @@ import torch
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.samplers.smc import smc
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 VOCABULARY, EOS = range(4), [0]
 

@@ -15,7 +15,7 @@ from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import generate
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.smc import smc
-from tokenry.tasks.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
 
 # ids of a small vocabulary: 0 ends, 1 is special; the letters overlap in every way
 PIECES = [b"", b"", b"a", b"b", b"ab", b"ba", b"aab", b"bab", b"\xc3", b"\xa9", b"c"]

@@ -17,8 +17,8 @@ from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
 from tokenry.model.decoding import DecodingState
 from tokenry.model.hidden_decoding import HiddenDecoding
-from tokenry.papers.awrs import OddSum, odd_sum
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.papers.control.awrs import OddSum, odd_sum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 V, LIMIT = 4, 5
 

@@ -10,8 +10,8 @@ from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.rejection import Plain, Rejection, reject
 from tokenry.decode.samplers.request import Request
 from tokenry.model.decoding import DecodingState
-from tokenry.papers.awrs import OddSum, odd_sum
-from tokenry.tasks.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.papers.control.awrs import OddSum, odd_sum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
 
 MODEL = ToyLM(vocab_size=4, order=2, eos=0, seed=2)
 LIMIT = 5

@@ -10,7 +10,7 @@ from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.awrs import AWRS
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.smc import effective_size, resample, smc
-from tokenry.tasks.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
 
 LIMIT = 5
 MODEL = ToyLM(vocab_size=4, order=1, eos=0, scale=1.5, seed=6)

@@ -10,7 +10,7 @@ from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import run_smc
 from tokenry.decode.samplers.texts import joined, text_logprobs
 from tokenry.model.decoding import DecodingState
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 MODEL = ToyLM(vocab_size=4, order=2, eos=0, seed=1)
 

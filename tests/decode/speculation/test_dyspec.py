@@ -25,7 +25,7 @@ from tokenry.decode.speculation.rejection import acceptance, law_with_proposals
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size
 from tokenry.decode.speculation.verify import Accepted, draw, walk
-from tokenry.tasks.toy_lm import ToyLM
+from tokenry.tasks.worlds.toy_lm import ToyLM
 
 PROMPT = [5, 17, 9, 33, 21, 9, 40, 12, 3, 28, 51]
 

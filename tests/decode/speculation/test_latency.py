@@ -9,7 +9,7 @@ from tokenry.decode.speculation import latency
 from tokenry.decode.speculation.context import ContextNGrams
 from tokenry.decode.speculation.latency import latency_curve, quick_kernels
 from tokenry.decode.speculation.speculate import generate_with_drafter
-from tokenry.model.packed import is_packed, packed
+from tokenry.model.kernels.packed import is_packed, packed
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.context import ContextNGrams
 from tokenry.decode.speculation.dyspec import DySpec
 from tokenry.decode.speculation.goose import Goose
-from tokenry.decode.speculation.growth import Calibration, Guess
 from tokenry.decode.speculation.lookahead import Lookahead
 from tokenry.decode.speculation.mixture import UNRATED, Mixture, overlaid
 from tokenry.decode.speculation.mtp import MTP
 from tokenry.decode.speculation.recycling import TokenRecycling
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess
 from tokenry.decode.speculation.verify import Accepted
 
 PROMPT = [5, 9, 3, 8, 2, 7, 4, 6, 1, 5, 9, 3]

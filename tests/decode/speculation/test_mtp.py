@@ -11,7 +11,7 @@ from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState
-from tokenry.model.mask_predictor import MaskPredictor
+from tokenry.model.heads.mtp import MaskPredictor
 
 PROMPT = [5, 9, 23, 11, 42, 7]
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, VocabularyError
-from tokenry.decode.speculation.growth import MOST_NODES
 from tokenry.decode.speculation.recycling import (
     AdjacencyMatrix,
     Memory,
@@ -20,6 +19,7 @@ from tokenry.decode.speculation.recycling import (
 )
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
+from tokenry.decode.speculation.tree_expansion import MOST_NODES
 from tokenry.decode.speculation.verify import Accepted, verify_greedy
 from tokenry.model.decoding import DecodingState
 

@@ -18,7 +18,7 @@ from tokenry.decode.steering.posterior import (
     fitted_tilt,
     posterior,
 )
-from tokenry.tasks.toy_lm import ToyLM, ToyState
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
 IDS = torch.zeros(2, 3, dtype=torch.long)
 

@@ -8,8 +8,8 @@ import torch
 
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints.base import Anything, Constraint
+from tokenry.lab.toy_model import toy_model
 from tokenry.learn.policy.proposal import dpg_loss, policy_logprobs, train_proposal
-from tokenry.learn.toy import toy_model
 
 END, MARK, START, HINT = 6, 5, 7, 8
 

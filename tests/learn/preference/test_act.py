@@ -14,7 +14,7 @@ from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.preference.act import ACT, rank_loss
-from tokenry.tasks.checks import Constraint, ConstraintSet, length_between
+from tokenry.tasks.verifiers.programs import Constraint, ConstraintSet, length_between
 
 NUMBERS = st.floats(-3, 0)
 RATES = st.sampled_from([0.0, 0.25, 0.5, 1.0])

@@ -14,7 +14,7 @@ from tokenry.core.scores import Scores
 from tokenry.learn.preference.cdpo import CDPO, CriticalWeight, positionwise_loss
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.weighted import PreferenceObjective
-from tokenry.measure.critical_tokens import contrastive_estimation
+from tokenry.measure.probes.critical_tokens import contrastive_estimation
 
 V = 5
 LENGTHS = (3, 2, 4, 1)  # completion tokens of chosen 0, 1 and rejected 0, 1

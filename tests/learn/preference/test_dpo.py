@@ -8,9 +8,9 @@ import torch
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
+from tokenry.lab.preference_world import WorldPoint, reward_at_kl
 from tokenry.learn.preference.dpo import DPO, dpo_loss
-from tokenry.learn.preference.world import WorldPoint, reward_at_kl
-from tokenry.tasks.preference_world import PreferenceWorld
+from tokenry.tasks.worlds.preference import PreferenceWorld
 
 
 def test_loss_of_a_known_margin():

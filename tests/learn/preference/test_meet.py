@@ -10,11 +10,11 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.lab.preference_world import train_in_world, world_model
 from tokenry.learn.compute import compute_loss, compute_scores
 from tokenry.learn.preference.meet import MEET, ControlPrompts
-from tokenry.learn.preference.world import train_in_world, world_model
 from tokenry.model.score import score
-from tokenry.tasks.preference_world import PreferenceWorld
+from tokenry.tasks.worlds.preference import PreferenceWorld
 
 PROMPT, GOOD, BAD = [5, 6], [7, 8, 9], [10, 11]
 

@@ -12,7 +12,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.annotation import Annotation
+from tokenry.learn.data.precompute import Annotation
 from tokenry.learn.preference.tab_po import (
     TABPO,
     BarrierTerm,

@@ -13,7 +13,7 @@ from tokenry.core.divergence import FORWARD_KL, divergence
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.annotation import Annotation
+from tokenry.learn.data.precompute import Annotation
 from tokenry.learn.preference.unlearning import (
     AdaptiveUnlearning,
     differences,

@@ -21,7 +21,7 @@ from tokenry.learn.rewards.token_value import (
     token_value_loss,
 )
 from tokenry.model.score import score
-from tokenry.tasks.token_tree import TokenTree
+from tokenry.tasks.worlds.reward_tree import TokenTree
 
 A, B, C, D, E = range(10, 15)
 SOLUTIONS = st.lists(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.learn.adaptive import fit_forecasters
+from tokenry.learn.recipes.adaptive import fit_forecasters
 from tokenry.model.adaptive.informed_routing import (
     FeatureForecaster,
     InformedRouting,
@@ -244,7 +244,7 @@ def test_generation_under_learned_routers_is_the_teacher_forced_one(routed):
 
 def test_oracle_learned_random_errors_at_the_same_rate(tiny_model):
     """At an equal execute rate: oracle <= learned <= random in the error of what is forecast."""
-    from tokenry.learn.adaptive import start_token_routers
+    from tokenry.learn.recipes.adaptive import start_token_routers
 
     attached = InformedRouting(rank=4, activation="identity").attach(copy.deepcopy(tiny_model))
     generator = torch.Generator().manual_seed(0)

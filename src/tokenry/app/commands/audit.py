@@ -84,7 +84,7 @@ def audit(
     if template and loaded.tokenizer.chat_template is None:
         raise InputError(f"{model} has no chat template: leave --template out")
 
-    from tokenry.measure.audit import audit as measure
+    from tokenry.measure.audit.report import audit as measure
 
     with progress() as bar:
         tasks = {name: bar.add_task(TITLES[name], total=None) for name in TITLES if name in wanted}

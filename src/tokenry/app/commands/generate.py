@@ -11,8 +11,8 @@ import typer
 
 from tokenry.app.choices import as_question, methods, require_sampling, user_critic
 from tokenry.app.constraints import TextConstraints, with_words, word_filter
-from tokenry.app.showing import Stream, remark, warnings_as_notes
 from tokenry.app.steering import Steering
+from tokenry.app.streaming import Stream, remark, warnings_as_notes
 from tokenry.app.terminal import (
     AsJson,
     Model,

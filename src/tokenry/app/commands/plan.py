@@ -110,8 +110,8 @@ def plan(
     in_range("--requests", requests, "[50, 1000000]", integer=True, optional=True)
     measure, budget = objective(minimise, budget_cost, budget_power, budget_count)
 
-    from tokenry.model.serving import phases, planner
-    from tokenry.model.serving.targets import SLO
+    from tokenry.serving import phases, planner
+    from tokenry.serving.targets import SLO
 
     names = [name.strip() for name in machines.split(",") if name.strip()]
     kinds = [machine_of(name, prices or []) for name in dict.fromkeys(names)]
@@ -195,7 +195,7 @@ def machine_of(name: str, prices: list[str]) -> Any:
     """A machine by its name, at the user's price."""
     from dataclasses import replace
 
-    from tokenry.model.serving.phases import MACHINES
+    from tokenry.serving.phases import MACHINES
 
     if name != HERE and name not in MACHINES:
         raise UnknownNameError("machine", name, [*MACHINES, HERE])
@@ -214,7 +214,7 @@ def machine_of(name: str, prices: list[str]) -> Any:
 
 
 def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) -> Any:
-    from tokenry.model.serving.trace import LENGTHS, poisson_trace, read_trace
+    from tokenry.serving.trace import LENGTHS, poisson_trace, read_trace
 
     require_use("--requests", trace in LENGTHS, "a trace has its own requests")
     if trace in LENGTHS:
@@ -230,7 +230,7 @@ def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) 
 def served_model(name: str) -> Any:
     """A model by name: its configuration is enough."""
     from tokenry.model import hub
-    from tokenry.model.serving.phases import SHAPES, ServedModel
+    from tokenry.serving.phases import SHAPES, ServedModel
 
     if name in SHAPES:
         return SHAPES[name]
@@ -249,7 +249,7 @@ def served_model(name: str) -> Any:
 
 def measured_here(name: str) -> tuple[Any, Any]:
     """The model, and phases that are measured on this machine where it is meant."""
-    from tokenry.model.serving.phases import ServedModel, measure_phases, phases_of
+    from tokenry.serving.phases import ServedModel, measure_phases, phases_of
 
     loaded = load(name).model
     served = ServedModel.from_config(loaded.config, loaded.dtype.itemsize, name)

@@ -81,7 +81,7 @@ def tokens(tokenizer: Any, text: str, p: float | None, seed: int) -> dict[str, A
     if p is not None:
         import torch
 
-        from tokenry.text.stochastok import StochasTok, split_tokens
+        from tokenry.text.tokenizers.stochastok import StochasTok, split_tokens
 
         table = StochasTok(p).wrap(tokenizer).table
         split, sources = split_tokens(ids, table, p, torch.Generator().manual_seed(seed))

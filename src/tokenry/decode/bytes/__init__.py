@@ -4,7 +4,7 @@ from tokenry.decode.bytes.canonical import cover_encodings, is_canonical
 from tokenry.decode.bytes.completion import ByteCompletion, complete, suffix_context
 from tokenry.decode.bytes.ensemble import ByteEnsemble, EnsembleState
 from tokenry.decode.bytes.model import ByteModel, ByteState, byte_logprob
-from tokenry.decode.bytes.reader import Passes
+from tokenry.decode.bytes.prefix_scorer import Passes
 
 __all__ = [
     "ByteCompletion",

@@ -17,7 +17,7 @@ import numpy as np
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.ensemble import ByteEnsemble
 from tokenry.decode.bytes.model import END, NOTHING, ByteModel, Floats
-from tokenry.decode.bytes.reader import Passes
+from tokenry.decode.bytes.prefix_scorer import Passes
 from tokenry.decode.constraints.predicate import extend
 
 

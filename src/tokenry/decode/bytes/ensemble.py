@@ -21,7 +21,7 @@ import numpy as np
 
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.model import NOTHING, ByteModel, ByteState, Floats
-from tokenry.decode.bytes.reader import Passes
+from tokenry.decode.bytes.prefix_scorer import Passes
 
 
 @dataclass(frozen=True)

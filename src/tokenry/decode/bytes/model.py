@@ -35,7 +35,7 @@ from torch import Tensor
 from tokenry.core.boundaries import start_ids
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.canonical import Canonical, Context, canonical
-from tokenry.decode.bytes.reader import Passes, Path, Reader, TreeReader
+from tokenry.decode.bytes.prefix_scorer import Passes, Path, Reader, TreeReader
 from tokenry.decode.constraints.predicate import extend
 from tokenry.decode.generate import ends
 

@@ -19,7 +19,7 @@ from tokenry.core.checks import within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
-from tokenry.text.ngram_places import NGramPlaces
+from tokenry.text.ngram_index import NGramPlaces
 
 
 @dataclass(frozen=True)

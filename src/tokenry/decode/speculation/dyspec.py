@@ -45,10 +45,10 @@ from tokenry.decode.speculation.best_first import (
     by_level,
 )
 from tokenry.decode.speculation.draft_source import Source, source_of
-from tokenry.decode.speculation.growth import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, top
 from tokenry.decode.speculation.tree import TokenTree, best_size, seconds
+from tokenry.decode.speculation.tree_expansion import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.verify import Accepted
 
 TIMED_CALLS = 8

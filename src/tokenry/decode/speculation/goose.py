@@ -46,12 +46,12 @@ from torch import Tensor
 from tokenry.core.checks import within
 from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import Matcher, Spot
-from tokenry.decode.speculation.growth import Calibration, Guess, grow
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
 from tokenry.decode.speculation.tree import TokenTree
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
 from tokenry.decode.speculation.verify import Accepted
-from tokenry.text.ngram_places import NGramPlaces
+from tokenry.text.ngram_index import NGramPlaces
 
 Successors = Callable[[int, int], list[tuple[int, float]]]
 """(token before, token) -> likely next tokens and their probabilities, the likeliest first."""

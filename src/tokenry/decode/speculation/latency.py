@@ -15,7 +15,7 @@ import torch
 
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
-from tokenry.model.packed import can_pack, is_packed, packed
+from tokenry.model.kernels.packed import can_pack, is_packed, packed
 
 SIZES = (1, 2, 3, 4, 8, 16, 32)
 TRIED = (1, 8)  # one token, and a small tree: what kernels are compared by

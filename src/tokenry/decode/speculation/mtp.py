@@ -1,7 +1,7 @@
 """MTP: multi-token prediction from masks, verified by the unchanged model in the same pass.
 
 Each pass reads the last token and a chain of drafts, and behind them k masks whose states give the
-next drafts (`tokenry.model.mask_predictor`): y_1 is the token that the model chose, and
+next drafts (`tokenry.model.heads.mtp`): y_1 is the token that the model chose, and
 
     y_{j+1} ~ softmax(U h_j),     h_j = MLP([z_j ; E(y_j)])         z_j: the state of mask j
 
@@ -33,7 +33,7 @@ from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
-from tokenry.model.mask_predictor import MaskPredictor
+from tokenry.model.heads.mtp import MaskPredictor
 from tokenry.model.output import last_hidden
 
 STREAM = 0x2545F491  # keeps the drafts' draws apart from a verification with the same seed

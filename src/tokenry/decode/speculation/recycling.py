@@ -29,9 +29,9 @@ from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.files import replacing
 from tokenry.core.registry import drafter
-from tokenry.decode.speculation.growth import Calibration, Guess, grow
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
 from tokenry.decode.speculation.verify import Accepted
 
 RANGES = (0.1, 0.3, 0.6, 0.9)

@@ -4,9 +4,10 @@
     loss = sum_{i, j: CSR_i < CSR_j} max(0, p_i - p_j + margin (CSR_j - CSR_i))
            - ft_weight * p_best                                                    per prompt
 
-CSR_i in [0, 1] is the constraint satisfaction rate of response y_i to prompt x (`tasks.checks`),
-pi the policy, |y| a response's tokens with its end token, best = argmax CSR (ties: the highest
-p). Pairs of equal CSR say nothing. Neither labels nor a reference model are needed.
+CSR_i in [0, 1] is the constraint satisfaction rate of response y_i to prompt x
+(`tasks.verifiers.programs`), pi the policy, |y| a response's tokens with its end token, best =
+argmax CSR (ties: the highest p). Pairs of equal CSR say nothing. Neither labels nor a reference
+model are needed.
 
 Source: From Instructions to Constraints: Language Model Alignment with Automatic Constraint
 Verification (arXiv 2403.06326). Reconstructed: the exact ranking loss (a hinge on length-normalised
@@ -30,7 +31,7 @@ from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import sequence_sum
-from tokenry.tasks.checks import ConstraintSet
+from tokenry.tasks.verifiers.programs import ConstraintSet
 
 
 def rank_loss(

@@ -33,7 +33,7 @@ from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit
 from tokenry.learn.preference.pairs import halves, token_log_ratios
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
-from tokenry.measure.critical_tokens import contrastive_estimation
+from tokenry.measure.probes.critical_tokens import contrastive_estimation
 
 Reduction = Literal["sequence", "token"]
 

@@ -11,8 +11,8 @@ baseline SkipGPT). Approximated tokens still leave keys and values for others. I
 Gemma 3 F includes the norm behind the unit.
 
     attached = InformedRouting(rank=64, activation="identity").attach(model)  # outputs as before
-    fit_forecasters(attached, batches)                  # learn.adaptive; closed form
-    start_token_routers(attached, batches, steps=50)    # learn.adaptive; which are forecast best
+    fit_forecasters(attached, batches)                  # learn.recipes.adaptive; closed form
+    start_token_routers(attached, batches, steps=50)    # there too; which are forecast best
     attached.rule = Learned()                           # from now on routed
 
 Source: Informed Routing in LLMs: Smarter Token-Level Computation for Faster Inference (arXiv

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError
 from tokenry.core.registry import cache_policy
-from tokenry.model.attention import BlockOfQueries, ObservedLayer, attend_in_chunks
+from tokenry.model.attention.interface import BlockOfQueries, ObservedLayer, attend_in_chunks
 from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
 
 

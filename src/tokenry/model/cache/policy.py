@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention import ObservedLayer, observe_attention
+from tokenry.model.attention.interface import ObservedLayer, observe_attention
 from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
 

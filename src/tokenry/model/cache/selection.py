@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag, max_pool1d
 
-from tokenry.model.attention import StepMask
+from tokenry.model.attention.interface import StepMask
 
 BLOCK = 512  # keys scored at a time
 
@@ -55,7 +55,7 @@ def compiled_for(states: Tensor) -> Any:
 @cache
 def _compiled() -> Any:
     try:
-        from tokenry.model import compiled_selection as compiled
+        from tokenry.model.kernels import selection as compiled
     except ImportError:  # numba is not installed: `pip install "tokenry[fast]"`
         return None
     return compiled

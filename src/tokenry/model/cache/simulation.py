@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tokenry.model.attention import (
+from tokenry.model.attention.interface import (
     BlockOfQueries,
     ObservedLayer,
     attend_in_chunks,

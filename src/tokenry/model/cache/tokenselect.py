@@ -33,7 +33,7 @@ from torch import Tensor
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import cache_policy
-from tokenry.model.attention import (
+from tokenry.model.attention.interface import (
     GivenMask,
     StepMask,
     attend_densely,

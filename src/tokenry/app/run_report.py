@@ -1,0 +1,195 @@
+"""What a preference run moved: its report on pairs, token by token, for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenry.app.terminal import (
+    check_writable,
+    load,
+    notes,
+    print_json,
+    results,
+    working,
+    write_text,
+)
+from tokenry.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A report on a run: its folder, what it began with, and what it was held to (by name)."""
+
+    run: str
+    model: str
+    reference: str
+    report: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        names = {"run": self.run, "model": self.model, "reference": self.reference}
+        return names | self.report.to_dict()
+
+
+def report_run(
+    folder: str, pairs: Path | None, rows: int, as_json: bool, html: Path | None = None
+) -> None:
+    """Show what a run moved on its own pairs, or on others: as a table, JSON, or a page."""
+    if html is not None:
+        check_writable(html)
+    moved = moved_by(folder, pairs)
+    if html is not None:
+        from tokenry.app.run_report_html import page
+
+        write_text(html, page(moved))
+    if as_json:
+        print_json(moved.to_dict())
+    else:
+        show(moved, rows)
+    if html is not None:
+        notes().print(f"written to {html}")
+
+
+def moved_by(folder: str, pairs: Path | None) -> Moved:
+    """Score a run's pairs (or others) under the model that it left and what it was held to.
+
+    They are read as the run read its own: with its template, its lengths and its options. Rows that
+    cannot be used are skipped and counted. Raises InputError when the folder is no finished run,
+    when its data are gone and none are given, and when its model, reference or template is no
+    longer what it was.
+    """
+    from tokenry.learn.data import read_source
+    from tokenry.learn.data.rows import template_hash
+    from tokenry.learn.record import read_record
+    from tokenry.learn.report import preference_report
+
+    record = read_record(Path(folder), ": give a text to compare two models on")
+    if record.get("state") != "finished":
+        state = record.get("state")
+        raise InputError(
+            f"the run in {folder} is not finished ({state}): go on with it by --resume"
+        )
+    if "reading" not in record:
+        raise InputError(f"the run in {folder} does not say how it read its data: train it again")
+    source = read_source(pairs or _data_of(record, folder))
+    reading = {name: value for name, value in record["reading"].items() if name != "kind"}
+    template = reading.pop("template")
+    reading.pop("data_format", None)  # the report is about pairs, whatever was trained on
+    trained = load(folder)
+    if template_hash(trained.tokenizer) != template:
+        raise InputError(
+            f"the chat template in {folder} is not the one that the run read its data with"
+        )
+    options: dict[str, Any] = {**reading, "bad_rows": "skip"}
+    reference, name = _reference_of(record, folder)
+    beta = record["hyperparameters"].get("beta")
+    with working("scoring the pairs"):
+        report = preference_report(
+            trained.model,
+            trained.tokenizer,
+            source,
+            reference,
+            beta=beta if isinstance(beta, int | float) else 1.0,
+            **options,
+        )
+    return Moved(folder, record["model"], name, report)
+
+
+def _reference_of(record: dict[str, Any], folder: str) -> tuple[Any, str]:
+    """What the run was held to, and its name; the model that it began with, if that is not kept."""
+    from tokenry.learn.record import fingerprint
+    from tokenry.learn.reference import FrozenModel, ReferenceKind, WithoutAdapter, load_reference
+
+    kind = record["reference"]
+    object_given = isinstance(kind, str) and kind.startswith("<")
+    if not object_given and kind not in get_args(ReferenceKind):
+        reference, whose = load_reference(kind), "reference"
+        name = kind if isinstance(kind, str) else "the average of " + ", ".join(kind)
+    else:
+        name, whose = record["model"], "model"
+        if not name:
+            raise InputError(
+                f"the run in {folder} was given its model as an object: there is nothing to load"
+            )
+        reference = FrozenModel(load(name).model)
+    if fingerprint(reference.model) != record["fingerprints"].get(whose):
+        raise InputError(f"{name} has other weights than when the run in {folder} began with it")
+    if kind == "adapter" and record["adapter"] == "continue":
+        return WithoutAdapter(reference.model), f"{name} without its adapter"
+    return reference, name
+
+
+def _data_of(record: dict[str, Any], folder: str) -> Path:
+    from tokenry.core.registry import objective as objectives
+    from tokenry.learn.objective import is_on_policy, is_supervised
+
+    file = record.get("data", {}).get("file")
+    name = record["objective"]
+    kind = objectives[name] if name in objectives.names() else None
+    if is_on_policy(kind) or is_supervised(kind):
+        raise InputError(f"{name} did not learn from pairs: give some to report on with --pairs")
+    if not file:
+        raise InputError(f"the run in {folder} was not trained on a file: give pairs with --pairs")
+    if not Path(file).exists():
+        raise InputError(f"no such file: {file}, the run's data: give pairs with --pairs")
+    return Path(file)
+
+
+def summary(moved: Moved) -> list[str]:
+    """The report in sentences."""
+    report = moved.report
+    lines = [
+        f"{len(report.pairs)} pairs: reward accuracy {report.accuracy:.0%}, margin "
+        f"{report.margin:.3g}, KL from {moved.reference} {report.kl:.3g} nats a token "
+        f"(chosen {report.kl_chosen:.3g}, rejected {report.kl_rejected:.3g})"
+    ]
+    if report.skipped:
+        lines.append(f"{report.skipped} rows skipped, the first: {report.first_skipped}")
+    return lines
+
+
+def show(moved: Moved, rows: int) -> None:
+    """The summary, and the tokens whose log-probability changed most."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = results()
+    for line in summary(moved):
+        console.print(line, soft_wrap=True, markup=False)
+    tokens = most_moved(moved.report)[:rows]
+    if not tokens:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("token", "side", "log ratio (nats)", "KL (nats)", "after"):
+        table.add_column(title, justify="right" if "nats" in title else "left")
+    for token, side, log_ratio, kl, before in tokens:
+        colour = "green" if log_ratio > 0 else "red"
+        table.add_row(
+            Text(repr(token)),
+            side,
+            f"[{colour}]{log_ratio:+.3f}[/]",
+            f"{kl:.3f}",
+            Text(before[-40:].replace("\n", " "), style="dim"),
+        )
+    console.print(table)
+
+
+def most_moved(report: Any) -> list[tuple[str, str, float, float, str]]:
+    """The completion tokens, those whose log-probability changed most first."""
+    return sorted(tokens_of(report), key=lambda row: -abs(row[2]))
+
+
+def tokens_of(report: Any) -> list[tuple[str, str, float, float, str]]:
+    """(token, side, log pi / pi_ref, KL, what stands before it) of every completion token."""
+    found = []
+    for pair in report.pairs:
+        for side in ("chosen", "rejected"):
+            completion = getattr(pair, side)
+            before = pair.prompt
+            for token, log_ratio, kl in zip(
+                completion.tokens, completion.log_ratio, completion.kl, strict=True
+            ):
+                found.append((token, side, log_ratio, kl, before))
+                before += token
+    return found

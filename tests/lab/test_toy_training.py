@@ -1,0 +1,68 @@
+"""The toy loop: sampling agrees with the model, training learns, the same seed is the same run."""
+
+import copy
+
+import torch
+
+from tokenry.core.batch import TokenBatch
+from tokenry.lab.toy_model import toy_model
+from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+
+ROWS = torch.tensor([[0, 1, 2, 3], [0, 3, 2, 1]])
+
+
+def batches(generator):
+    rows = ROWS[torch.randint(2, (8,), generator=generator)]
+    return TokenBatch.from_ids(rows.tolist())
+
+
+def test_training_learns_and_repeats_itself():
+    start = toy_model(5, 8, seed=0, width=16, layers=1)
+    seen = []
+    runs = [
+        train_on(
+            batches, Likelihood(), copy.deepcopy(start), steps=60, learning_rate=1e-2, decay=0.5,
+            observe=seen.append, every=25,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert seen == [0, 25, 50, 60] * 2
+    for one, two in zip(*(run.parameters() for run in runs), strict=True):
+        assert torch.equal(one, two)
+    drawn = sample_on(runs[0], ROWS[:, :2], 2, torch.Generator(), greedy=True)
+    assert drawn.tolist() == ROWS[:, 2:].tolist()
+
+
+def test_ascent_is_the_opposite():
+    start = toy_model(5, 8, seed=0, width=16, layers=1)
+    batch = TokenBatch.from_ids(ROWS.tolist())
+    from tokenry.learn.compute import compute_loss
+
+    one, two = (compute_loss(Likelihood(d), batch, start).loss for d in (1.0, -1.0))
+    torch.testing.assert_close(one, -two)
+
+
+def test_samples_follow_the_model_and_end():
+    model = toy_model(5, 16, seed=1, width=16, layers=2).eval()
+    prompts = torch.tensor([[0, 1]])
+    with torch.no_grad():
+        expected = model(prompts).logits[0, -1].softmax(-1)
+    drawn = sample_on(model, prompts.expand(4000, -1), 1, torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn[:, 0], minlength=5) / 4000
+    assert (share - expected).abs().max() < 0.03
+    ended = sample_on(model, prompts.expand(50, -1), 8, torch.Generator().manual_seed(0), end=2)
+    assert ended.shape == (50, 8)
+    for row in ended.tolist():
+        if 2 in row:
+            assert set(row[row.index(2) :]) == {2}
+
+
+def test_a_control_of_embedded_words_is_the_same_as_the_words():
+    model = toy_model(5, 16, seed=1, width=16, layers=2).eval()
+    words, prompt = torch.tensor([[3, 4]]), torch.tensor([[0, 1]])
+    control = model.get_input_embeddings()(words)[0].detach()
+    draws = [
+        sample_on(model, torch.cat([words, prompt], 1), 6, torch.Generator(), greedy=True),
+        sample_on(model, prompt, 6, torch.Generator(), control=control, greedy=True),
+    ]
+    assert torch.equal(*draws)

@@ -1,0 +1,116 @@
+"""The toy preference world against enumeration of all its sequences."""
+
+import itertools
+
+import pytest
+import torch
+
+from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.tasks.preferences import helpful_pairs
+from tokenry.tasks.worlds.preference import MarkovPolicy, PreferenceWorld
+
+SMALL = PreferenceWorld(seed=2, vocabulary=3, length=4, liked=1, disliked=1)
+ALL = torch.tensor(list(itertools.product(range(3), repeat=4)))
+
+
+def enumerated(policy):
+    return policy.sequence_logprob(ALL).exp()
+
+
+@pytest.mark.parametrize(
+    "policy", [SMALL.language, SMALL.optimum(0.5)], ids=["language", "optimum"]
+)
+def test_probabilities_of_all_sequences_sum_to_one(policy):
+    assert float(enumerated(policy).sum()) == pytest.approx(1.0)
+
+
+def test_the_optimum_is_the_tilted_language():
+    beta = 0.4
+    tilted = enumerated(SMALL.language) * (SMALL.reward(ALL) / beta).exp()
+    torch.testing.assert_close(enumerated(SMALL.optimum(beta)), tilted / tilted.sum())
+
+
+def test_exact_expectation_kl_and_entropy_agree_with_enumeration():
+    p, q = SMALL.optimum(0.7), SMALL.language
+    mass, other = enumerated(p), enumerated(q)
+    assert p.kl(q) == pytest.approx(float((mass * (mass / other).log()).sum()))
+    assert p.expected(SMALL.token_reward) == pytest.approx(float(mass @ SMALL.reward(ALL)))
+    assert p.entropy() == pytest.approx(float(-(mass * mass.log()).sum()))
+
+
+def test_no_other_chain_does_better_than_the_optimum():
+    beta, generator = 0.5, torch.Generator().manual_seed(0)
+
+    def value(policy):
+        return policy.expected(SMALL.token_reward) - beta * policy.kl(SMALL.language)
+
+    best = SMALL.optimum(beta)
+    for _ in range(20):
+        noise = 0.1 * torch.randn(best.logprob.shape, generator=generator, dtype=torch.float64)
+        assert value(MarkovPolicy((best.logprob + noise).log_softmax(-1))) < value(best)
+
+
+def test_samples_follow_the_chain():
+    """20,000 samples; every cell within 6 standard errors: false alarm below 81 * 2e-9 < 1e-6."""
+    count = 20_000
+    drawn = SMALL.language.sample(count, torch.Generator().manual_seed(1))
+    index = (drawn * torch.tensor([27, 9, 3, 1])).sum(-1)
+    share = torch.bincount(index, minlength=81) / count
+    expected = enumerated(SMALL.language)
+    error = (expected * (1 - expected) / count).sqrt().clamp_min(1 / count)
+    assert ((share - expected).abs() < 6 * error).all()
+
+
+def test_labels_follow_bradley_terry():
+    """The share of pairs that prefer the better sequence; 6 standard errors, false alarm 2e-9."""
+    world = PreferenceWorld(seed=0)
+    pairs = world.pairs(4000, torch.Generator().manual_seed(0))
+    gap = world.reward(pairs.chosen) - world.reward(pairs.rejected)
+    for size in (1.0, 2.0):
+        these = gap.abs() == size
+        share = (gap[these] > 0).double().mean()
+        error = 0.5 / these.sum().sqrt()
+        assert abs(share - torch.sigmoid(torch.tensor(size))) < 6 * error
+
+
+def test_pairs_never_hold_two_equal_sequences_and_come_in_the_number_asked_for():
+    tiny = PreferenceWorld(seed=0, vocabulary=2, length=1, liked=1, disliked=1)
+    pairs = tiny.pairs(50, torch.Generator().manual_seed(0))
+    assert len(pairs) == 50
+    assert (pairs.chosen != pairs.rejected).any(-1).all()
+
+
+def test_same_seed_same_world_and_another_seed_another():
+    assert torch.equal(PreferenceWorld(seed=4).token_reward, PreferenceWorld(seed=4).token_reward)
+    assert not torch.equal(
+        PreferenceWorld(seed=4).language.logprob, PreferenceWorld(seed=5).language.logprob
+    )
+
+
+def test_a_batch_has_chosen_rows_first_and_the_start_token_as_prompt():
+    world = PreferenceWorld(seed=0)
+    pairs = world.pairs(3, torch.Generator().manual_seed(0))
+    batch = world.batch(pairs)
+    assert torch.equal(batch.ids[:3, 1:], pairs.chosen)
+    assert torch.equal(batch.ids[3:, 1:], pairs.rejected)
+    assert (batch.ids[:, 0] == world.start).all()
+    assert batch.group.tolist() == [0, 1, 2, 0, 1, 2]
+    assert batch.target[:, 1:].all()
+    assert not batch.target[:, 0].any()
+
+
+def test_more_rewarded_tokens_than_tokens_is_an_error():
+    with pytest.raises(InputError, match="do not fit"):
+        PreferenceWorld(vocabulary=3, liked=2, disliked=2)
+
+
+def test_shipped_pairs_are_whole_distinct_and_disjoint():
+    train, heldout = helpful_pairs("train"), helpful_pairs("heldout")
+    assert (len(train), len(heldout)) == (48, 12)
+    assert len({pair["prompt"] for pair in train + heldout}) == 60
+    for pair in train + heldout:
+        assert set(pair) == {"prompt", "chosen", "rejected"}
+        assert 8 <= len(pair["prompt"].split()) <= 20
+        assert pair["chosen"] != pair["rejected"]
+    with pytest.raises(UnknownNameError, match="heldout"):
+        helpful_pairs("held-out")  # type: ignore[arg-type]
