@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.model.attention import grouped
 from tokenry.model.attention.grouped import (
     IMPLEMENTATION,
     MOST_ROWS,
     grouped_attention,
     grouped_queries,
 )
-from tokenry.model.attention.interface import grouped
 from tokenry.model.decoding import DecodingState
 
 
