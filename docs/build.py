@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.papers import catalogue
 
 FOLDER = Path(__file__).parent
