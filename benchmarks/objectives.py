@@ -33,8 +33,8 @@ from typing import Any
 import torch
 
 from tokenry.core.files import write_whole
-from tokenry.core.registry import objective as objectives
 from tokenry.learn.objective import frozen_sources, is_on_policy
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.run import train
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
-from tokenry.core.registry import objective
 from tokenry.lab.plots import Plot
 from tokenry.lab.plots import draw as draw_plots
+from tokenry.learn.objective import objective
 from tokenry.papers import catalogue
 
 FOLDER = Path(__file__).parent
