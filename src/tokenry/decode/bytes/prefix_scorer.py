@@ -101,7 +101,7 @@ class CachedPrefixScorer:
         return total
 
     def _go_to(self, prefix: Path, shortest: int, logits_of: dict[Path, Tensor]) -> DecodingState:
-        """The trunk cut back to `prefix` or less of it, so that a tree on top of it has all paths."""
+        """The trunk cut back to a part of `prefix`, so that a tree on top of it has all paths."""
         common = len(_common([prefix, self._tokens])) if self._trunk is not None else 0
         if self._trunk is None or not min(common, shortest - 1):
             self._trunk = self._start(prefix)
