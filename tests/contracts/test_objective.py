@@ -15,7 +15,6 @@ import torch
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, divergence
 from tokenry.core.fused import LinearHead
-from tokenry.core.registry import objective as objectives
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
     DATA,
@@ -25,6 +24,7 @@ from tokenry.learn.objective import (
     count_units,
     is_on_policy,
 )
+from tokenry.learn.objective import objective as objectives
 
 KEYS = objectives.names()
 V, PAIRS, LENGTH = 5, 3, 7

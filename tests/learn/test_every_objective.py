@@ -10,8 +10,8 @@ import math
 import pytest
 import torch
 
-from tokenry.core.registry import objective as objectives
 from tokenry.learn.objective import frozen_sources, is_on_policy, is_supervised
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.run import train
 

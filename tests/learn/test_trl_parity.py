@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from tokenry.core.registry import objective
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.data import PreferenceCollator, batch_of, preference_dataset
+from tokenry.learn.objective import objective
 from tokenry.learn.reference import FrozenModel
 
 trl = pytest.importorskip("trl")

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
+from tokenry.core.registry import Role
 from tokenry.core.scores import Scores
 
 POLICY = ("logprob", "entropy", "divergence", "hidden", "hidden_states", "topk")
@@ -123,6 +124,13 @@ class Objective(Protocol):
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **others: Any
     ) -> Loss: ...
+
+
+objective = Role(
+    "objective",
+    Objective,
+    tuple(f"tokenry.learn.{part}" for part in ("preference", "policy", "pretraining", "rewards")),
+)
 
 
 def completions_of(objective: Any) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tokenry.core.errors import InputError, NonFiniteError
-from tokenry.core.registry import objective as objectives
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
@@ -34,6 +33,7 @@ from tokenry.learn.objective import (
     is_supervised,
     required_completions,
 )
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
 from tokenry.learn.record import (
     RECORD,

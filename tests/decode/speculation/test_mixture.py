@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.speculation import mixture as mixtures
 from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.context import ContextNGrams
@@ -16,6 +15,7 @@ from tokenry.decode.speculation.lookahead import Lookahead
 from tokenry.decode.speculation.mixture import UNRATED, Mixture, overlaid
 from tokenry.decode.speculation.mtp import MTP
 from tokenry.decode.speculation.recycling import TokenRecycling
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.tree_expansion import Calibration, Guess

@@ -15,8 +15,8 @@ from tokenry.core.divergence import (
     TOTAL_VARIATION,
 )
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.f_dpg import FDPG, f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.target import RunningTarget, fit_weights, prompt_keys
 

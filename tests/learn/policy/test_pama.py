@@ -12,8 +12,8 @@ from scipy.optimize import nnls
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
 from tokenry.learn.policy.pama import PAMA, mgda_weights, min_norm_scalars, noon, pama_loss
 from tokenry.learn.policy.surrogate import clip_surrogate

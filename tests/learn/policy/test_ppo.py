@@ -5,8 +5,8 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
 from tokenry.learn.policy.ppo import PPO
 

@@ -5,8 +5,8 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.orchestrator import PreferenceOrchestrator
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.pro import PRO, weighted_reward

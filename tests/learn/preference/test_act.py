@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.act import ACT, rank_loss
 from tokenry.tasks.verifiers.programs import Constraint, ConstraintSet, length_between
 

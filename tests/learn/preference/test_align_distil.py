@@ -11,9 +11,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import REVERSE_KL
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.fused import LinearHead
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import is_on_policy
+from tokenry.learn.objective import is_on_policy, objective
 from tokenry.learn.preference.align_distil import (
     AlignDistil,
     OfflineAlignDistil,

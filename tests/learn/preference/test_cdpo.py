@@ -9,8 +9,8 @@ from torch.nn.functional import logsigmoid
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.fused import LinearHead
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.cdpo import CDPO, CriticalWeight, positionwise_loss
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.weighted import PreferenceObjective

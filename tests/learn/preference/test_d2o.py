@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.d2o import D2O, d2o_loss, instructed
 from tokenry.learn.preference.dpo import DPO, dpo_loss
 

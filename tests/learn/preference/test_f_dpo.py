@@ -21,8 +21,8 @@ from tokenry.core.divergence import (
     skew_kl,
 )
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.f_dpo import FDPO, f_dpo_loss, optimal_policy
 from tokenry.learn.preference.weighted import PreferenceObjective

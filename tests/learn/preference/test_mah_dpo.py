@@ -8,9 +8,9 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import objective
 from tokenry.decode.search import stepwise_beam_search
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.mah_dpo import MAHDPO, ObjectiveHeads, mixed_model
 from tokenry.learn.reference import FrozenModel

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.lab.preference_world import train_in_world, world_model
 from tokenry.learn.compute import compute_loss, compute_scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.meet import MEET, ControlPrompts
 from tokenry.model.score import score
 from tokenry.tasks.worlds.preference import PreferenceWorld

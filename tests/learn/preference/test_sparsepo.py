@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, divergence
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.sparsepo import SparsePO
 from tokenry.learn.preference.tdpo import TDPO

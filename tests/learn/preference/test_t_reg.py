@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data import preference_rows
 from tokenry.learn.data.precompute import PrecomputeContext
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.t_reg import (
     TokenRewardTerm,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import PrecomputeContext
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.tab_po import (
     TABPO,
     BarrierTerm,

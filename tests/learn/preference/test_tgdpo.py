@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tgdpo import TGDPO, GuideWeight
 from tokenry.learn.preference.weighted import PreferenceObjective

@@ -7,9 +7,9 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import joined_batch
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.treasure_markers import TreasureMarkers
 from tokenry.model.score import score
 

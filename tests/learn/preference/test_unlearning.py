@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import FORWARD_KL, divergence
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import PrecomputeContext
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.unlearning import (
     AdaptiveUnlearning,
     differences,

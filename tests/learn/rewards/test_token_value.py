@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.decode.search import best_of_n
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.objective import objective
 from tokenry.learn.rewards.token_value import (
     TVM,
     TokenValueModel,

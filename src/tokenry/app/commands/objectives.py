@@ -51,8 +51,7 @@ def objectives(
 
 def listing() -> list[dict[str, Any]]:
     """One row per objective: name, summary, needs, what the user brings, hyper-parameters."""
-    from tokenry.core.registry import objective
-    from tokenry.learn.objective import frozen_sources, is_on_policy
+    from tokenry.learn.objective import frozen_sources, is_on_policy, objective
 
     rows = []
     for key in objective.names():

@@ -38,8 +38,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
 from tokenry.decode.constraints.completion_engine import (
     NAME,
     CompletionEngine,

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.base import (
     DEAD,
@@ -43,7 +42,7 @@ from tokenry.decode.samplers.base import (
     fitted_mask,
 )
 from tokenry.decode.samplers.prefix_trie import Node, visit
-from tokenry.decode.samplers.request import Request, check_sampling
+from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
 from tokenry.decode.samplers.smc import Samples, run_smc
 from tokenry.decode.samplers.texts import joined
 

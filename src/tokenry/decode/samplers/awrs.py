@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range, one_of, within
-from tokenry.core.registry import sampler
 from tokenry.decode.constraints.base import State
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask
+from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask, sampler
 from tokenry.decode.samplers.survivors import Survivors, draw_survivors
 
 PEAKED = 2 / 3  # from this probability of one token on, the geometric estimate varies less

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.ngram_index import NGramPlaces

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted

@@ -37,7 +37,6 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.best_first import (
     MOST_DEPTH,
     ChildGuesses,
@@ -49,6 +48,7 @@ from tokenry.decode.speculation.best_first import (
 from tokenry.decode.speculation.draft_source import Source, source_of
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, top
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size, seconds
 from tokenry.decode.speculation.tree_expansion import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.verify import Accepted

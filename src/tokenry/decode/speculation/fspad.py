@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.mtp import draft_generator
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState

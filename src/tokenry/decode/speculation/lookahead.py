@@ -33,9 +33,9 @@ from torch import Tensor
 
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import VocabularyError
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import TRUST
 from tokenry.decode.speculation.latency import latency_curve
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree, preorder
 from tokenry.decode.speculation.trie_cache import Node, TrieCache

@@ -31,11 +31,10 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import ContextNGrams
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import TokenRecycling
-from tokenry.decode.speculation.speculate import Draft, Drafter, ReadingDraft
+from tokenry.decode.speculation.speculate import Draft, Drafter, ReadingDraft, drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size, path_probabilities
 from tokenry.decode.speculation.tree_expansion import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.verify import Accepted

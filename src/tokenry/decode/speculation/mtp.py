@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.registry import drafter
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model import compat

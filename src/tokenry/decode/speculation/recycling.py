@@ -28,8 +28,8 @@ from torch import Tensor
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.files import replacing
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
 from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted

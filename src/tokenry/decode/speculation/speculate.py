@@ -30,6 +30,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
+from tokenry.core.registry import Role
 from tokenry.decode.speculation.latency import quick_kernels
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted, draw, walk
@@ -56,6 +57,9 @@ class Drafter(Protocol):
     def begin(self, model: Any, prompt: Sequence[int]) -> Draft:
         """A new text starts."""
         ...
+
+
+drafter = Role("drafter", Drafter, ("tokenry.decode.speculation",))
 
 
 class Draft(Protocol):

@@ -37,9 +37,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.policy.advantages import masked
 from tokenry.learn.policy.surrogate import LARGEST_LOG_RATIO, importance_ratio
 from tokenry.learn.policy.target import RunningTarget, prompt_keys

@@ -35,9 +35,8 @@ from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.policy.advantages import whiten
 from tokenry.learn.policy.ppo import (
     CRITIC_NEEDS,

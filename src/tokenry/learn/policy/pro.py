@@ -25,8 +25,8 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.orchestrator import PreferenceOrchestrator, prompt_states
 from tokenry.learn.policy.ppo import PPO
 

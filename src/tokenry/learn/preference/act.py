@@ -26,9 +26,8 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Unit, objective
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.tasks.verifiers.programs import ConstraintSet

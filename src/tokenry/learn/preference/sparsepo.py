@@ -31,9 +31,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum
 from tokenry.learn.preference.token_masks import (
     ActivationMask,

@@ -30,10 +30,9 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import prompt_ids
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.fields import chat_of
-from tokenry.learn.objective import PAIR, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.learn.reference import FrozenModel

@@ -30,9 +30,8 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision, masked_sum
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.text.spans import Offsets, find_spans, token_labels

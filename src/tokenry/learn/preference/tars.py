@@ -35,10 +35,9 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import PrecomputeContext, joined_batch
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, pair_loss, preference_loss
 

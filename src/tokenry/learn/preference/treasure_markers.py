@@ -21,9 +21,8 @@ from tokenry.core.aggregate import per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.text.markers import MarkerDropout, MarkerSchema, build_example, length_markers
 
 COMPUTED = ("length_bucket", "length_tokens", "length_sentences")

@@ -37,9 +37,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Unit, objective
 from tokenry.text.names import (
     FORGET,
     IGNORE,

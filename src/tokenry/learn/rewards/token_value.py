@@ -28,9 +28,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.model import compat
 from tokenry.text.prefix_trie import PrefixTrie
 

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import router
 from tokenry.model import compat
 from tokenry.model.adaptive.wrapping import (
     MLP,
@@ -43,6 +42,7 @@ from tokenry.model.adaptive.wrapping import (
     apply_to_selected,
     attach,
     base_model,
+    compute_router,
     linear_flops,
     place_of,
     units,
@@ -77,7 +77,7 @@ def budget_loss(probability: Tensor, target: float) -> Tensor:
     return (probability.float().mean() - target).square()
 
 
-@router("duo-llm", paper=42)
+@compute_router("duo-llm", paper=42)
 @dataclass(frozen=True)
 class DuoLLM:
     """A small twin for every feed-forward block, and a router per layer.

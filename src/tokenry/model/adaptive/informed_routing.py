@@ -33,7 +33,6 @@ from torch.nn.functional import cosine_similarity
 
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
     ATTENTION,
     MLP,
@@ -44,6 +43,7 @@ from tokenry.model.adaptive.wrapping import (
     attach,
     attention_flops,
     base_model,
+    compute_router,
     linear_flops,
     place_of,
     units,
@@ -52,7 +52,7 @@ from tokenry.model.adaptive.wrapping import (
 EXECUTE, APPROXIMATE = 0, 1
 
 
-@router("informed-routing", paper=140)
+@compute_router("informed-routing", paper=140)
 @dataclass(frozen=True)
 class InformedRouting:
     """A forecaster and a router for every unit.

@@ -21,13 +21,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import replacing
+from tokenry.core.registry import Role
 
 FILE = "router-{key}.safetensors"
 ATTENTION, MLP = "attention", "mlp"
@@ -172,6 +173,22 @@ class Attached:
             weight.copy_(state[name])
 
 
+class ComputeRouter(Protocol):
+    """The role: a method that chooses for each token which parts of the model it takes,
+
+    y_t = sum_i r_i(x_t) f_i(x_t)      r_i = 0 for the parts that token t skips
+    """
+
+    key: ClassVar[str]
+
+    def attach(self, model: Any) -> Attached:
+        """Put the method's wrappers on a model, which is changed in place."""
+        ...
+
+
+compute_router = Role("compute router", ComputeRouter, ("tokenry.model.adaptive",))
+
+
 def attach(
     model: Any,
     method: Any,
@@ -202,8 +219,6 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
     """
     from safetensors import safe_open
 
-    from tokenry.core.registry import router
-
     folder = Path(folder)
     files = sorted(folder.glob(FILE.format(key=key or "*")))
     if len(files) != 1:
@@ -212,7 +227,7 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
     with safe_open(files[0], framework="pt") as file:
         metadata = file.metadata() or {}
     try:
-        method = router[metadata["method"]](**json.loads(metadata["settings"]))
+        method = compute_router[metadata["method"]](**json.loads(metadata["settings"]))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{files[0]} was not written by save_pretrained: {error}") from None
     if model is None:

@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import cache_policy
 from tokenry.model.attention.interface import ObservedLayer, StepMask, attend_densely
-from tokenry.model.cache.policy import PolicyCache, cache_under
+from tokenry.model.cache.policy import PolicyCache, cache_policy, cache_under
 
 ROOM = 512  # buffers have a multiple of this many columns
 

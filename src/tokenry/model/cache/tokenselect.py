@@ -32,7 +32,6 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import cache_policy
 from tokenry.model.attention.interface import (
     GivenMask,
     StepMask,
@@ -42,7 +41,14 @@ from tokenry.model.attention.interface import (
     drop,
 )
 from tokenry.model.cache.full import GrowingLayer, frozen
-from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
+from tokenry.model.cache.policy import (
+    PolicyCache,
+    cache_policy,
+    cache_under,
+    check_budget,
+    check_size,
+    tokens,
+)
 from tokenry.model.cache.selection import (
     Piece,
     Selection,
