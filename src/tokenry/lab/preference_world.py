@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import REVERSE_KL
 from tokenry.decode.sample import sample
 from tokenry.lab.table import Table
@@ -26,6 +27,7 @@ from tokenry.lab.toys import trained
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.fit import fit, linear
 from tokenry.learn.objective import Objective
+from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel
 from tokenry.model.score import score
 from tokenry.tasks.worlds.preference import Pairs, PreferenceWorld
@@ -250,6 +252,18 @@ def sample_sequences(
         generator=generator,
     )
     return torch.tensor(drawn)
+
+
+def fresh_samples(model: Any, world: PreferenceWorld, count: int, seed: int = 12345) -> TokenBatch:
+    """Sequences of a model as a batch; the same random numbers for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    return world.sequences_batch(sample_sequences(model, world, count, generator))
+
+
+def sampled_kl(policy: Any, other: Any, batch: TokenBatch) -> float:
+    """KL(policy || other) of whole sequences in nats, estimated on samples of the policy."""
+    own, base = (score(model, batch).need("logprob") for model in (policy, other))
+    return float(sequence_sum(own - base, batch).mean())
 
 
 def reward_at_kl(points: list[WorldPoint], kl: float) -> float | None:
