@@ -151,6 +151,26 @@ class PreferenceWorld:
             log_z = total[:-1]
         return MarkovPolicy(torch.stack(steps[::-1]))
 
+    def foresight(self, sequences: Tensor) -> Tensor:
+        """P(the next token carries reward | the one before it), of every token, [N, length]."""
+        chance = self.language.logprob[0].exp()[:, self.token_reward != 0].sum(-1)
+        start = sequences.new_full((len(sequences), 1), self.start)
+        return chance[torch.cat([start, sequences[:, :-1]], 1)]
+
+    def optimum_at(self, kl: float) -> MarkovPolicy:
+        """The optimum at this KL from the language, in nats: no policy has more reward there.
+
+        By bisection on beta in [0.01, 1000].
+        """
+        low, high = 1e-2, 1e3
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            if self.optimum(middle).kl(self.language) > kl:
+                low = middle
+            else:
+                high = middle
+        return self.optimum(high)
+
     def pairs(
         self, count: int, generator: torch.Generator, sequences: Tensor | None = None
     ) -> Pairs:
