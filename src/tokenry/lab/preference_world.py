@@ -8,7 +8,7 @@ measured on fresh samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -245,6 +245,15 @@ def sample_sequences(
         generator=generator,
     )
     return torch.tensor(drawn)
+
+
+def mean_rewards(
+    model: Any, worlds: Sequence[PreferenceWorld], samples: int, seed: int
+) -> list[float]:
+    """Mean true rewards of a model's samples under several worlds of one language."""
+    draw = torch.Generator().manual_seed(seed)
+    sequences = sample_sequences(model, worlds[0], samples, draw)
+    return [float(world.reward(sequences).mean()) for world in worlds]
 
 
 def frontier_gap(ours: list[list[WorldPoint]], theirs: list[list[WorldPoint]]) -> float:
