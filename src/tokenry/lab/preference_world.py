@@ -22,7 +22,7 @@ from tokenry.decode.sample import sample
 from tokenry.lab.frontiers import gap_at_equal
 from tokenry.lab.table import Table
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import fit_toy, train_copy
+from tokenry.lab.toy_training import NegativeLogLikelihood, fit_toy, train_copy
 from tokenry.learn.objective import Objective
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel
@@ -246,6 +246,26 @@ def sample_sequences(
         generator=generator,
     )
     return torch.tensor(drawn)
+
+
+def fine_tune(
+    model: Any, world: PreferenceWorld, seed: int, steps: int, texts: int = 200, junk: float = 0.15
+) -> Any:
+    """A copy that has read noisy texts in a good style, the optimum of beta = 1.
+
+    junk: the share of their tokens that are random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    good = world.optimum(1.0).sample(texts, generator)
+    noisy = torch.rand(good.shape, generator=generator) < junk
+    random = torch.randint(world.vocabulary, good.shape, generator=generator)
+    read = torch.where(noisy, random, good)
+
+    def batches(_: torch.Generator) -> TokenBatch:
+        return world.sequences_batch(read[torch.randint(texts, (32,), generator=generator)])
+
+    options: dict[str, Any] = {"steps": steps, "learning_rate": 2e-3, "decay": 0.5, "clip": None}
+    return train_copy(batches, NegativeLogLikelihood(), model, **options)[0]
 
 
 def fresh_samples(model: Any, world: PreferenceWorld, count: int, seed: int = 12345) -> TokenBatch:

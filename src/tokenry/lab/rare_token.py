@@ -112,7 +112,7 @@ def train_tables(
     base = torch.randn(outcomes, generator=generator, dtype=torch.float64).mul(1.5).log_softmax(0)
     allowed = torch.rand(outcomes, generator=generator) < rate
     allowed[0] = True
-    target = torch.where(allowed, base, base + log(slack)).log_softmax(0)
+    target = torch.where(allowed, base, base + torch.tensor(slack).log()).log_softmax(0)
     kinds = {name: divergence_named(name) for name in divergences}
     exact = {}
     for name, kind in kinds.items():
