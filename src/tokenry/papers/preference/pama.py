@@ -29,13 +29,11 @@ GAIN, UNIT = "the smaller gain", "of the possible gain"
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Six worlds, seeds from `100 seed`."""
-    worlds, steps, size = at(
-        scale, full=(6, 30, {}), smoke=(2, 2, {"fit_steps": 2, "counted": 16, "last": 1})
-    )
+    worlds, steps, fitted, counted = at(scale, full=(6, 30, 120, 1000), smoke=(2, 2, 2, 16))
     table, lines = Table(), {}
 
     def trained(number: int) -> dict[str, TwoRewardRun]:
-        bench = TwoRewardBench(number, **size)
+        bench = TwoRewardBench(number, fit_steps=fitted, counted=counted)
         settings = {"steps": steps, "batch_size": 64, "learning_rate": 3e-3}
         return {name: bench.train(method, **settings) for name, method in METHODS.items()}
 

@@ -2,8 +2,8 @@
 
 A text's reward is the sum of its tokens' hidden rewards plus noise about five times their spread,
 so that PPO must average over many samples to learn which token earned what. RTO sees the same and,
-per token, what DPO learnt from 1,000 pairs. Both draw 32 texts a step; each has the learning rate,
-lambda and (RTO) the weight of the dense reward that did best on other seeds.
+per token, what DPO learnt from 1,000 pairs. Both draw 32 texts a step; learning rate, lambda and
+the weight of the dense reward did best on other seeds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         full=(8, 20, {"fit_steps": 120, "drawn": 2000, "steps": 80, "samples": 512}),
         smoke=(2, 4, {"fit_steps": 2, "drawn": 64, "steps": 2, "samples": 16}),
     )
-    drawing = {"steps": steps, "batch_size": 32, "learning_rate": 5e-3}
-    table, lines = Table(), {}
+    table, lines, drawing = Table(), {}, {"steps": steps, "batch_size": 32, "learning_rate": 5e-3}
 
     def trained(number: int) -> tuple[float, dict[str, list[tuple[float, float]]]]:
         world = PreferenceWorld(number, vocabulary=16, length=12)
@@ -75,8 +74,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         lines |= {f"{name} [{number}]": path for name, path in paths.items()}
         ends = {f"{name}: final true reward": path[-1][1] for name, path in paths.items()}
         table.add_all({"dpo: true reward": dpo, **ends}, "per text", number)
-        drawn, level = paths["ppo"][-1]
-        table.add(SHARE, samples_until(paths["rto"], level) / drawn, "", number)
+        drawn, end = paths["ppo"][-1]
+        table.add(SHARE, samples_until(paths["rto"], end) / drawn, "", number)
     return verdict(
         table,
         {f"{SHARE} is at most a half": table.below(SHARE, 0.5)},

@@ -26,8 +26,8 @@ REWARD, KL = "true reward", "KL(policy || theta_1)"
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five worlds, seeds from `100 seed`."""
-    worlds, fitted, tuned, samples, settings = at(
-        scale, full=(5, 120, 60, 2000, {"steps": 20}), smoke=(2, 2, 2, 16, {"steps": 1})
+    worlds, fitted, tuned, samples, steps = at(
+        scale, full=(5, 120, 60, 2000, 20), smoke=(2, 2, 2, 16, 1)
     )
     table, between, frontier = Table(), {}, {}
 
@@ -41,7 +41,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             for penalty in PENALTIES:
                 models[f"{name}, penalty {penalty}"], _ = train_on_policy(
                     method(kl=penalty), one, world.prompt, world.batch_reward, models[held_to],
-                    max_new_tokens=world.length, seed=number, **settings,
+                    max_new_tokens=world.length, seed=number, steps=steps,
                 )  # fmt: skip
         points = {}
         for name, model in models.items():
