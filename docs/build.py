@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 GALLERY = FOLDER / "gallery"
 REFERENCE = FOLDER / "reference"
 README = FOLDER.parent / "README.md"
-LAYERS = "core text tasks codecs model decode measure learn lab serving".split()
+LAYERS = ("core", "text", "tasks", "codecs", "model", "decode", "measure", "learn", "lab")
 TABLE = ("<!-- methods: written by docs/build.py -->\n", "<!-- end of methods -->\n")
 
 
@@ -264,7 +264,7 @@ LAYERS = (
 def main(draw: bool = True) -> None:
     shutil.rmtree(REFERENCE, ignore_errors=True)
     REFERENCE.mkdir()
-    for layer in LAYERS:
+    for layer in (*LAYERS, "serving"):
         REFERENCE.joinpath(f"{layer}.md").write_text("\n".join(reference(layer)))
     README.write_text(with_methods(README.read_text(encoding="utf-8")), encoding="utf-8")
     FOLDER.joinpath("guide", "objectives.md").write_text("\n".join(objectives_page()))
