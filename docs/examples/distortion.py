@@ -19,7 +19,7 @@ import torch
 
 import tokenry
 from tokenry.decode.constraints.base import Constraint, State
-from tokenry.decode.constraints.ending import Ending
+from tokenry.decode.steering.ending import Ending
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import prompt_ids

@@ -17,7 +17,6 @@ from tokenry.decode.steering import phonetics, word_filters, word_shapes
 ROLES = ("constraint", "sampler", "text_sampler", "controller")
 # what a method needs besides its numbers
 NEEDS = {
-    "grammar": lambda t: {"source": 'start: "a"', "tokenizer": t},
     "predicate": lambda t: {"prefix": bool, "complete": bool, "tokenizer": t},
     "words": lambda t: {"filter": word_filters.WithoutLetters("e"), "tokenizer": t},
     "contains": lambda t: {"strings": ["a"], "tokenizer": t},

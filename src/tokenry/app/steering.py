@@ -67,7 +67,7 @@ class Steering:
         self, loaded: Any, prompt: Any, temperature: float, constraint: Constraint | None
     ) -> Control:
         """The processors for a prompt, in the order in which they are applied."""
-        from tokenry.decode.constraints.ending import Ending
+        from tokenry.decode.steering.ending import Ending
         from tokenry.decode.generate import ends, prompt_ids
 
         model, tokenizer = loaded

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Anything
-from tokenry.decode.constraints.ending import Ending
+from tokenry.decode.steering.ending import Ending
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import generate

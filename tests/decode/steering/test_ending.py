@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenry.decode.constraints.ending import Ending
+from tokenry.decode.steering.ending import Ending
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.generate import generate
 from tokenry.decode.samplers.request import Request

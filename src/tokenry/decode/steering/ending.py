@@ -20,11 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenry.core.registry import controller
 from tokenry.decode.constraints.base import Constraint, State
 
 REMEMBERED = 4096  # texts whose states are kept
 
 
+@controller("ending")
 class Ending:
     """Gives the end (the smallest of the constraint's `eos`) probability one after texts that are
     complete. prompt_ids: what the texts go on from."""
