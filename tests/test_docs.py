@@ -176,7 +176,7 @@ def test_every_page_is_in_the_navigation_and_in_the_table_of_problems():
 
 
 def test_the_methods_that_the_table_of_problems_names_exist():
-    from tokenry.core.registry import objective
+    from tokenry.learn.objective import objective
 
     which = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
     third = which.split("## The model should")[1].split("## What does")[0]

@@ -7,9 +7,10 @@ import pytest
 
 from tokenry.app import constraints, steering
 from tokenry.app.choices import chosen, listed, plain_value, reader_of
-from tokenry.core import registry
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import Role
+from tokenry.decode.constraints.base import constraint
+from tokenry.decode.steering.base import controller
 
 
 def method(
@@ -26,7 +27,7 @@ def method(
     return dict(locals())
 
 
-ROLE = Role("toy", ())
+ROLE = Role("toy", None, ())
 ROLE("toy")(method)
 
 
@@ -84,7 +85,7 @@ def test_readers_of_a_command_come_before_the_annotation():
 def test_a_default_stands_in_only_where_something_was_set():
     def span(low: int, high: int | None) -> None: ...
 
-    role = Role("span", ())
+    role = Role("span", None, ())
     role("span")(span)
     defaults = {"low": 0, "high": None}
     assert chosen(role, "span:high=3", defaults=defaults).settings == {"low": 0, "high": 3}
@@ -101,7 +102,7 @@ def test_plain_values_and_lists():
 
 
 def test_every_registered_constraint_is_listed_with_settings_that_can_be_read(tiny_tokenizer):
-    for name in registry.constraint.names():
+    for name in constraint.names():
         assert f"\n  {name}" in constraints.LISTED, name
     for line in constraints.LISTED.splitlines()[1:]:
         option = line.strip().split(" ")[0]
@@ -111,5 +112,5 @@ def test_every_registered_constraint_is_listed_with_settings_that_can_be_read(ti
 
 
 def test_every_registered_controller_is_listed_or_has_its_place_named():
-    for name in registry.controller.names():
+    for name in controller.names():
         assert (f"\n  {name}" in steering.LISTED) != (name in steering.ELSEWHERE), name

@@ -9,10 +9,10 @@ import torch
 
 from tokenry.app.continuation import ConstraintMask, Limits, sampled
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.speculation import latency
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.verify import draw
 
 WAYS = {"sampled": [], "drafted": ["--draft", "recycling"], "cached": ["--cache", "h2o:8"]}

@@ -31,7 +31,7 @@ ALWAYS = {
     "audit": {"--part"},
     "objectives": set(),
     "papers": set(),
-    "reproduce": {"--output"},
+    "reproduce": {"--output", "--all", "--resume", "--scale"},
     "models": set(),
     "data": set(),
     "plan": {

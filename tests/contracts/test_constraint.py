@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.core import registry
 from tokenry.core.errors import ConstraintError, VocabularyError
 from tokenry.decode.constraints.base import Anything, Constraint
+from tokenry.decode.constraints.base import constraint as registered
 from tokenry.decode.constraints.contains import Contains
 from tokenry.decode.constraints.dictionary import Dictionary
 from tokenry.decode.constraints.grammar import Grammar
@@ -162,7 +162,7 @@ def test_keeps_the_protocol(built, name, seed):
 
 def test_every_registered_constraint_is_checked():
     checked = {key for key, _ in EXAMPLES.values() if key}
-    assert checked >= set(registry.constraint.names())
+    assert checked >= set(registered.names())
 
 
 @pytest.mark.parametrize(

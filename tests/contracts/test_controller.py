@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LogitsProcessor, PreTrainedModel
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import controller
 
 Build = Callable[[Any, int], LogitsProcessor]
 

@@ -15,7 +15,6 @@ import typer
 from tokenry.app.choices import Choice, Reader, chosen, plain_value, user_function
 from tokenry.app.streaming import warnings_as_notes
 from tokenry.app.terminal import read_text
-from tokenry.core import registry
 from tokenry.core.errors import ConstraintError, InputError
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ class TextConstraints:
 
         Raises InputError, ConstraintError or UnknownNameError for what cannot be read.
         """
+        from tokenry.decode.constraints.base import constraint
+
         short: list[tuple[str, dict[str, Any]]] = []
         if json_schema is not None:
             short.append(("json", {"schema": read_schema(json_schema)}))
@@ -115,7 +116,7 @@ class TextConstraints:
             short.append(("completion", {}))
         if without_letter:
             short.append(("words", {"without": word_filters()["without"]("".join(without_letter))}))
-        choices = [Choice(name, registry.constraint[name], given) for name, given in short]
+        choices = [Choice(name, constraint[name], given) for name, given in short]
         choices += [read_constraint(option) for option in constrain or ()]
         return cls(with_one_filter(choices))
 
@@ -161,6 +162,7 @@ class TextConstraints:
 
 def read_constraint(option: str) -> Choice:
     """A constraint of `--constrain`, with the files that its settings name."""
+    from tokenry.decode.constraints.base import constraint
     from tokenry.text.phrase_dictionary import PhraseDictionary
 
     name = option.partition(":")[0]
@@ -176,7 +178,7 @@ def read_constraint(option: str) -> Choice:
         "length": {"minimum": 0, "maximum": None},
         "predicate": {"prefix": lambda text: True},
     }
-    return chosen(registry.constraint, option, files.get(name), PROVIDED, defaults.get(name))
+    return chosen(constraint, option, files.get(name), PROVIDED, defaults.get(name))
 
 
 def read_schema(source: str) -> Any:

@@ -11,7 +11,6 @@ import typer
 from tokenry.app.choices import as_question, chosen, user_function
 from tokenry.app.terminal import load
 from tokenry.app.verb import require_use
-from tokenry.core import registry
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
@@ -197,11 +196,13 @@ def user_critic(source: str) -> Callable[[str], float]:
 def sampler_of(option: str, proposal: str | None, proposal_model: str | None, chat: bool) -> Any:
     """The sampler of NAME[:SETTING=VALUE,...]: of whole texts, or of tokens."""
     from tokenry.decode.generate import text_sampler_of
+    from tokenry.decode.samplers.base import sampler as samplers
+    from tokenry.decode.samplers.request import text_sampler
 
     name = option.partition(":")[0]
     if option == name and name != "guard":
         return text_sampler_of(name)  # knows all names
-    role = registry.sampler if name in registry.sampler.names() else registry.text_sampler
+    role = samplers if name in samplers.names() else text_sampler
     given: dict[str, Any] = {}
     if name == "guard" and proposal is not None:
         given["prompt"] = as_question(proposal, chat)
@@ -214,6 +215,7 @@ def drafter_of(option: str, model: str | None) -> Any:
     """The drafter of NAME[:SETTING=VALUE,...], with what it drafts with: a smaller model, or the
     file of a trained part. Several that are joined by + are mixed; one of them has the model."""
     from tokenry.decode.speculation.mixture import Mixture
+    from tokenry.decode.speculation.speculate import drafter as drafters
     from tokenry.model.heads.fspad import FeatureHead
     from tokenry.model.heads.mtp import MaskPredictor
 
@@ -235,19 +237,21 @@ def drafter_of(option: str, model: str | None) -> Any:
     if model is None:
         if name in trained:
             raise InputError(f"--draft {name} needs {NEEDED[name]}")
-        return chosen(registry.drafter, option).made()
-    registry.drafter[name]  # an unknown name is named first
+        return chosen(drafters, option).made()
+    drafters[name]  # an unknown name is named first
     if name not in trained:
         raise InputError(f"--draft {option} drafts without a model: leave --draft-model out")
     field, read = trained[name]
     given = {field: read(model)}
-    return chosen(registry.drafter, option, provided=given).made(**given)
+    return chosen(drafters, option, provided=given).made(**given)
 
 
 def cache_policy(option: str) -> Any:
     """The policy of NAME or NAME:SIZE, a count of tokens or a share of the prompt."""
+    from tokenry.model.cache.policy import cache_policy as cache_policies
+
     name, _, size = option.partition(":")
-    policy = registry.cache_policy[name]
+    policy = cache_policies[name]
     if not size:
         return policy()
     try:

@@ -11,7 +11,6 @@ import typer
 
 from tokenry.app.choices import Choice, Reader, as_question, chosen, listed, plain_value
 from tokenry.app.terminal import read_text
-from tokenry.core import registry
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
@@ -128,6 +127,8 @@ def order(choice: Choice) -> int:
 
 def read_controller(option: str) -> Choice:
     """A controller of `--steer`, with the file that it names."""
+    from tokenry.decode.steering.base import controller
+
     name = option.partition(":")[0]
     if name in ELSEWHERE:
         raise InputError(f"--steer {name}: {ELSEWHERE[name]}")
@@ -137,7 +138,7 @@ def read_controller(option: str) -> Choice:
         "stopping": {"expected_length": plain_value},
         "ending": {"strings": listed},
     }
-    choice = chosen(registry.controller, option, readers.get(name), PROVIDED)
+    choice = chosen(controller, option, readers.get(name), PROVIDED)
     if name != "stopping":
         return choice
     settings = dict(choice.settings)

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.lab.on_policy_world import roll_out, train_on_policy
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.salsa import SALSA
 from tokenry.model.averaging import soup_models
@@ -30,11 +30,11 @@ def models(tiny_llama):
     return (*made, batch.with_columns(reward=torch.zeros(8)))
 
 
-def rewards(goal, batch, policy, reference):
+def rewards(objective, batch, policy, reference):
     def logprob(model):
         return Scores(batch.ids, batch.target, logprob=score(model, batch, ("logprob",)).logprob)
 
-    return goal.rewards(batch, logprob(policy), logprob(reference))
+    return objective.rewards(batch, logprob(policy), logprob(reference))
 
 
 def test_at_both_ends_of_the_line_it_is_ppo_with_that_model_as_reference(models):

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.json_schema import Path, parts, pointer, prepare, read_json
 from tokenry.text.vocabulary import token_bytes
 

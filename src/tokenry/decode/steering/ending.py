@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import controller
 from tokenry.decode.constraints.base import Constraint, State
+from tokenry.decode.steering.base import controller
 
 REMEMBERED = 4096  # texts whose states are kept
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.axes import (
     KL,
     Clip,

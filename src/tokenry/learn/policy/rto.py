@@ -27,8 +27,8 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import masked
 from tokenry.learn.policy.ppo import PPO, logprob_of
 from tokenry.learn.policy.token_rewards import token_rewards

@@ -35,9 +35,8 @@ from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.extrapolate import extrapolate
 from tokenry.core.fused import fused_divergence
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 
 Against = Literal["reverse", "reference"]
 SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
