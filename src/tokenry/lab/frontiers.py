@@ -50,9 +50,8 @@ def gap_at_equal(
 def hypervolume(points: Path, worst: Sequence[float]) -> float:
     """The area that points (x, y) dominate above the worst values of both."""
     area, height = 0.0, worst[1]
-    for x, y in sorted(
-        points, reverse=True
-    ):  # from the right: what rises above those further right
+    for x, y in sorted([(x, y) for x, y in points], reverse=True):
+        # from the right: a point adds what it rises above those further right
         area += max(x - worst[0], 0.0) * max(y - height, 0.0)
         height = max(height, y)
     return area
