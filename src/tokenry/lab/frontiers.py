@@ -5,10 +5,10 @@ A path is a list of points (x, y): what a training run measured on its way, say 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
-Path = Sequence[tuple[float, float]]
+Path = Sequence[Sequence[float]]
 
 
 def crossing(path: Path, x: float) -> float | None:
@@ -47,12 +47,11 @@ def gap_at_equal(
     return sum(gaps) / len(gaps) if gaps else 0.0
 
 
-def hypervolume(points: Iterable[tuple[float, float]], worst: tuple[float, float]) -> float:
+def hypervolume(points: Path, worst: Sequence[float]) -> float:
     """The area that points (x, y) dominate above the worst values of both."""
     area, height = 0.0, worst[1]
-    for x, y in sorted(
-        points, reverse=True
-    ):  # from the right: what rises above those further right
+    for x, y in sorted([(x, y) for x, y in points], reverse=True):
+        # from the right: a point adds what it rises above those further right
         area += max(x - worst[0], 0.0) * max(y - height, 0.0)
         height = max(height, y)
     return area

@@ -132,6 +132,11 @@ class PreferenceBench:
         """Further sequences of the reference, [count, length]: others at each call."""
         return sample_sequences(self.reference, self.world, count, self._data[2])
 
+    def draw(self, policy: Any, seed: int) -> Tensor:
+        """`samples` sequences of a policy, [samples, length]."""
+        generator = torch.Generator().manual_seed(seed)
+        return sample_sequences(policy, self.world, self.samples, generator)
+
     def log_ratio(self, policy: Any, sequences: Tensor) -> Tensor:
         """log policy / reference of every token, [N, length]."""
         batch = self.world.sequences_batch(sequences)
@@ -291,4 +296,4 @@ def mean_rewards(
 
 def frontier_gap(ours: list[list[WorldPoint]], theirs: list[list[WorldPoint]]) -> float:
     """Mean difference of two methods' best rewards at equal KL (`gap_at_equal`)."""
-    return gap_at_equal(*([frontier(points) for points in method] for method in (ours, theirs)))
+    return gap_at_equal([frontier(points) for points in ours], [frontier(p) for p in theirs])

@@ -1,9 +1,8 @@
 """MAH-DPO: two tastes that conflict, one trunk with two heads, and a dial between them.
 
-A language of the toy preference world is judged by two hidden tables of token rewards, A and B,
-that agree on little and contradict each other on four tokens. MAH-DPO trains one model with a head
-for each; its heads are then mixed at five weights. It is compared with DPO on the union of the
-pairs (which has one point to offer) and with two separate DPO models, all at the same beta.
+A toy language is judged by two hidden tables of token rewards, A and B, that contradict each other
+on four tokens. MAH-DPO trains one model with a head for each; its heads are then mixed at five
+weights. It is compared with DPO on the union of the pairs and with two separate DPO models.
 """
 
 from __future__ import annotations
@@ -40,13 +39,12 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
 
     def rewards(number: int) -> dict[str, list[float]]:
         """Mean true rewards under A and B of every model."""
-        world, draw = PreferenceWorld(number), torch.Generator().manual_seed
-        tastes = world, opposed(world)
+        tastes = (world := PreferenceWorld(number)), opposed(world)
         bench = PreferenceBench(
             world, fit_batch=64, batch_size=32, learning_rate=5e-4, samples=16, **size
         )
         a, n = bench.pairs, bench.drawn
-        b = tastes[1].pairs(n // 2, draw(number), bench.held_out(n))
+        b = tastes[1].pairs(n // 2, torch.Generator().manual_seed(number), bench.held_out(n))
         both = Pairs(torch.cat([a.chosen, b.chosen]), torch.cat([a.rejected, b.rejected]))
         owner = (torch.arange(len(both)) >= len(a)).float()
         heads = MAHDPO(BETA).modules(bench.reference).requires_grad_(True)
