@@ -1,13 +1,10 @@
 """Two uses of a pretrained model that need no training of it: optimised states, conditional modes.
 
-First, SmolLM2 reads passages of the standard library's source in segments of 25 tokens. With
-hidden-state optimisation one Adam step on the cache follows each segment; every token is scored
-before the states learn from it. Compared is the frozen model with the same cache, segment by
-segment.
-
-Second, small transformers learn worlds of texts of clauses, three percent of which are empty, in
-ten dialects. What is their most probable text, and their most probable one of a given length? The
-attribute's q is a classifier of remaining lengths, trained on the model's own samples.
+First, SmolLM2 reads source code in segments of 25 tokens. With hidden-state optimisation one Adam
+step on the cache follows each segment, against the frozen model with the same cache. Second, small
+transformers learn texts of clauses in ten dialects, three percent of them empty. What is their most
+probable text, and their most probable one of a given length? The attribute's q is a classifier of
+remaining lengths, trained on the model's own samples.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from tokenry.lab.models import language_model
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars, curves
 from tokenry.lab.scale import Scale, at
-from tokenry.lab.table import Table, over_seeds, paired
+from tokenry.lab.table import Table, items_above, over_seeds, paired
 from tokenry.model.memory.hidden_state_optimization import HiddenStateOptimizer
 from tokenry.papers.base import Paper
 from tokenry.tasks.documentation import passages, source_code
@@ -49,45 +46,41 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     }
     saved = losses["frozen cache"] - losses["optimised cache"]
     whole = saved[:, : (tokens - 1) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
-    table, dialects = Table(), []
-    table.add_all({n: loss.mean() for n, loss in losses.items()}, "nats per token", seed)
-    for number, modes in over_seeds(lambda world: search_modes(world, **size), seed, worlds):
-        dialects += modes
-        shares = {
-            "prompts with an empty exact mode": [mode.proven for mode in modes],
-            "prompts with an empty beam-search mode": [mode.empty for mode in modes],
-            "conditional modes that are valid texts": [one for mode in modes for one in mode.valid],
-        }
-        table.add_all({name: fmean(flags) for name, flags in shares.items()}, "share", number)
+    table, runs = Table(), dict(over_seeds(lambda n: search_modes(n, **size), seed, worlds))
+    for name, loss in losses.items():
+        table.add(name, float(loss.mean()), "nats per token", seed)
+    for number, modes in runs.items():
+        for name, flags in (
+            ("prompts with an empty exact mode", [mode.proven for mode in modes]),
+            ("prompts with an empty beam-search mode", [mode.empty for mode in modes]),
+            ("conditional modes that are valid texts", [one for m in modes for one in m.valid]),
+        ):
+            table.add(name, fmean(flags), "share", number)
         for search, name in SEARCHES.items():
             values = [mode.logprob[search] for mode in modes if mode.logprob]
             table.add(name, fmean(values), "nats", number)
-    empty, valid = [d.empty for d in dialects], [one for d in dialects for one in d.valid]
+    dialects = [dialect for modes in runs.values() for dialect in modes]
     logprob = {s: [d.logprob[s] for d in dialects if d.logprob] for s in SEARCHES}
+    passages_read = {
+        f"passage [{n}]": enumerate(row.tolist()) for n, row in enumerate(saved.cumsum(1))
+    }
     return verdict(
         table,
         {
-            "optimised states lower SmolLM2's loss on source code, segment by segment": paired(
-                whole.mean(1), [0.0] * len(whole)
+            "optimised states lower SmolLM2's loss on source code, over the segments": items_above(
+                whole.mean(1)
             ),
             "beam search over 20 beams returns the empty text for at least 80 % of the "
-            "prompts": paired(empty, [0.8] * len(empty)),
+            "prompts": items_above((dialect.empty for dialect in dialects), 0.8),
             "conditional beam search returns valid texts of the asked length for at least "
-            "90 %": paired(valid, [0.9] * len(valid)),
+            "90 %": items_above((one for dialect in dialects for one in dialect.valid), 0.9),
             "likelier ones than the best of 100 samples of that length": paired(
                 logprob["guided"], logprob["sampled"]
             ),
             "and than beam search under a mask": paired(logprob["guided"], logprob["masked"]),
         },
         plots=[
-            curves(
-                {
-                    f"passage [{n}]": enumerate(row.tolist())
-                    for n, row in enumerate(saved.cumsum(1))
-                },
-                "position (tokens)",
-                "loss saved so far (nats)",
-            ),
+            curves(passages_read, "position (tokens)", "loss saved so far (nats)"),
             bars({name: {"log p": table.mean(name)} for name in SEARCHES.values()}, "nats"),
         ],
     )
