@@ -61,9 +61,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             table.add(name, fmean(values), "nats", number)
     dialects = [dialect for modes in runs.values() for dialect in modes]
     logprob = {s: [d.logprob[s] for d in dialects if d.logprob] for s in SEARCHES}
-    passages_read = {
-        f"passage [{n}]": enumerate(row.tolist()) for n, row in enumerate(saved.cumsum(1))
-    }
+    read = {f"passage [{n}]": enumerate(row.tolist()) for n, row in enumerate(saved.cumsum(1))}
     return verdict(
         table,
         {
@@ -80,7 +78,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             "and than beam search under a mask": paired(logprob["guided"], logprob["masked"]),
         },
         plots=[
-            curves(passages_read, "position (tokens)", "loss saved so far (nats)"),
+            curves(read, "position (tokens)", "loss saved so far (nats)"),
             bars({name: {"log p": table.mean(name)} for name in SEARCHES.values()}, "nats"),
         ],
     )
