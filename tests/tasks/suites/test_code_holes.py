@@ -26,4 +26,4 @@ def test_what_was_cut_out_is_valid_and_nonsense_is_not():
 def test_the_first_dot_of_self_or_of_a_module_is_where_a_line_is_cut():
     heads = [hole.before.split("\n")[-1].strip() for hole in code_holes(("textwrap",))]
     assert "chunks = self." in heads
-    assert all(head.endswith("self.") or head.endswith("re.") for head in heads), heads
+    assert all(head.endswith(("self.", "re.")) for head in heads), heads
