@@ -23,7 +23,8 @@ from tokenry.decode.generate import generate
 from tokenry.decode.samplers.awrs import AWRS
 from tokenry.decode.samplers.base import DEAD, Step, TokenSampler
 from tokenry.decode.samplers.masked import Masked
-from tokenry.decode.samplers.smc import Samples, smc
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import smc
 from tokenry.model.hub import load
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
