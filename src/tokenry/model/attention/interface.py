@@ -77,6 +77,21 @@ def switching_attention(model: Any, implementation: str) -> Iterator[str]:
         raise
 
 
+@contextmanager
+def attending_by(model: Any, implementation: str | None = None) -> Iterator[None]:
+    """Another attention function within the block, and the former one after it.
+
+    implementation: None leaves the function as it is; what the block itself switches is undone.
+    """
+    previous = model.config.get_text_config(decoder=True)._attn_implementation
+    if implementation is not None:
+        model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(previous)
+
+
 def attend_in_chunks(
     query: Tensor,
     key: Tensor,

@@ -86,10 +86,9 @@ class Still:
                 f"{type(model).__name__} bounds its attention scores (softcap), which hybrid "
                 "attention does not"
             )
-        previous = text._attn_implementation
         names = {module: name for name, module in model.named_modules()}
         generator = torch.Generator().manual_seed(seed)
-        with switching_attention(model, IMPLEMENTATION):
+        with switching_attention(model, IMPLEMENTATION) as previous:
             converted = {}
             for number in chosen:  # all of them are made before one is put in
                 module = modules[number]
