@@ -33,13 +33,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.model.attention.interface import (
-    MARK,
-    DeferredMask,
-    deferred_mask,
-    observed_attention,
-    switching_attention,
-)
+from tokenry.model.attention.interface import observed_attention, switching_attention
+from tokenry.model.attention.masks import DeferredMask, deferred_mask
+from tokenry.model.attention.observed_layer import MARK
 
 IMPLEMENTATION = "tokenry_token_sparse"
 ROWS = 16  # of the window's queries scored at a time: what a processor's own cache holds

@@ -34,12 +34,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention.interface import (
-    MARK,
-    deferred_mask,
-    observed_attention,
-    switching_attention,
-)
+from tokenry.model.attention.interface import observed_attention, switching_attention
+from tokenry.model.attention.masks import deferred_mask
+from tokenry.model.attention.observed_layer import MARK
 from tokenry.model.attention.token_sparse import (
     CHANGES_SCORES,
     attention_layers,

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from tokenry.core.errors import ModelError
 from tokenry.model.attention.hybrid import LINEAR_FLOOR, far_keys, route, saliency
-from tokenry.model.attention.interface import ObservedLayer
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.attention.token_sparse import compress
 from tokenry.model.memory.still_attention import StillAttention
 
