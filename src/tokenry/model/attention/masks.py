@@ -160,3 +160,20 @@ def allowed(mask: Tensor) -> Tensor:
 def deferred_mask(**arguments: Any) -> DeferredMask:
     """What the mask interface calls once per forward and kind of layer."""
     return DeferredMask(arguments)
+
+
+def causal_and_padding(
+    mask: DeferredMask | Tensor | None, length: int
+) -> tuple[bool, Tensor | None]:
+    """Whether the mask of the last `length` tokens is causal but for padding, and which of them
+    are real: bool [B, length], or None if all are."""
+    if mask is None:
+        return True, None
+    if not isinstance(mask, DeferredMask):
+        return False, None  # a table of the caller's
+    real = mask.arguments.get("attention_mask")
+    if real is not None:
+        real = real[:, -length:].bool()
+        real = None if bool(real.all()) else real
+    # transformers forbids the skip where it adds anything to the causal mask: packed texts, blocks
+    return bool(mask.arguments.get("allow_is_causal_skip", True)), real

@@ -35,14 +35,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.attention.interface import observed_attention, switching_attention
-from tokenry.model.attention.masks import deferred_mask
+from tokenry.model.attention.layers import CHANGES_SCORES, attention_layers, is_sliding
+from tokenry.model.attention.masks import causal_and_padding, deferred_mask
 from tokenry.model.attention.observed_layer import MARK
-from tokenry.model.attention.token_sparse import (
-    CHANGES_SCORES,
-    attention_layers,
-    causal_and_padding,
-    is_sliding,
-)
 from tokenry.model.memory.still_attention import StillAttention
 from tokenry.model.memory.still_layer import StillLayer
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenry.model.attention.columns import compress
 from tokenry.model.attention.hybrid import (
     NormPreservingFeatureMap,
     hybrid_chunk_attention,
     route,
     self_saliency,
 )
-from tokenry.model.attention.token_sparse import compress
 
 
 class StillAttention(nn.Module):

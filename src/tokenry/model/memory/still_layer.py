@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenry.core.errors import ModelError
+from tokenry.model.attention.columns import compress
 from tokenry.model.attention.hybrid import LINEAR_FLOOR, far_keys, route, saliency
 from tokenry.model.attention.observed_layer import ObservedLayer
-from tokenry.model.attention.token_sparse import compress
 from tokenry.model.memory.still_attention import StillAttention
 
 
