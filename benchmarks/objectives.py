@@ -176,7 +176,7 @@ def run(key: str, world: Any, others: dict[str, Any], budget: dict[str, Any], se
     rewards = []
     if is_on_policy(goal):
         guide = others["guide"]
-        rewards = [implicit_reward(world, guide), brevity][: getattr(goal, "num_rewards", 1)]
+        rewards = [implicit_reward(world, guide), brevity][: goal.num_rewards]
     with tempfile.TemporaryDirectory() as folder:
         return train(
             goal,

@@ -122,7 +122,7 @@ def test_a_file_that_names_a_function_is_no_objective(tmp_path):
 
 
 def test_an_objective_without_fields_takes_no_hyperparameters():
-    class Plain:
+    class Plain(Objective):
         needs: ClassVar = ("policy.logprob",)
         unit: ClassVar = "token"
 

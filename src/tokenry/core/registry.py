@@ -44,12 +44,14 @@ class Entry:
 class Role:
     """A catalogue of interchangeable methods. Calling it registers, indexing it looks up.
 
-    protocol: what a method of this role is. packages: where its methods live.
+    protocol: what a method of this role is. packages: where its methods live. check: refuses, by an
+    error, what cannot be a method of this role.
     """
 
     name: str
     protocol: Any
     packages: tuple[str, ...]
+    check: Callable[[Any], None] | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     discovered: bool = False
 
@@ -65,6 +67,8 @@ class Role:
             known = self.entries.get(key)
             if known is not None and known.value.__module__ != getattr(value, "__module__", None):
                 raise ValueError(f"{self.name} {key!r} is registered twice")
+            if self.check is not None:
+                self.check(value)
             self.entries[key] = Entry(key, paper, value, examples)
             return value
 

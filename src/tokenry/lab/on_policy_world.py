@@ -86,7 +86,7 @@ def train_on_policy(
     if batch_size % samples:
         raise InputError(f"batch_size={batch_size} is not a multiple of samples={samples}")
     policy = copy.deepcopy(policy).requires_grad_(True).train()
-    if parts is None and hasattr(objective, "parts"):
+    if parts is None:
         parts = objective.parts(policy)
     models = {"reference": reference, **(frozen or {})}
     references = {name: _as_reference(model) for name, model in models.items() if model is not None}
@@ -108,7 +108,7 @@ def train_on_policy(
             seed=int(torch.randint(2**31, (1,), generator=generator)),
         )
         batch = batch.with_columns(reward=reward(batch).float())
-        needs = getattr(objective, "rollout_needs", ())
+        needs = objective.rollout_needs
         found = compute_scores(objective, batch, policy, **scoring, needs=needs, grad=False)
         with torch.no_grad():
             prepared = objective.prepare(batch, found.policy, found.reference, **found.others)

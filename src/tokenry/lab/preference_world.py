@@ -93,9 +93,9 @@ def train_in_world(
     policy = copy.deepcopy(reference).requires_grad_(True).train()
     held = FrozenModel(reference)
     others = {name: FrozenModel(model) for name, model in (frozen or {}).items()}
-    if parts is None and hasattr(objective, "parts"):
-        parts = objective.parts(policy)  # type: ignore[attr-defined]
-    if not getattr(objective, "trains_policy", True):
+    if parts is None:
+        parts = objective.parts(policy)
+    if not objective.trains_policy:
         policy.requires_grad_(False)
     weights = [*policy.parameters(), *([] if parts is None else parts.parameters())]
 

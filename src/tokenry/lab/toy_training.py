@@ -28,7 +28,7 @@ Batches = Callable[[torch.Generator], TokenBatch]
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Objective):
     """Mean negative log-likelihood of the target tokens.
 
     direction: factor of the loss, in (-inf, inf); -1 is gradient ascent.
@@ -71,7 +71,7 @@ def train_on(
     the steps, the last ones, learning rates fall to 0. observe: called with the number of steps
     done, before the first, after each `every` and after the last.
     """
-    model.train().requires_grad_(getattr(objective, "trains_policy", True))
+    model.train().requires_grad_(objective.trains_policy)
     groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
     if parts is not None:
         groups.append({"params": list(parts.parameters()), "lr": parts_rate or learning_rate})

@@ -58,7 +58,7 @@ def listing() -> list[dict[str, Any]]:
         kind = objective[key]
         goal = kind()
         bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
-        if is_on_policy(goal) and getattr(goal, "num_rewards", 1):
+        if is_on_policy(goal) and goal.num_rewards:
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {

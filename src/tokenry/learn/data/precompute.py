@@ -104,7 +104,7 @@ def joined_batch(
 
 def annotate(objective: Any, rows: list[dict[str, Any]], context: Annotation) -> list[dict]:
     """The rows with the columns that the objective computes; the rows given stay as they are."""
-    if not hasattr(objective, "annotate") or not rows:
+    if not rows:
         return rows
     annotated = objective.annotate([copy.copy(row) for row in rows], context)
     if len(annotated) != len(rows):

@@ -33,7 +33,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.fused import fused_scores
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import (
     check_pairs,
     halves,
@@ -48,7 +48,7 @@ from tokenry.model.score import unwrap
 
 @objective("mah-dpo", paper=137)
 @dataclass(frozen=True)
-class MAHDPO:
+class MAHDPO(Objective):
     """Multi-Action-Head DPO. Every data row names its objective: "objective": 0, 1, ...
 
     beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1.

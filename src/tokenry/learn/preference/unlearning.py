@@ -38,7 +38,7 @@ from tokenry.core.checks import within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR_SIDES, Loss, Unit, objective
+from tokenry.learn.objective import PAIR_SIDES, Loss, Objective, Unit, objective
 from tokenry.text.names import (
     FORGET,
     IGNORE,
@@ -84,7 +84,7 @@ def forget_loss(
 
 @objective("adaptive-unlearning", paper=115)
 @dataclass(frozen=True)
-class AdaptiveUnlearning:
+class AdaptiveUnlearning(Objective):
     """Hybrid token objective on completions whose tokens are marked retain, forget or ignore.
 
     Of plain preference rows the mask is made from the fields `forget` and `retain` (lists of texts

@@ -21,7 +21,7 @@ from tokenry.lab.preference_world import (
     sample_sequences,
     train_in_world,
 )
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.pairs import halves, sequence_sum
 from tokenry.papers.base import Measurement, Outcome, Paper
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ChosenLikelihood:
+class ChosenLikelihood(Objective):
     """Likelihood of the chosen completions: the baseline without rejected ones."""
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
