@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
+from tokenry.lab.plots import Plot
+from tokenry.lab.plots import draw as draw_plots
 from tokenry.learn.objective import objective
 from tokenry.papers import catalogue
 
@@ -23,7 +25,9 @@ def cell(text: str) -> str:
 
 
 def verdict(result: dict[str, Any] | None) -> str:
-    return "not run" if result is None else "held" if result["held"] else "not held"
+    if result is None:
+        return "not run"
+    return result.get("verdict") or ("held" if result["held"] else "not held")
 
 
 def index() -> list[str]:
@@ -59,11 +63,16 @@ def page(key: str, draw: bool) -> list[str]:
     ]
     if result is None:
         return [*lines, "Not reproduced yet.", ""]
-    lines += [f"**{verdict(result).capitalize()}** at this scale: {result['needs']}.", ""]
+    lines += [f"**{verdict(result).capitalize()}** at this scale.", ""]
+    lines += checks(result)
     if result["reason"]:
         lines += [result["reason"], ""]
+    large = catalogue.read_result(key, "large")
+    if large is not None:
+        lines += [f"**At a larger scale: {verdict(large)}.**", "", *checks(large)]
+        lines += [large["reason"] or "", ""]
     if draw and drawn(result, GALLERY / f"{key}.svg"):
-        lines += [f"![What was measured, by unit; one dot a seed]({key}.svg)", ""]
+        lines += [f"![What was measured]({key}.svg)", ""]
     lines += ["| measured | value | seed |", "|---|---|---|"]
     for row in result["measurements"]:
         seed = "" if row["seed"] is None else row["seed"]
@@ -74,31 +83,33 @@ def page(key: str, draw: bool) -> list[str]:
     return lines
 
 
+def checks(result: dict[str, Any]) -> list[str]:
+    """A row for each inequality that the claim needs."""
+    if not result.get("checks"):
+        return [result["needs"] + ".", ""]
+    lines = [
+        "| the claim needs that | verdict | true in | margin | surely |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["checks"]:
+        true, count = row["seeds"]
+        margin = f"{row['margin']:.3g}" + (f" ± {row['error']:.2g}" if count > 1 else "")
+        cells = (row["text"], row["verdict"], f"{true} of {count}", margin, f"{row['sure']:.0%}")
+        lines.append("| " + " | ".join(map(cell, cells)) + " |")
+    return [*lines, ""]
+
+
 def drawn(result: dict[str, Any], file: Path) -> bool:
-    """One panel for each unit that has two labels or more, a row for each label, a dot for each
-    seed; whether there was anything to draw."""
+    """The record's pictures side by side; whether there are any."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    units: dict[str, dict[str, list[float]]] = {}
-    for row in result["measurements"]:
-        units.setdefault(row["unit"], {}).setdefault(row["label"], []).append(row["value"])
-    panels = {unit: labels for unit, labels in units.items() if len(labels) > 1}
-    if not panels:
+    plots = [Plot.of(plot) for plot in result.get("plots", ())]
+    if not plots:
         return False
-    heights = [len(labels) + 1.5 for labels in panels.values()]
     with rc_context({"svg.fonttype": "none", "font.size": 8}):
-        picture = Figure(figsize=(7.2, 0.22 * sum(heights) + 0.4), layout="constrained")
-        axes = picture.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axis, (unit, labels) in zip(axes, panels.items(), strict=True):
-            for place, values in enumerate(labels.values()):
-                axis.plot(values, [place] * len(values), "o", ms=4, alpha=0.7, color="#4053d3")
-            names = [name if len(name) < 60 else name[:59] + "…" for name in labels]
-            axis.set_yticks(range(len(labels)), names)
-            axis.set_ylim(len(labels) - 0.5, -0.5)
-            axis.set_xlabel(unit or "no unit")
-            axis.grid(axis="x", lw=0.4, alpha=0.5)
-            axis.spines[["top", "right"]].set_visible(False)
+        picture = Figure(figsize=(4.2 * len(plots), 3.4), layout="constrained")
+        draw_plots(plots, picture)
         picture.savefig(file, format="svg")
     return True
 

@@ -40,7 +40,7 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def toy_paper(monkeypatch):
-    def reproduce(seed):
+    def reproduce(seed, scale):
         measured = [Measurement("method", 2.0, "tokens", seed), Measurement("rival", 1.0, "tokens")]
         return Outcome(held=False, needs="method > rival + 5", measurements=measured, reason="toy")
 
@@ -362,7 +362,8 @@ def test_train_saves_a_run_and_prints_only_its_result(run, model, pairs, tmp_pat
 def test_papers_print_the_fields_of_the_catalogue(run, toy_paper):
     code, out, _ = run("papers", "--json", "--role", "sampler")
     (row,) = json.loads(out)
-    fields = ["number", "key", "title", "arxiv", "role", "family", "claim", "held", "seconds"]
+    fields = ["number", "key", "title", "arxiv", "role", "family", "claim"]
+    fields += ["held", "verdict", "seconds"]
     assert code == 0
     assert list(row) == fields
     assert "A toy" in run("papers")[1]
@@ -604,3 +605,30 @@ def test_interrupting_ends_with_130(run, monkeypatch):
 
     monkeypatch.setattr(catalogue, "listing", stop)
     assert run("papers")[:2] == (130, "")
+
+
+def test_all_papers_are_gone_on_with(run, refused, monkeypatch, tmp_path):
+    calls = []
+
+    def paper(key):
+        def reproduce(seed, scale):
+            calls.append((key, seed, scale))
+            if key == "b" and len(calls) == 2:
+                raise KeyboardInterrupt
+            return Outcome(held=True, needs="x", measurements=[Measurement("x", 1.0, "", seed)])
+
+        return Paper(None, key, key, "0.0", "sampler", "toys", "It plays.", reproduce)
+
+    known = {key: paper(key) for key in "abc"}
+    monkeypatch.setattr(catalogue, "papers", lambda: known)
+    folder = str(tmp_path / "out")
+    run("reproduce", "--all", "--output", folder, "--seed", "4")
+    assert calls == [("a", 4, "full"), ("b", 4, "full")]
+    other = refused("reproduce", "--all", "--resume", "--output", folder, "--seed", "5")
+    assert "--seed 4" in " ".join(other.split())
+    assert run("reproduce", "--all", "--resume", "--output", folder, "--seed", "4")[0] == 0
+    assert calls[2:] == [("b", 4, "full"), ("c", 4, "full")]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "b.json", "c.json"]
+    assert run("reproduce", "a", "--scale", "smoke", "--output", folder)[0] == 0
+    assert (tmp_path / "out" / "a-smoke.json").is_file()
+    assert "--all" in refused("reproduce")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokenry.lab.plots import bars, curves
+from tokenry.lab.plots import bars, curves, draw
 from tokenry.lab.toys import trained
 
 
@@ -42,11 +42,12 @@ def test_an_interrupted_training_leaves_nothing(elsewhere):
 
 def test_pictures_have_a_line_a_run_and_a_legend_entry_a_method():
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    left, right = figure.subplots(1, 2)
     lines = {"dpo [0]": [(0, 1), (1, 2)], "dpo [1]": [(0, 2), (1, 3)], "tdpo": [(0, 0), (1, 4)]}
-    curves(left, lines, "steps", "reward")
+    heights = bars({"a": {"x": 1, "y": 2}, "b": {"y": 3}}, "height")
+    draw([curves(lines, "steps", "reward", log="y"), heights], figure)
+    left, right = figure.axes
+    assert left.get_yscale() == "log"
     assert len(left.lines) == 3
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["dpo", "tdpo"]
     assert left.lines[0].get_color() == left.lines[1].get_color() != left.lines[2].get_color()
-    bars(right, {"a": {"x": 1, "y": 2}, "b": {"y": 3}}, "height")
     assert [patch.get_height() for patch in right.patches] == [1, 2, 3]
