@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 
 from tokenry.core.errors import InputError, TokenryError, UnknownNameError
+from tokenry.learn.objective import Objective
 from tokenry.learn.preference.tdpo import TDPO
 from tokenry.learn.settings import (
     check_lora_targets,

@@ -31,7 +31,8 @@ T = TypeVar("T")
 class Entry:
     """One registered method: its key, the number of its paper in the catalogue, and the object.
 
-    examples: makes instances of it for the role's contract test, where the test cannot make them.
+    examples: what the role's contract test takes of it, where that is not one made of defaults; the
+    role's module says what an example is.
     """
 
     key: str

@@ -27,10 +27,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -177,6 +177,19 @@ class Objective:
         returns the batch with the columns that the loss needs (advantages, old log-probabilities).
         """
         raise InputError(f"{type(self).__name__} does not learn from rollouts: no `prepare`")
+
+
+Values = Callable[[TokenBatch, Tensor], Tensor]
+
+
+class Example(NamedTuple):
+    """An objective as its contract test takes it.
+
+    columns: of the data that are not any numbers in (0, 1): what to make of such, [B] or [B, T].
+    """
+
+    objective: Objective
+    columns: Mapping[str, Values] = {}
 
 
 HOOKS = {name for name in (*vars(Objective), *Objective.__annotations__) if name[0] != "_"}

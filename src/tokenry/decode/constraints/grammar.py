@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.json_schema import Path, parts, pointer, prepare, read_json
 from tokenry.text.vocabulary import token_bytes
 
@@ -48,7 +48,7 @@ LONGEST_REASON = 300  # characters
 MASK_COST = 16.0  # one mask in single checks, measured on JSON schemas over 49,152 tokens
 
 
-@constraint("grammar")
+@constraint("grammar", examples=lambda: _examples())
 class Grammar(Constraint):
     """The texts of a grammar, for a fast tokenizer of transformers.
 
@@ -261,3 +261,31 @@ def _one_line(message: str) -> str:
     lines = (line.strip() for line in message.split("\n<state>")[0].splitlines())
     kept = " ".join(line for line in lines if line and not re.match(r"\d+ \||\^+$", line))
     return kept if len(kept) <= LONGEST_REASON else kept[:LONGEST_REASON] + " ..."
+
+
+def _examples() -> list[Example]:
+    person = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    sums = 'start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"'
+    return [
+        Example(
+            lambda t: Grammar.json_schema(person, t),
+            ['{"name": "Ada", "age": 36}'],
+            ['{"name": "Ada"}', '{"name": "Ada", "age": 3.5}'],
+        ),
+        Example(
+            lambda t: Grammar.json_schema(person, t, whitespace=""),
+            ['{"name":"Ada","age":36}'],
+            ['{"name": "Ada","age":36}'],
+        ),
+        Example(
+            lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t),
+            ["the cat12東"],
+            ["the cat"],
+        ),
+        Example(lambda t: Grammar.lark(sums, t), ["12+(3+4)"], ["12+(3+4"]),
+    ]

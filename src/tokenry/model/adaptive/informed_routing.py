@@ -37,6 +37,7 @@ from tokenry.model.adaptive.wrapping import (
     ATTENTION,
     MLP,
     Attached,
+    Example,
     UnitPlace,
     Wrapper,
     apply_to_selected,
@@ -52,7 +53,7 @@ from tokenry.model.adaptive.wrapping import (
 EXECUTE, APPROXIMATE = 0, 1
 
 
-@compute_router("informed-routing", paper=140)
+@compute_router("informed-routing", paper=140, examples=lambda: _examples())
 @dataclass(frozen=True)
 class InformedRouting:
     """A forecaster and a router for every unit.
@@ -520,3 +521,7 @@ def turn_loss(records: Sequence[Record]) -> Tensor:
         away = 1 - record.execute.float()
         parts.append((away * (1 - record.turn)).sum() / (away.sum() + 1))
     return torch.stack(parts).mean()
+
+
+def _examples() -> list[Example]:
+    return [Example(InformedRouting(5, 6), [lambda attached: attached.using(Learned())])]

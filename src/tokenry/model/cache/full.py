@@ -16,12 +16,12 @@ from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.attention.interface import ObservedLayer, StepMask, attend_densely
-from tokenry.model.cache.policy import PolicyCache, cache_policy, cache_under
+from tokenry.model.cache.policy import Example, PolicyCache, cache_policy, cache_under
 
 ROOM = 512  # buffers have a multiple of this many columns
 
 
-@cache_policy("full")
+@cache_policy("full", examples=lambda: _examples())
 @dataclass(frozen=True)
 class Full:
     """All tokens: `model.generate(**inputs, past_key_values=Full().cache(model))`."""
@@ -169,3 +169,7 @@ def grown(old: Tensor | None, new: Tensor, held: int, capacity: int) -> Tensor:
 def frozen(state: Tensor) -> bool:
     """Whether a tensor made in inference mode cannot be written to here, outside it."""
     return state.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def _examples() -> list[Example]:
+    return [Example(Full(), Full(), Full())]

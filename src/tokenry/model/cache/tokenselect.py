@@ -42,6 +42,7 @@ from tokenry.model.attention.interface import (
 )
 from tokenry.model.cache.full import GrowingLayer, frozen
 from tokenry.model.cache.policy import (
+    Example,
     PolicyCache,
     cache_policy,
     cache_under,
@@ -62,7 +63,7 @@ from tokenry.model.cache.selection import (
 )
 
 
-@cache_policy("tokenselect", paper=149)
+@cache_policy("tokenselect", paper=149, examples=lambda: _examples())
 @dataclass(frozen=True)
 class TokenSelect:
     """A cache attended to in part: `generate(..., past_key_values=TokenSelect().cache(model))`.
@@ -298,3 +299,9 @@ class TokenSelectLayer(GrowingLayer):
         self.selection.each_row(change)
         if self.budget is not None:
             self.budget = tuple(change(n.to(self.buffers[0].device)) for n in self.budget)
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(TokenSelect(10, 100, 10), TokenSelect(1, 3, 2), TokenSelect(0.1, 0.2, 0.15)),
+    ]
