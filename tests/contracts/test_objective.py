@@ -1,9 +1,9 @@
 """The contract of the role `objective`: every registered objective is put through all of it.
 
 Objectives of pairs get a preference batch (chosen rows, then rejected rows); others as many blocks
-of rows as they have sides; on-policy ones the batch that their own `prepare` makes of a rollout.
-Scores are made by hand from random logits, so that no model is involved: hidden states are the
-logits themselves, behind an identity head.
+of rows as they have completions; on-policy ones the batch that their own `prepare` makes of a
+rollout. Scores are made by hand from random logits, so that no model is involved: hidden states are
+the logits themselves, behind an identity head.
 """
 
 from dataclasses import fields, replace
@@ -30,19 +30,19 @@ from tokenry.learn.objective import objective as objectives
 V, PAIRS = 5, 3
 
 
-def make_batch(generator, extra=0, side="right", sides=2):
+def make_batch(generator, extra=0, side="right", completions=2):
     """A batch with prompts and completions of different lengths, a block of rows for each side."""
     rows, targets = [], []
-    for row in range(sides * PAIRS):
+    for row in range(completions * PAIRS):
         prompt, completion = 1 + row % 2, 2 + (row * 5) % 4
         rows.append(torch.randint(V, (prompt + completion,), generator=generator).tolist())
         targets.append([False] * prompt + [True] * completion)
     batch = TokenBatch.from_ids(
-        rows, targets, group=[*range(PAIRS)] * sides, padding_side=side, pad_id=0
+        rows, targets, group=[*range(PAIRS)] * completions, padding_side=side, pad_id=0
     )
     if extra:
         filler = TokenBatch.from_ids([[0] * (batch.shape[1] + extra)], group=[0])
-        batch = batch.concat(filler, side=side).select(slice(0, sides * PAIRS))
+        batch = batch.concat(filler, side=side).select(slice(0, completions * PAIRS))
     return batch
 
 
@@ -74,7 +74,7 @@ def with_columns(example, batch, seed=11):
     return batch.with_columns(**made)
 
 
-def make_scores(goal, batch, logits_of, needs=None):
+def make_scores(objective, batch, logits_of, needs=None):
     """Exactly what the needs name, from each source's logits; every other field is None."""
 
     def field(values):
@@ -88,14 +88,14 @@ def make_scores(goal, batch, logits_of, needs=None):
             "logprob": lambda: field(logp.gather(-1, batch.ids[..., None])[..., 0]),
             "entropy": lambda: field(-(logp.exp() * logp).sum(-1)),
             "divergence": lambda: field(
-                divergence(logits_of["reference"], logits, goal.divergence)
+                divergence(logits_of["reference"], logits, objective.divergence)
             ),
             "hidden": lambda: states,
             "hidden_states": lambda: (states * 0.5, states),
         }[quantity]()
 
     found = {"policy": {}, "reference": {}}
-    for need in goal.needs if needs is None else needs:
+    for need in objective.needs if needs is None else needs:
         source, _, quantity = need.partition(".")
         if source not in DATA:
             found.setdefault(source, {})[quantity] = values_of(source, quantity)
@@ -108,9 +108,9 @@ def make_scores(goal, batch, logits_of, needs=None):
     policy, reference = scores("policy"), scores("reference") if found["reference"] else None
     others = {s: scores(s) for s in found if s not in ("policy", "reference")}
     torch.manual_seed(5)
-    parts = goal.parts(tiny_model())
-    if parts is not None:
-        others["parts"] = parts.double().eval()
+    modules = objective.modules(tiny_model())
+    if modules is not None:
+        others["modules"] = modules.double().eval()
     return policy, reference, others
 
 
@@ -142,15 +142,15 @@ class Case:
 
     def __init__(self, example, extra=0, side="right", dtype=torch.float64, scale=1.0, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        self.goal = goal = example.objective
-        self.batch = make_batch(generator, extra, side, len(goal.sides))
-        needs = (*goal.needs, *goal.rollout_needs)
+        self.objective = objective = example.objective
+        self.batch = make_batch(generator, extra, side, len(objective.completions))
+        needs = (*objective.needs, *objective.rollout_needs)
         names = {need.partition(".")[0] for need in needs} - set(DATA)
         self.logits = {
             name: make_logits(self.batch, generator, dtype, scale)
             for name in ("policy", "reference", *sorted(names - {"policy", "reference"}))
         }
-        if is_on_policy(goal):
+        if is_on_policy(objective):
             self.prepare()
         else:
             self.batch = with_columns(example, self.batch)
@@ -158,22 +158,24 @@ class Case:
     def prepare(self):
         """A rollout: sampled from a policy that has moved a little since."""
         generator = torch.Generator().manual_seed(7)
-        count = self.goal.num_rewards
+        count = self.objective.num_rewards
         shape = (len(self.batch.ids),) if count <= 1 else (len(self.batch.ids), count)
         reward = torch.randn(shape, generator=generator, dtype=torch.float64)
         old = {**self.logits, "policy": self.logits["policy"] * 0.95}
         batch = self.batch.with_columns(reward=reward)
-        policy, reference, others = make_scores(self.goal, batch, old, self.goal.rollout_needs)
-        self.batch = self.goal.prepare(batch, policy, reference, **others)
+        policy, reference, others = make_scores(
+            self.objective, batch, old, self.objective.rollout_needs
+        )
+        self.batch = self.objective.prepare(batch, policy, reference, **others)
 
     def scores(self, policy=None, batch=None, logits=None):
         logits = self.logits if logits is None else logits
         policy = logits["policy"] if policy is None else policy
-        return make_scores(self.goal, batch or self.batch, {**logits, "policy": policy})
+        return make_scores(self.objective, batch or self.batch, {**logits, "policy": policy})
 
     def loss(self, policy=None, batch=None, logits=None):
         own, reference, others = self.scores(policy, batch, logits)
-        return self.goal(batch or self.batch, own, reference, **others)
+        return self.objective(batch or self.batch, own, reference, **others)
 
 
 @pytest.fixture(params=cases(objectives, lambda kind: Example(kind())))
@@ -182,7 +184,7 @@ def example(request):
 
 
 @pytest.fixture
-def goal(example):
+def objective(example):
     return example.objective
 
 
@@ -191,20 +193,20 @@ def case(example):
     return Case(example)
 
 
-def test_follows_the_protocol(goal):
-    assert isinstance(goal, Objective)
-    assert check_needs(goal)
-    assert goal.unit in ("pair", "row", "token")
+def test_follows_the_protocol(objective):
+    assert isinstance(objective, Objective)
+    assert check_needs(objective)
+    assert objective.unit in ("pair", "row", "token")
 
 
-def test_hyperparameters_have_defaults_and_are_frozen(goal):
-    for field in fields(goal):
+def test_hyperparameters_have_defaults_and_are_frozen(objective):
+    for field in fields(objective):
         with pytest.raises(AttributeError):
-            setattr(goal, field.name, 1)
-    assert replace(goal) == goal
+            setattr(objective, field.name, 1)
+    assert replace(objective) == objective
 
 
-def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(goal, case):
+def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(objective, case):
     policy = case.logits["policy"].clone().requires_grad_()
     result = case.loss(policy)
     result.loss.backward()
@@ -216,7 +218,7 @@ def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(goa
     for name, value in result.metrics.items():
         assert not value.requires_grad, name
         assert torch.isfinite(value).all(), name
-        assert value.ndim == 0 or len(value) == count_units(goal.unit, case.batch), name
+        assert value.ndim == 0 or len(value) == count_units(objective.unit, case.batch), name
 
 
 def test_a_metric_named_loss_averages_to_the_loss(case):
@@ -248,8 +250,8 @@ def test_bfloat16_scores_give_a_float32_loss(case):
 
     own, reference, others = case.scores()
     low = {name: halved(view) for name, view in others.items()}
-    result = case.goal(case.batch, halved(own), halved(reference), **low)
-    whole = case.goal(case.batch, own, reference, **others).loss.double()
+    result = case.objective(case.batch, halved(own), halved(reference), **low)
+    whole = case.objective(case.batch, own, reference, **others).loss.double()
     assert result.loss.dtype in (torch.float32, torch.float64)
     torch.testing.assert_close(result.loss.double(), whole, rtol=0.05, atol=0.05)
 
@@ -271,15 +273,15 @@ def test_the_order_of_pairs_changes_nothing(case):
     torch.testing.assert_close(shuffled.loss, case.loss().loss)
 
 
-def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(goal, case):
-    if not goal.separable:
+def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(objective, case):
+    if not objective.separable:
         pytest.skip("couples the rows of a batch, as it says")
     batch, place = case.batch, torch.arange(len(case.batch.ids)) % PAIRS
     total, units, sums = 0.0, 0, {}
     for rows in (place == 0, place > 0):
         part = batch.select(rows)
         logits = {name: value[rows] for name, value in case.logits.items()}
-        count, result = count_units(goal.unit, part), case.loss(batch=part, logits=logits)
+        count, result = count_units(objective.unit, part), case.loss(batch=part, logits=logits)
         total, units = total + count * result.loss, units + count
         sums |= {name: sums.get(name, 0) + value for name, value in result.totals(count).items()}
     whole = case.loss()
@@ -310,26 +312,26 @@ def test_even_garbage_in_the_scores_outside_the_target_does_not_matter(case):
         if getattr(own, name) is not None
     }
     torch.testing.assert_close(
-        case.goal(batch, replace(own, **spoiled), reference, **others).loss,
-        case.goal(batch, own, reference, **others).loss,
+        case.objective(batch, replace(own, **spoiled), reference, **others).loss,
+        case.objective(batch, own, reference, **others).loss,
     )
 
 
-def test_value_when_policy_and_reference_agree(goal, case):
-    if goal.at_reference is None:
+def test_value_when_policy_and_reference_agree(objective, case):
+    if objective.at_reference is None:
         pytest.skip("no documented value")
     same = {**case.logits, "policy": case.logits["reference"]}
-    assert case.loss(logits=same).loss.item() == pytest.approx(goal.at_reference, abs=1e-6)
+    assert case.loss(logits=same).loss.item() == pytest.approx(objective.at_reference, abs=1e-6)
 
 
 def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stops(case):
     """In float64, along random directions."""
-    if case.goal.detaches:
-        pytest.skip(f"held constant inside, with a test of its own: {case.goal.detaches}")
-    goal, batch, policy = case.goal, case.batch, case.logits["policy"]
+    if case.objective.detaches:
+        pytest.skip(f"held constant inside, with a test of its own: {case.objective.detaches}")
+    objective, batch, policy = case.objective, case.batch, case.logits["policy"]
     generator = torch.Generator().manual_seed(9)
     held = case.scores()[0]
-    stops = goal.stopped(batch)
+    stops = objective.stopped(batch)
 
     def documented(logits):
         own, reference, others = case.scores(logits)
@@ -337,7 +339,7 @@ def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stop
         for need, mask in stops.items():
             name = need.removeprefix("policy.")
             fixed[name] = torch.where(mask, getattr(held, name), getattr(own, name))
-        return goal(batch, replace(own, **fixed), reference, **others).loss
+        return objective(batch, replace(own, **fixed), reference, **others).loss
 
     leaf = policy.clone().requires_grad_()
     case.loss(leaf).loss.backward()
@@ -351,9 +353,9 @@ def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stop
         torch.testing.assert_close((leaf.grad * direction).sum(), numeric, rtol=1e-6, atol=1e-9)
 
 
-def test_a_missing_reference_or_field_is_an_error_that_speaks(goal, case):
+def test_a_missing_reference_or_field_is_an_error_that_speaks(objective, case):
     from tokenry.core.errors import TokenryError
 
     _, reference, others = case.scores()
     with pytest.raises(TokenryError):
-        goal(case.batch, Scores(case.batch.ids, case.batch.target), reference, **others)
+        objective(case.batch, Scores(case.batch.ids, case.batch.target), reference, **others)

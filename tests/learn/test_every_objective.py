@@ -100,5 +100,5 @@ def test_trains_evaluates_and_saves(key, adapter, tiny_llama_text, tiny_tokenize
             not torch.equal(value, before[name]) for name, value in run.model.state_dict().items()
         )
         assert moved == trained
-    if objectives[key]().parts(run.model) is not None:
+    if objectives[key]().modules(run.model) is not None:
         assert (tmp_path / "out" / "objective.safetensors").is_file()

@@ -27,16 +27,16 @@ def derived(**attributes):
 
 def test_every_hook_has_the_default_of_a_preference_objective():
     mine = derived()()
-    assert mine.sides == mine.reads == ("chosen", "rejected")
+    assert mine.completions == mine.required_completions == ("chosen", "rejected")
     assert (mine.top_k, mine.num_rewards, mine.detaches) == (10, 1, "")
     assert mine.separable
     assert mine.trains_policy
     assert not mine.supervised
-    assert (mine.parts_learning_rate, mine.parts_weight_decay, mine.at_reference) == (None,) * 3
+    assert (mine.modules_learning_rate, mine.modules_weight_decay, mine.at_reference) == (None,) * 3
     assert mine.divergence.name == "forward_kl"
     rows = [{"prompt": "a"}]
-    assert mine.annotate(rows, None) is rows
-    assert mine.parts(None) is mine.prefix(None, None) is None
+    assert mine.precompute(rows, None) is rows
+    assert mine.modules(None) is mine.prefix(None, None) is None
     assert mine.stopped(None) == {}
     assert not is_on_policy(mine)
     assert is_on_policy(derived(prepare=lambda self, *given: given[0]))
@@ -60,7 +60,7 @@ def test_a_misspelt_hook_is_refused_however_it_is_written():
 
     @dataclass(frozen=True)
     class Field(Objective):
-        parts_weight_deca: float = 0.0
+        modules_weight_deca: float = 0.0
 
     class Computed(Objective):
         @property

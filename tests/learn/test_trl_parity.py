@@ -48,8 +48,8 @@ def test_loss_and_gradients_equal_trls(models, tiny_tokenizer, tmp_path, name):
     data = preference_dataset(PAIRS, tiny_tokenizer)
     ours = copy.deepcopy(policy).train()
     batch = batch_of(PreferenceCollator.of(tiny_tokenizer)(list(data)))
-    goal = objective[key](beta=0.2, **settings)
-    loss = compute_loss(goal, batch, ours, FrozenModel(reference)).loss
+    preset = objective[key](beta=0.2, **settings)
+    loss = compute_loss(preset, batch, ours, FrozenModel(reference)).loss
     loss.backward()
 
     class Prepared(trl.DPOTrainer):

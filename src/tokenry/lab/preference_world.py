@@ -160,23 +160,23 @@ def train_in_world(
     samples: int = 1024,
     frozen: Mapping[str, Any] | None = None,
     columns: Mapping[str, Tensor] | None = None,
-    parts: Any = None,
+    modules: Any = None,
 ) -> tuple[Any, list[WorldPoint]]:
     """Train a copy of the reference on the pairs; the policy and its measurements on the way.
 
     The same seed gives every objective the same batches. frozen: further frozen models by name.
     columns: the data columns that the objective needs, [2, N, length] per token or [2, N] per row:
-    those of the chosen, then of the rejected sequences. parts: the objective's own weights, made
-    with `objective.parts(model)`; when left out they are made here.
+    those of the chosen, then of the rejected sequences. modules: the objective's own weights, made
+    with `objective.modules(model)`; when left out they are made here.
     """
     policy = copy.deepcopy(reference).requires_grad_(True).train()
     held = FrozenModel(reference)
     others = {name: FrozenModel(model) for name, model in (frozen or {}).items()}
-    if parts is None:
-        parts = objective.parts(policy)
+    if modules is None:
+        modules = objective.modules(policy)
     if not objective.trains_policy:
         policy.requires_grad_(False)
-    weights = [*policy.parameters(), *([] if parts is None else parts.parameters())]
+    weights = [*policy.parameters(), *([] if modules is None else modules.parameters())]
 
     def measure(step: int) -> WorldPoint:
         return measure_in_world(policy, world, held, pairs, step, samples=samples)
@@ -187,7 +187,7 @@ def train_in_world(
         batch = batch.with_columns(
             **{name: _of_rows(column, index) for name, column in (columns or {}).items()}
         )
-        return compute_loss(objective, batch, policy, held, frozen=others, parts=parts).loss
+        return compute_loss(objective, batch, policy, held, frozen=others, modules=modules).loss
 
     points = [measure(0)]
     fit(

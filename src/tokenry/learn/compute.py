@@ -23,7 +23,7 @@ from tokenry.model.score import score
 
 @dataclass(frozen=True)
 class Computed:
-    """What an objective is called with. others: scores of further frozen models, and parts."""
+    """What an objective is called with. others: scores of further frozen models, and modules."""
 
     policy: Scores
     reference: Scores | None
@@ -37,14 +37,14 @@ def compute_scores(
     reference: Reference | None = None,
     *,
     frozen: Mapping[str, Reference] | None = None,
-    parts: Any = None,
+    modules: Any = None,
     needs: Collection[str] | None = None,
     grad: bool = True,
     also: tuple[str, ...] = (),
 ) -> Computed:
     """The scores that `objective` (and `also`) need.
 
-    frozen: further frozen models by the names that the needs use. parts: the objective's own
+    frozen: further frozen models by the names that the needs use. modules: the objective's own
     weights. needs: other needs than the objective's (those of a rollout). also: further needs, for
     metrics. Raises InputError for a need that nothing computes, and when a model or a column of the
     data is missing.
@@ -79,12 +79,12 @@ def compute_scores(
         divergence=objective.divergence,
         others={name: scores for name, scores in found.items() if name != "reference"},
         **_top_k(objective, by_source.get("policy", ())),
-        prefix=objective.prefix(batch, parts),
+        prefix=objective.prefix(batch, modules),
         grad=grad,
     )
     others: dict[str, Any] = {k: v for k, v in found.items() if k != "reference"}
-    if parts is not None:
-        others["parts"] = parts
+    if modules is not None:
+        others["modules"] = modules
     return Computed(policy, found.get("reference"), others)
 
 
@@ -105,12 +105,12 @@ def compute_loss(
     reference: Reference | None = None,
     *,
     frozen: Mapping[str, Reference] | None = None,
-    parts: Any = None,
+    modules: Any = None,
     grad: bool = True,
 ) -> Loss:
     """The objective's loss of a batch under a model."""
     scores = compute_scores(
-        objective, batch, model, reference, frozen=frozen, parts=parts, grad=grad
+        objective, batch, model, reference, frozen=frozen, modules=modules, grad=grad
     )
     return objective(batch, scores.policy, scores.reference, **scores.others)
 

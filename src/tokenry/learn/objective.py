@@ -47,7 +47,7 @@ NAMED_DIVERGENCE = re.compile(r"policy\.divergence\((\w+)\)")
 DATA = ("token", "row")
 
 Unit = Literal["pair", "row", "token"]
-PAIR_SIDES = ("chosen", "rejected")
+PAIR = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class Objective:
     top_k: int = 10
     """How many of the likeliest tokens "NAME.topk" holds."""
 
-    sides: ClassVar[tuple[str, ...]] = PAIR_SIDES
+    completions: ClassVar[tuple[str, ...]] = PAIR
     """Which completions of a dataset row become rows of the batch, block after block: all first
-    sides, then all second ones."""
+    ones, then all second ones."""
 
-    reads: ClassVar[tuple[str, ...]] = PAIR_SIDES
-    """The completions that a row of the data must have."""
+    required_completions: ClassVar[tuple[str, ...]] = PAIR
+    """Those that a row of the data must have."""
 
     supervised: ClassVar[bool] = False
     """Whether it learns from given texts ("text", "messages", "prompt" with "completion"), whose
@@ -127,9 +127,6 @@ class Objective:
     """What it holds constant inside (a weight made of the policy's own log-probabilities), in
     words, when `stopped` cannot say it; the method's own tests check it."""
 
-    annotators: ClassVar[tuple[str, ...]] = ()
-    """Names of frozen models that `annotate` alone uses."""
-
     rollout_needs: ClassVar[tuple[str, ...]] = ()
     """What is scored of fresh rollouts, without gradient, for `prepare`."""
 
@@ -139,10 +136,10 @@ class Objective:
     trains_policy: ClassVar[bool] = True
     """False keeps the policy's own weights as they are."""
 
-    parts_learning_rate: ClassVar[float | None] = None
+    modules_learning_rate: ClassVar[float | None] = None
     """Of its own weights; None: that of the policy."""
 
-    parts_weight_decay: ClassVar[float | None] = None
+    modules_weight_decay: ClassVar[float | None] = None
     """Of its own weights; None: that of the policy."""
 
     def __call__(
@@ -155,17 +152,17 @@ class Objective:
         contract test checks it by finite differences that hold just these entries fixed."""
         return {}
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """Dataset rows with more columns `{side}_{NAME}` for "token.NAME" and "row.NAME", or with
-        more sides, computed once before training (`learn.data.precompute`)."""
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Dataset rows with more columns `{completion}_{NAME}` for "token.NAME" and "row.NAME", or
+        with more completions, computed once before training (`learn.data.precompute`)."""
         return rows
 
-    def parts(self, model: Any) -> Any:
+    def modules(self, model: Any) -> Any:
         """A module of further weights or running state (mask networks, heads, soft prompts),
-        trained and saved beside the policy and handed over as the keyword `parts`; or None."""
+        trained and saved beside the policy and handed over as the keyword `modules`; or None."""
         return None
 
-    def prefix(self, batch: TokenBatch, parts: Any) -> Tensor | None:
+    def prefix(self, batch: TokenBatch, modules: Any) -> Tensor | None:
         """Soft-prompt embeddings [B, n, D] that stand before the policy's rows."""
         return None
 
@@ -266,7 +263,7 @@ def frozen_sources(objective: Objective) -> tuple[str, ...]:
     names = {need.partition(".")[0] for need in needs}
     names |= {match[1] for need in needs if (match := NAMED_DIVERGENCE.fullmatch(need))}
     names -= {"policy", "reference", *DATA}
-    return tuple(sorted(names | set(objective.annotators)))
+    return tuple(sorted(names))
 
 
 def data_columns(objective: Objective) -> tuple[str, ...]:

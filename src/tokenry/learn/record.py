@@ -51,6 +51,10 @@ DECIDING = (
 )
 INDIFFERENT = ("disable_tqdm", "report_to", "run_name", "log_level", "hub_token")
 SAMPLE = 1024
+RENAMED = {
+    "sides": "completions",
+    "parts_learning_rate": "modules_learning_rate",
+}  # hyper-parameters
 
 
 def read_record(folder: Path, what: str = "") -> dict[str, Any]:
@@ -64,6 +68,9 @@ def read_record(folder: Path, what: str = "") -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(record).__name__}")
+    chosen = record.get("hyperparameters")
+    if isinstance(chosen, dict):  # of a run that was begun under the former names
+        record["hyperparameters"] = {RENAMED.get(key, key): chosen[key] for key in chosen}
     return record
 
 

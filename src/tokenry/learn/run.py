@@ -20,11 +20,11 @@ from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
-from tokenry.learn.data.precompute import Annotation, annotate
+from tokenry.learn.data.precompute import PrecomputeContext, precompute
 from tokenry.learn.data.rows import completion_rows, template_hash
 from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
-    PAIR_SIDES,
+    PAIR,
     Objective,
     check_hooks,
     data_columns,
@@ -156,7 +156,7 @@ def train(
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
-    context = Annotation(
+    context = PrecomputeContext(
         tokenizer,
         policy,
         _before_training(anchor, policy),
@@ -217,7 +217,7 @@ def train(
             args=arguments,
             train_dataset=dataset,
             eval_dataset=heldout,
-            data_collator=PreferenceCollator.of(tokenizer, _sides(built), _columns(built)),
+            data_collator=PreferenceCollator.of(tokenizer, _completions(built), _columns(built)),
             processing_class=tokenizer,
             callbacks=list(callbacks or ()),
         )
@@ -340,15 +340,16 @@ def _before_training(reference: Any, policy: Any) -> Reference:
 def _dataset(
     source: Any,
     objective: Any,
-    context: Annotation,
+    context: PrecomputeContext,
     reading: dict[str, Any],
     rollout: RolloutSettings,
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
-    """What the objective trains on, annotated, and where it came from."""
+    """What the objective trains on, with its columns, and where it came from."""
     sampled, supervised = is_on_policy(objective), objective.supervised
     kinds = SUPERVISED if supervised else ("prompt",) if sampled else ("preference",)
-    sides = _sides(objective) if supervised or sampled else objective.reads
+    own = supervised or sampled
+    completions = _completions(objective) if own else objective.required_completions
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
     kind = options.pop("data_format")
@@ -357,13 +358,13 @@ def _dataset(
         context.tokenizer,
         kinds[0] if kind == "auto" and len(kinds) == 1 else kind,
         accepts=kinds,
-        sides=PAIR_SIDES if supervised or sampled else sides,
+        completions=PAIR if own else completions,
         **options,
     )
     rows, skipped = fitting(
         completion_rows(read.rows) if supervised else read.rows,
         limits,
-        sides,
+        completions,
         read.skipped,
         bad_rows=reading["bad_rows"],
         new_tokens=rollout.max_new_tokens if sampled else 0,
@@ -371,15 +372,15 @@ def _dataset(
         truncate=reading["truncate"],
     )
     where_from = provenance(read, rows, skipped)
-    rows = annotate(objective, rows, context)
-    dataset = as_dataset(rows, _sides(objective), _columns(objective))
+    rows = precompute(objective, rows, context)
+    dataset = as_dataset(rows, _completions(objective), _columns(objective))
     for row in rows:
-        limits.check_row(row, _sides(objective), rollout.max_new_tokens if sampled else 0)
+        limits.check_row(row, _completions(objective), rollout.max_new_tokens if sampled else 0)
     return dataset, where_from
 
 
-def _sides(objective: Any) -> tuple[str, ...]:
-    return () if is_on_policy(objective) else objective.sides
+def _completions(objective: Any) -> tuple[str, ...]:
+    return () if is_on_policy(objective) else objective.completions
 
 
 def _columns(objective: Any) -> tuple[str, ...]:

@@ -64,9 +64,9 @@ def test_a_branch_is_as_wide_as_its_probability_and_its_depth_allow():
 
     tree = spine_tree([3, 4], [], 0.0, 0.5, 60, four)
     # 4 at the root; then ceil(55 · .2) = 11, at most 10 // 1, and there are 4; and so on
-    assert children(tree) == written_growth(60, 10, (0.2, 0.1, 0.1, 0.01))
+    assert children(tree) == written_children(60, 10, (0.2, 0.1, 0.1, 0.01))
     narrow = spine_tree([3, 4], [], 0.0, 0.5, 60, four, width=4)
-    assert children(narrow) == written_growth(60, 4, (0.2, 0.1, 0.1, 0.01))
+    assert children(narrow) == written_children(60, 4, (0.2, 0.1, 0.1, 0.01))
     assert children(narrow) != children(tree)
 
 
@@ -74,7 +74,7 @@ def children(tree):
     return [sum(parent == node for parent in tree.parents) for node in range(len(tree))]
 
 
-def written_growth(budget, width, probs):
+def written_children(budget, width, probs):
     """Children of every node, breadth first, below a root that has taken all its successors."""
     nodes, at = [(0, None), *[(1, p) for p in probs]], 1
     counts = [len(probs)]

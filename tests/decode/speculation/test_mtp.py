@@ -163,9 +163,9 @@ def test_a_text_that_is_predicted_gives_k_plus_1_tokens_a_pass(tiny_llama, monke
     assert len(lengths["half", "quadratic"]) < len(lengths["half", "linear"])
 
 
-def assert_drawn_from(counts, law):
+def assert_drawn_from(counts, distribution):
     """Chi-square over the tokens expected at least five times, the rest as one; 6.5 sigma."""
-    expected = law * counts.sum()
+    expected = distribution * counts.sum()
     often = expected >= 5
     ours = torch.cat([counts[often], counts[~often].sum()[None]])
     theirs = torch.cat([expected[often], expected[~often].sum()[None]])

@@ -1,4 +1,4 @@
-"""Growth: the best nodes, no more than pay, calibrated by what came true."""
+"""Expansion: the best nodes, no more than pay, calibrated by what came true."""
 
 import itertools
 
@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.decode.speculation.tree import TokenTree, best_size, reach, seconds
+from tokenry.decode.speculation.tree import TokenTree, best_size, path_probabilities, seconds
 from tokenry.decode.speculation.tree_expansion import (
     MOST_NODES,
     Calibration,
     Guess,
-    grow,
+    expand_tree,
     preorder,
 )
 from tokenry.decode.speculation.verify import Accepted
@@ -37,12 +37,12 @@ class Table:
 
 
 def drafted(table, room=9, **options):
-    return grow(7, Table(table), Calibration(), room, **options)
+    return expand_tree(7, Table(table), Calibration(), room, **options)
 
 
 def worth(tree):
     rates = [1.0, *(guess.prob for guess in tree.notes[1:])]
-    return reach(tree.parents, rates)[1:]
+    return path_probabilities(tree.parents, rates)[1:]
 
 
 PROBS = st.lists(st.sampled_from([0.05, 0.2, 0.3, 0.45, 0.6, 0.9]), min_size=6, max_size=6)
@@ -122,7 +122,7 @@ def test_selecting_and_limiting_keep_a_trees_notes():
 
 
 @given(PROBS, st.lists(st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 2.0]), min_size=4, max_size=4))
-def test_growth_stops_without_changing_the_tree(probs, steps):
+def test_expansion_stops_without_changing_the_tree(probs, steps):
     """It stops as soon as no more nodes can pay, and that is only there to save time."""
     sizes = (1, 2, 3, 4, 8)
     latency = dict(zip(sizes, itertools.accumulate(steps, initial=1.0), strict=True))
@@ -142,5 +142,5 @@ def test_places_are_looked_up_no_further_than_pays():
     asked = []
     after = table.after
     table.after = lambda guess: asked.append(guess) or after(guess)
-    grow(7, table, Calibration(), 99, latency={1: 1.0, 4: 1.1, 8: 2.0})
+    expand_tree(7, table, Calibration(), 99, latency={1: 1.0, 4: 1.1, 8: 2.0})
     assert len(asked) <= 4

@@ -33,21 +33,21 @@ def scores(batch, logprob, **fields):
     return Scores(batch.ids, batch.target, logprob=logprob, **fields)
 
 
-def loss_of(goal, chosen, table, old, reference=None):
+def loss_of(objective, chosen, table, old, reference=None):
     """The objective's loss of one group, sampled from `old`, under `table`."""
     batch = WORLD.batch(chosen)
     sampled = scores(batch, WORLD.logprob(old, chosen).detach())
     frozen = None if reference is None else scores(batch, WORLD.logprob(reference, chosen).detach())
-    prepared = goal.prepare(batch, sampled, frozen)
+    prepared = objective.prepare(batch, sampled, frozen)
     own = WORLD.logprob(table, chosen)[: len(prepared.ids)]  # fewer when nothing was kept
-    return goal(prepared, scores(prepared, own)).loss
+    return objective(prepared, scores(prepared, own)).loss
 
 
-def expected_gradient(goal, table, old, reference=None):
+def expected_gradient(objective, table, old, reference=None):
     """sum over all groups of p_old(group) times the gradient of their loss."""
     chance = WORLD.probability(old).detach()
     total = sum(
-        chance[list(chosen)].prod() * loss_of(goal, chosen, table, old, reference)
+        chance[list(chosen)].prod() * loss_of(objective, chosen, table, old, reference)
         for chosen in WORLD.groups(SIZE)
     )
     return torch.autograd.grad(total, table)[0]
@@ -117,10 +117,10 @@ HAND = {
 @pytest.mark.parametrize("moved", [False, True], ids=["on-policy", "off-policy"])
 @pytest.mark.parametrize("name", HAND)
 def test_expected_gradients_of_presets_are_those_of_the_enumerated_objective(name, moved):
-    goal, token_loss, normal = HAND[name]
+    objective, token_loss, normal = HAND[name]
     old = WORLD.table(1).detach()
     table = (old + (0.5 * WORLD.table(2).detach() if moved else 0)).requires_grad_()
-    found = expected_gradient(goal, table, old)
+    found = expected_gradient(objective, table, old)
     wanted = by_hand(token_loss, table, old, normal)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
     assert found.abs().max() > 1e-3  # a zero on-policy gradient would be a fault
@@ -129,10 +129,10 @@ def test_expected_gradients_of_presets_are_those_of_the_enumerated_objective(nam
 def test_without_bias_the_expected_gradient_is_that_of_the_expected_reward():
     """Others' mean as baseline, no scale, sums: REINFORCE with leave-one-out is unbiased."""
     table = WORLD.table(3)
-    goal = PolicyGradient(
+    objective = PolicyGradient(
         GroupAdvantage(scale="none", leave_one_out=True), aggregation="sequence-sum"
     )
-    found = expected_gradient(goal, table, table.detach())
+    found = expected_gradient(objective, table, table.detach())
     value = (WORLD.probability(table) * WORLD.reward).sum()
     torch.testing.assert_close(found, -torch.autograd.grad(value, table)[0], rtol=1e-6, atol=1e-9)
 
@@ -149,12 +149,12 @@ def test_without_bias_the_expected_gradient_is_that_of_the_expected_reward():
 def test_the_regularisers_gradient_is_the_divergences(pull, divergence):
     """On own samples, at the contexts that the policy visits."""
     table, reference = WORLD.table(4), WORLD.table(5).detach()
-    goal = PolicyGradient(
+    objective = PolicyGradient(
         lambda rollouts: torch.zeros(len(rollouts.batch.ids)),
         regularizer=pull,
         aggregation="sequence-sum",
     )
-    found = expected_gradient(goal, table, table.detach(), reference)
+    found = expected_gradient(objective, table, table.detach(), reference)
     own, its = table.log_softmax(-1), reference.log_softmax(-1)
     per_context = {
         "reverse": (own.exp() * (own - its)).sum(-1),
@@ -211,10 +211,10 @@ def test_balanced_aggregation_worked():
     weights = balanced_weights(advantage, batch.target, torch.zeros(4).long())
     assert weights[:, 0].tolist() == pytest.approx([0.5 / 6] * 2 + [0.5 / 14] * 2)
     assert (weights * batch.target).sum().item() == pytest.approx(1)
-    goal = PolicyGradient(GroupAdvantage(center=False, scale="none"), aggregation="balanced")
+    objective = PolicyGradient(GroupAdvantage(center=False, scale="none"), aggregation="balanced")
     own = torch.zeros(batch.shape)
-    prepared = goal.prepare(batch, scores(batch, own))
-    assert goal(prepared, scores(batch, own)).loss.item() == pytest.approx(0, abs=1e-7)
+    prepared = objective.prepare(batch, scores(batch, own))
+    assert objective(prepared, scores(batch, own)).loss.item() == pytest.approx(0, abs=1e-7)
     token_mean = PolicyGradient(GroupAdvantage(center=False, scale="none"))
     assert token_mean(prepared, scores(batch, own)).loss.item() == pytest.approx(0.4)
 
@@ -278,8 +278,8 @@ def test_a_truncated_weight_bounds_the_gradient_and_never_stops_it():
     batch, now = moved([[2.0, 0.0]])
     now = now.requires_grad_()
     prepared = batch.with_columns(advantage=torch.ones(batch.shape))
-    goal = PolicyGradient(clip=Truncated(5.0), aggregation="sequence-sum")
-    goal(prepared, scores(batch, now)).loss.backward()
+    objective = PolicyGradient(clip=Truncated(5.0), aggregation="sequence-sum")
+    objective(prepared, scores(batch, now)).loss.backward()
     assert now.grad[0, 1:].tolist() == pytest.approx([-5.0, -1.0])
 
 
@@ -298,14 +298,14 @@ def test_weights_gates_and_reshaping_apply_where_they_say():
     batch, now = moved([[0.1, 0.4]])
     now = now.requires_grad_()
     prepared = batch.with_columns(advantage=torch.ones(batch.shape))
-    goal = PolicyGradient(
+    objective = PolicyGradient(
         clip=Clip(None, None),
         gate=lambda x, view: x * 0.5,
         weights=(lambda view, advantage: torch.tensor([[9.0, 1.0, 3.0]]),),
         reshape=(lambda advantage, ratio, view: advantage * 2,),
         aggregation="sequence-sum",
     )
-    loss = goal(prepared, scores(batch, now)).loss
+    loss = objective(prepared, scores(batch, now)).loss
     assert loss.item() == pytest.approx(-2 * (math.exp(0.05) + 3 * math.exp(0.2)))
     loss.backward()
     assert now.grad[0, 2].item() == pytest.approx(-2 * 3 * math.exp(0.2) * 0.5)
@@ -371,7 +371,7 @@ TRL = {
 @pytest.mark.parametrize("name", TRL)
 def test_values_and_gradients_equal_trls(name, tiny_llama_text, tiny_tokenizer, tmp_path):
     trl = pytest.importorskip("trl")
-    goal, settings = TRL[name]
+    objective, settings = TRL[name]
     generator = torch.Generator().manual_seed(7)
     lengths, samples = [3, 6, 2, 5], 2
     prompt, width = 3, 6
@@ -392,8 +392,8 @@ def test_values_and_gradients_equal_trls(name, tiny_llama_text, tiny_tokenizer, 
     with torch.no_grad():  # so that ratios lie on both sides of the bounds
         own = score(ours, batch, ("logprob",)).need("logprob")
         old = own + torch.where(target, 0.3 * torch.randn(ids.shape, generator=generator), 0.0)
-    prepared = goal.prepare(batch, scores(batch, old), scores(batch, reference))
-    loss = goal(prepared, score(ours, prepared, ("logprob",), grad=True)).loss
+    prepared = objective.prepare(batch, scores(batch, old), scores(batch, reference))
+    loss = objective(prepared, score(ours, prepared, ("logprob",), grad=True)).loss
     loss.backward()
 
     config = trl.GRPOConfig(
@@ -417,7 +417,7 @@ def test_values_and_gradients_equal_trls(name, tiny_llama_text, tiny_tokenizer, 
         processing_class=copy.deepcopy(tiny_tokenizer),
     )
     trainer.current_gradient_accumulation_steps = 1
-    trainer.beta = getattr(goal, "beta", 0.0)  # the reference is given below, not loaded
+    trainer.beta = getattr(objective, "beta", 0.0)  # the reference is given below, not loaded
     trainer.model.train()
     grouped = reward.view(-1, samples)
     advantages = reward - grouped.mean(1).repeat_interleave(samples)
@@ -458,11 +458,11 @@ def test_every_group_of_the_world_is_listed_and_its_chances_sum_to_one():
 def test_the_published_bounds_of_gspo_and_cispo():
     """GSPO's clip is 3e-4 below and 4e-4 above; CISPO cuts the weight off at 5."""
 
-    def slope(goal, log_ratio, advantage):
+    def slope(objective, log_ratio, advantage):
         batch, now = moved([[log_ratio] * 2])
         now = now.requires_grad_()
         prepared = batch.with_columns(advantage=torch.full(batch.shape, advantage))
-        goal(prepared, scores(batch, now)).loss.backward()
+        objective(prepared, scores(batch, now)).loss.backward()
         return now.grad[0, 1].item()
 
     for ratio, advantage, free in (

@@ -26,8 +26,8 @@ def scores(batch, logprob, **fields):
     return Scores(batch.ids, batch.target, logprob=logprob, **fields)
 
 
-def prepared(goal, batch, policy, reference, **others):
-    return goal.prepare(batch, scores(batch, policy), scores(batch, reference), **others)
+def prepared(objective, batch, policy, reference, **others):
+    return objective.prepare(batch, scores(batch, policy), scores(batch, reference), **others)
 
 
 def test_prepare_is_penalised_rewards_gae_and_whitening():
@@ -70,45 +70,45 @@ def test_split_into_micro_batches_weighted_by_tokens_the_loss_is_the_same():
     batch = prepared(PPO(), batch, policy, reference)
     moved = policy + 0.1 * torch.randn(policy.shape, dtype=policy.dtype)
     whole = PPO()(batch, scores(batch, moved)).loss
-    parts = [
+    losses = [
         PPO()(part, scores(part, moved[rows])).loss * part.target.sum()
         for rows in (slice(0, 2), slice(2, 6))
         for part in [batch.select(rows)]
     ]
-    torch.testing.assert_close(sum(parts) / batch.target.sum(), whole)
+    torch.testing.assert_close(sum(losses) / batch.target.sum(), whole)
 
 
 def critic_case():
     batch, policy, reference = rollouts()
-    goal = PPO(critic=True, value_weight=0.5)
-    parts = goal.parts(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
+    objective = PPO(critic=True, value_weight=0.5)
+    modules = objective.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
     hidden = torch.randn(*batch.shape, 3)
-    torch.nn.init.normal_(parts["critic"].weight)
-    return goal, batch, policy, reference, parts, hidden
+    torch.nn.init.normal_(modules["critic"].weight)
+    return objective, batch, policy, reference, modules, hidden
 
 
 def test_the_critic_gives_the_values_and_learns_the_returns():
-    goal, batch, policy, reference, parts, hidden = critic_case()
+    objective, batch, policy, reference, modules, hidden = critic_case()
     own = scores(batch, policy, hidden=hidden)
-    ready = goal.prepare(batch, own, scores(batch, reference), parts=parts)
-    value = parts["critic"](hidden)[..., 0].detach().masked_fill(~batch.target, 0.0)
+    ready = objective.prepare(batch, own, scores(batch, reference), modules=modules)
+    value = modules["critic"](hidden)[..., 0].detach().masked_fill(~batch.target, 0.0)
     torch.testing.assert_close(ready.column("value").float(), value)
-    rewards = goal.rewards(batch, own, scores(batch, reference))
+    rewards = objective.rewards(batch, own, scores(batch, reference))
     torch.testing.assert_close(
         ready.column("return"), gae(rewards, value.double(), batch.target, 1.0, 0.95)[1]
     )
-    result = goal(ready, own, parts=parts)
+    result = objective(ready, own, modules=modules)
     squared = 0.5 * (value - ready.column("return")).square()[batch.target].mean()
     plain = PPO()(ready, own).loss
     torch.testing.assert_close(result.loss - plain, 0.5 * squared)
     result.loss.backward()
-    assert parts["critic"].weight.grad.abs().sum() > 0
+    assert modules["critic"].weight.grad.abs().sum() > 0
 
 
-def test_a_new_critic_says_0_and_without_one_there_are_no_parts():
+def test_a_new_critic_says_0_and_without_one_there_are_no_modules():
     model = type("Model", (), {"config": type("C", (), {"hidden_size": 3})})
-    assert (PPO(critic=True).parts(model)["critic"](torch.randn(2, 3)) == 0).all()
-    assert not list(PPO().parts(model).parameters())
+    assert (PPO(critic=True).modules(model)["critic"](torch.randn(2, 3)) == 0).all()
+    assert not list(PPO().modules(model).parameters())
 
 
 def test_needs_name_the_critics_only_with_a_critic():
@@ -117,9 +117,9 @@ def test_needs_name_the_critics_only_with_a_critic():
 
 
 def test_a_missing_head_or_reference_is_an_error_that_speaks():
-    goal, batch, policy, reference, _, hidden = critic_case()
-    with pytest.raises(InputError, match="parts"):
-        goal.prepare(batch, scores(batch, policy, hidden=hidden), scores(batch, reference))
+    objective, batch, policy, reference, _, hidden = critic_case()
+    with pytest.raises(InputError, match="modules"):
+        objective.prepare(batch, scores(batch, policy, hidden=hidden), scores(batch, reference))
     with pytest.raises(InputError, match="reference"):
         PPO().prepare(batch, scores(batch, policy), None)
     with pytest.raises(InputError, match="old_logprob"):

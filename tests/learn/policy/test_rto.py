@@ -71,15 +71,15 @@ def test_the_objective_uses_them_and_is_otherwise_ppo():
     batch = TokenBatch(torch.ones(2, 5).long(), torch.ones(2, 5).bool(), MASK)
     batch = batch.with_columns(reward=REWARD)
     views = [Scores(batch.ids, MASK, logprob=each) for each in (dpo, reference, old)]
-    goal = RTO(reward_weight=2.0)
-    got = goal.rewards(batch, views[2], views[1], dpo=views[0])
+    objective = RTO(reward_weight=2.0)
+    got = objective.rewards(batch, views[2], views[1], dpo=views[0])
     torch.testing.assert_close(got, rto_token_rewards(dpo, reference, old, MASK, 2 * REWARD))
     ready = RTO(beta1=0.0).prepare(batch, views[2], views[1], dpo=views[0])
     plain = PPO(kl=0.01).prepare(batch, views[2], views[1])
     torch.testing.assert_close(ready.column("advantage"), plain.column("advantage"))
-    assert "dpo.logprob" in goal.rollout_needs
+    assert "dpo.logprob" in objective.rollout_needs
     with pytest.raises(InputError, match="DPO"):
-        goal.prepare(batch, views[2], views[1])
+        objective.prepare(batch, views[2], views[1])
 
 
 def test_rewards_of_the_exact_soft_optimum_teach_exactly_that_optimum():
@@ -114,10 +114,10 @@ def test_rewards_of_the_exact_soft_optimum_teach_exactly_that_optimum():
 
     def loss():
         logprob = logits.log_softmax(0)
-        gain = (logprob.exp() * (dense.sum(-1) - beta * (logprob - reference))).sum()
+        surrogate = (logprob.exp() * (dense.sum(-1) - beta * (logprob - reference))).sum()
         optimizer.zero_grad()
-        (-gain).backward()
-        return -gain
+        (-surrogate).backward()
+        return -surrogate
 
     optimizer.step(loss)
     torch.testing.assert_close(

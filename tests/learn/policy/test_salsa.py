@@ -30,11 +30,11 @@ def models(tiny_llama):
     return (*made, batch.with_columns(reward=torch.zeros(8)))
 
 
-def rewards(goal, batch, policy, reference):
+def rewards(objective, batch, policy, reference):
     def logprob(model):
         return Scores(batch.ids, batch.target, logprob=score(model, batch, ("logprob",)).logprob)
 
-    return goal.rewards(batch, logprob(policy), logprob(reference))
+    return objective.rewards(batch, logprob(policy), logprob(reference))
 
 
 def test_at_both_ends_of_the_line_it_is_ppo_with_that_model_as_reference(models):

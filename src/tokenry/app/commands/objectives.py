@@ -56,19 +56,19 @@ def listing() -> list[dict[str, Any]]:
     rows = []
     for key in objective.names():
         kind = objective[key]
-        goal = kind()
-        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
-        if is_on_policy(goal) and goal.num_rewards:
+        built = kind()
+        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(built)]
+        if is_on_policy(built) and built.num_rewards:
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {
                 "name": key,
                 "summary": cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-                "needs": list(goal.needs),
+                "needs": list(built.needs),
                 "bring": bring,
                 "hyperparameters": {
-                    field.name: plain(getattr(goal, field.name))
-                    for field in dataclasses.fields(goal)
+                    field.name: plain(getattr(built, field.name))
+                    for field in dataclasses.fields(built)
                 },
             }
         )

@@ -31,7 +31,7 @@ from tokenry.core.checks import within
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.suffix_automaton import Match, SuffixAutomaton
 
@@ -74,7 +74,9 @@ class ContextDraft:
     def draft(self, last_token: int, room: int) -> TokenTree:
         self.matcher.read([last_token])
         how = self.drafter
-        return grow(last_token, self, how.calibration, room, nodes=how.nodes, latency=self.latency)
+        return expand_tree(
+            last_token, self, how.calibration, room, nodes=how.nodes, latency=self.latency
+        )
 
     def root(self) -> Spot:
         return self.matcher.spot

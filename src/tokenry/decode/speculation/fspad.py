@@ -164,13 +164,13 @@ class FeatureDraft:
         for level in range(1, depth + 1):
             likely, ids = logits.softmax(-1).topk(min(settings.breadth, logits.shape[-1]))
             breadth, first = likely.shape[1], len(tokens)
-            reach = likely * torch.tensor([[worth[node]] for node in frontier], device=self.device)
+            q = likely * torch.tensor([[worth[node]] for node in frontier], device=self.device)
             tokens += self.head.to_ids(ids.flatten().tolist())
             parents += [node for node in frontier for _ in range(breadth)]
-            worth += reach.flatten().tolist()
+            worth += q.flatten().tolist()
             if level == depth:
                 break
-            best = reach.flatten().sort(descending=True, stable=True).indices[: settings.breadth]
+            best = q.flatten().sort(descending=True, stable=True).indices[: settings.breadth]
             frontier = [first + at for at in best.tolist()]
             held += frontier
             for node in frontier:

@@ -16,20 +16,20 @@ deep, and at every token of it stand the alternatives for the case that it goes 
 A successor's probability is there the one among the k kept, and below .01 it is no branch.
 
 That is `spine_tree`, drafted when `nodes` is given. By default the same two sources meet in the
-library's growth (`growth`): every guess, copied or recycled, has a calibrated rate, and the tree
+library's `tree_expansion`: every guess, copied or recycled, has a calibrated rate, and the tree
 takes the best of them as long as they pay on this machine. Uneven trees come out by themselves; the
 probabilities are the model's own, over the whole vocabulary.
 
 On 15 prompts of the two sets in `benchmarks`, cold, 64 tokens each (SmolLM2-135M), the paper's tree
 gives more tokens per pass (1.7 against 1.4 on prompts that nothing was tuned on, 2.0 against 1.8 on
 the others), but reads up to 100 of them: by the latency curve of two cores it is the slower one by
-a quarter. So growth is the default. Growth on probabilities among the kept is no better (1.37, 1.76
-against 1.37, 1.77).
+a quarter. So expansion is the default. Expansion on probabilities among the kept is no better
+(1.37, 1.76 against 1.37, 1.77).
 
 Source: Goose: Anisotropic Speculation Trees for Training-Free Speculative Decoding (arXiv
-2604.02047). Ours: growth in place of fixed budgets, the suffix automaton there, and that the last
-committed token's successors are filed under its predecessor too. The extension of a chain beyond
-its first 20 tokens is reconstructed.
+2604.02047). Ours: expansion in place of fixed budgets, the suffix automaton there, and that the
+last committed token's successors are filed under its predecessor too. The extension of a chain
+beyond its first 20 tokens is reconstructed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
 from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.ngram_index import NGramPlaces
 
@@ -139,7 +139,7 @@ class GooseDraft:
         if self.index is None:
             self.matcher.read([last_token])
             calibration = self.memory.calibration
-            return grow(last_token, self, calibration, room, latency=self.latency)
+            return expand_tree(last_token, self, calibration, room, latency=self.latency)
         self.index.extend([last_token])
         chain, agreed = self.index.chain()
         confidence = match_confidence(len(chain), agreed)

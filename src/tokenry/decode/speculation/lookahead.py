@@ -17,8 +17,8 @@ Source: Lookahead: An Inference Acceleration Framework for LLMs with Lossless Ge
 are full; the prompt's trie is dropped with its text, where the paper sets its counts to 0; the
 nodes are found best first, without visiting the rest of the trie; texts are not cut at an
 end-of-text token, which chat prompts have inside. Without a number of nodes the tree grows where it
-pays on this machine (see `growth`), a guess being as likely as its share of f, times how much a
-match of that many tokens is trusted (as in `context`).
+pays on this machine (see `tree_expansion`), a guess being as likely as its share of f, times how
+much a match of that many tokens is trusted (as in `context`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tokenry.decode.speculation.context import TRUST
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow, preorder
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree, preorder
 from tokenry.decode.speculation.trie_cache import Node, TrieCache
 from tokenry.decode.speculation.verify import Accepted
 
@@ -120,7 +120,7 @@ class LookaheadDraft:
         if how.nodes is not None:
             return retrieve(*self.tries, query, how.nodes, depth, how.mode, how.output_weight)
         calibration = how.memory.calibration
-        return grow(last_token, self, calibration, depth, latency=self.latency)
+        return expand_tree(last_token, self, calibration, depth, latency=self.latency)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         self._write(accepted.tokens)

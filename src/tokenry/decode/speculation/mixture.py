@@ -1,7 +1,7 @@
 """Mixture: several drafters guess, and the model reads the best of all their guesses.
 
 Every drafter drafts its own tree for the text. The trees are laid over each other: a path that two
-of them guess is one path. A node then counts, as in `growth`,
+of them guess is one path. A node then counts, as in `tree_expansion`,
 
     q_n = q_parent(n) · rate(n),      p(n) = 1 - Π_d (1 - p_d(n)) over the drafters d that made n,
 
@@ -17,7 +17,7 @@ the model's own distribution per token. (Trees that a drafter sampled lose their
 with them the greater acceptance that these give to sampled texts.)
 
 Source: ours; that guesses of several sources make one tree is Goose's idea (arXiv 2604.02047),
-whose two sources share one growth instead.
+whose two sources share one tree expansion instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tokenry.decode.speculation.context import ContextNGrams
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import TokenRecycling
 from tokenry.decode.speculation.speculate import Draft, Drafter, ReadingDraft, drafter
-from tokenry.decode.speculation.tree import TokenTree, best_size, reach
+from tokenry.decode.speculation.tree import TokenTree, best_size, path_probabilities
 from tokenry.decode.speculation.tree_expansion import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState
@@ -95,7 +95,7 @@ class MixtureDraft:
         self.notes = [tree.notes for tree in trees]
         tree = overlaid(trees)
         rates = [1.0, *map(self.mixture.calibration.rate, tree.notes[1:])]
-        worth = reach(tree.parents, rates)
+        worth = path_probabilities(tree.parents, rates)
         order = sorted(range(1, len(tree)), key=lambda node: (-worth[node], node))
         if self.mixture.nodes is None:
             size = best_size([worth[node] for node in order[:MOST_NODES]], self.latency)

@@ -146,6 +146,6 @@ class MaskDraft:
 
 
 def draft_generator(seed: int) -> torch.Generator:
-    """For drafts that are drawn. It must run on from text to text: a text has the model's law over
-    all the drafts that might have been drawn for it, not given one of them."""
+    """For drafts that are drawn. It must run on from text to text: a text has the model's
+    distribution over all the drafts that might have been drawn for it, not given one of them."""
     return torch.Generator().manual_seed(STREAM + seed)

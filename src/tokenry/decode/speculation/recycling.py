@@ -12,7 +12,7 @@ the same token the accepted one wins, then the last. The table lives on across p
 Source: Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token
 Recycling (arXiv 2408.08696). Ours: nodes below a token that was never read are not drafted. The
 table keeps the successors' probabilities too, and by default the tree is not the template but grows
-where it pays on this machine (see `growth`).
+where it pays on this machine (see `tree_expansion`).
 """
 
 import itertools
@@ -31,7 +31,7 @@ from tokenry.core.files import replacing
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
 
 RANGES = (0.1, 0.3, 0.6, 0.9)
@@ -170,7 +170,9 @@ class RecyclingDraft:
             return self.drafter.template.unroll(last_token, self.table.known, room)
         self.last = last_token
         nodes = self.drafter.nodes
-        return grow(last_token, self, self.calibration, room, nodes=nodes, latency=self.latency)
+        return expand_tree(
+            last_token, self, self.calibration, room, nodes=nodes, latency=self.latency
+        )
 
     def root(self) -> int:
         return self.last

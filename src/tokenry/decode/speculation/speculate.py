@@ -212,7 +212,7 @@ def step(
     """Draft a tree for every text, read them in one pass, and keep what the model confirms."""
     trees = [text.draft.draft(text.last, text.room - 1) for text in texts]
     trees = [tree.limited(text.room - 1) for tree, text in zip(trees, texts, strict=True)]
-    if prune is not None:  # a guess that was drawn has to be judged, or the law changes
+    if prune is not None:  # a guess that was drawn has to be judged, or the distribution changes
         trees = [
             tree if tree.proposals is not None else prune(text.ids, tree)
             for tree, text in zip(trees, texts, strict=True)

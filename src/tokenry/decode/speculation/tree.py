@@ -194,12 +194,13 @@ class TreeTemplate:
 
         Ties go to the shallower node, then to the earlier one.
         """
-        worth = reach(self.parents, [rates[min(rank, len(rates) - 1)] for rank in self.ranks])[1:]
+        by_node = [rates[min(rank, len(rates) - 1)] for rank in self.ranks]
+        worth = path_probabilities(self.parents, by_node)[1:]
         order = sorted(range(len(self)), key=lambda at: (-worth[at], self.depths[at + 1]))[:nodes]
         return TreeTemplate(tuple(self.paths[node] for node in order))
 
 
-def reach(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
+def path_probabilities(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
     """q_n = q_parent(n) · rate_n for every node; 1 for the root, whose rate is not read."""
     found = [1.0] * len(parents)
     for node in range(1, len(parents)):
@@ -240,7 +241,7 @@ class BestSize:
         if speed > self.speed or not self.knots:
             self.size, self.speed = self.count, speed
 
-    def may_grow(self, value: float) -> bool:
+    def may_improve(self, value: float) -> bool:
         """Whether more nodes, none worth more than this, could make a faster tree."""
         tokens = self.count + 1
         return not self.knots or any(

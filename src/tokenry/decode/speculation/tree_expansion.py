@@ -1,7 +1,7 @@
-"""Growing a draft tree where it pays: most accepted tokens per second on this machine.
+"""Expanding a draft tree where it pays: most accepted tokens per second on this machine.
 
 A source says, for the place at the end of a path, which tokens may come next and how likely each
-is. `grow` puts guesses into a tree, the likeliest path first:
+is. `expand_tree` puts guesses into a tree, the likeliest path first:
 
     q_n = q_parent(n) · rate(n),        rate(n) = p(n) · (hits(kind) + a) / (Σ p over kind + b),
 
@@ -86,7 +86,7 @@ class Calibration:
                 self.count(tree.notes[node], tree.tokens[node] == truth[parent])
 
 
-def grow(
+def expand_tree(
     root: int,
     source: Source,
     calibration: Calibration,
@@ -106,11 +106,11 @@ def grow(
     heap: list[tuple[float, int, int, Guess]] = []
     entries = 0
 
-    def offer(parent: int, depth: int, reach: float, place: Any) -> None:
+    def offer(parent: int, depth: int, above: float, place: Any) -> None:
         nonlocal entries
         if depth < room:
             for guess in source.guesses(place):
-                worth = reach * calibration.rate(guess)
+                worth = above * calibration.rate(guess)
                 if worth > 0:
                     entries += 1
                     heapq.heappush(heap, (-worth, entries, parent, guess))
@@ -119,7 +119,7 @@ def grow(
     notes: list[Guess | None] = [None]
     best = BestSize(latency or {} if nodes is None else {}, most)
     offer(0, 0, 1.0, source.root())
-    while heap and best.count < most and best.may_grow(-heap[0][0]):
+    while heap and best.count < most and best.may_improve(-heap[0][0]):
         loss, _, parent, guess = heapq.heappop(heap)
         best.add(-loss)
         tokens.append(guess.token)

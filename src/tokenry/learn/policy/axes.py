@@ -39,12 +39,12 @@ AGGREGATIONS = (*MODES, "balanced")
 class RolloutBatch:
     """Completions that the policy wrote, and what is known about them.
 
-    batch: B completions with the columns of their sampling. parts: the axes' modules. policy: the
+    batch: B completions with the columns of their sampling. modules: the axes' modules. policy: the
         scores of this update; None while the rollouts are prepared.
     """
 
     batch: TokenBatch
-    parts: nn.ModuleDict | None = None
+    modules: nn.ModuleDict | None = None
     policy: Scores | None = None
 
     @property
@@ -90,11 +90,11 @@ class RolloutBatch:
         """log-probabilities of a frozen model, scored when sampling, [B, T]."""
         return self.batch.column(f"{name}_logprob")
 
-    def part(self, axis: Any) -> nn.Module:
+    def module(self, axis: Any) -> nn.Module:
         name = type(axis).__name__
-        if self.parts is None or name not in self.parts:
-            raise InputError(f"{name} needs its module: pass objective.parts(model) as parts=")
-        return self.parts[name]
+        if self.modules is None or name not in self.modules:
+            raise InputError(f"{name} needs its module: pass objective.modules(model) as modules=")
+        return self.modules[name]
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ class PolicyGradient(Objective):
     terms: further losses.
 
     An axis may carry `rollout_needs` and `needs` (what is scored when sampling and at each update),
-    and `part(model)`, a module of its own, found again by `rollouts.part(axis)`. InputError for an
-    unknown aggregation or one without its length.
+    and `module(model)`, a module of its own, found again by `rollouts.module(axis)`. InputError for
+    an unknown aggregation or one without its length.
     """
 
     advantage: Advantage = field(default_factory=GroupAdvantage)
@@ -129,12 +129,12 @@ class PolicyGradient(Objective):
         kept = tuple(f"token.{name}" for name in self._columns())
         return _joined(("policy.logprob",), kept, *_declared(self.axes, "needs"))
 
-    def parts(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         """The axes' own modules by the names of their classes."""
         made = nn.ModuleDict()
         for axis in self.axes:
-            if hasattr(axis, "part"):
-                made[type(axis).__name__] = axis.part(model)
+            if hasattr(axis, "module"):
+                made[type(axis).__name__] = axis.module(model)
         return made
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class PolicyGradient(Objective):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Scores,
     ) -> TokenBatch:
         """The rollouts with their advantages and what was scored when they were sampled."""
@@ -154,7 +154,7 @@ class PolicyGradient(Objective):
         for name, scores in {"reference": reference, **others}.items():
             if f"{name}.logprob" in wanted and scores is not None:
                 columns[f"{name}_logprob"] = scores.need("logprob").detach()
-        rollouts = RolloutBatch(batch.with_columns(**columns), parts)
+        rollouts = RolloutBatch(batch.with_columns(**columns), modules)
         advantage = self.advantage(rollouts)
         if advantage.shape not in (batch.shape, batch.shape[:1]):
             raise ShapeError(
@@ -176,10 +176,10 @@ class PolicyGradient(Objective):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Scores,
     ) -> Loss:
-        rollouts = RolloutBatch(batch, parts, policy)
+        rollouts = RolloutBatch(batch, modules, policy)
         mask, logprob = batch.target, policy.need("logprob")
         log_ratio = importance_log_ratio(logprob, rollouts.old_logprob, mask)
         if self.gate is not None:
@@ -277,8 +277,8 @@ class Preset(Objective, ABC):
     def rollout_needs(self) -> tuple[str, ...]:
         return self.composed().rollout_needs
 
-    def parts(self, model: Any) -> nn.ModuleDict:
-        return self.composed().parts(model)
+    def modules(self, model: Any) -> nn.ModuleDict:
+        return self.composed().modules(model)
 
     def prepare(self, *given: Any, **others: Any) -> TokenBatch:
         return self.composed().prepare(*given, **others)

@@ -103,8 +103,8 @@ def pama_loss(
         active = torch.stack([aggregate(each, mask, "token-mean") for each in active])
     weights, _ = min_norm_scalars(active)
     spread = weights[:, None, None] if scope == "batch" else weights
-    gain = (spread * clip_surrogate(ratio, advantages, clip, clip)).sum(0)
-    return -aggregate(gain, mask, "token-mean"), weights
+    surrogate = (spread * clip_surrogate(ratio, advantages, clip, clip)).sum(0)
+    return -aggregate(surrogate, mask, "token-mean"), weights
 
 
 @objective("pama", paper=134)
@@ -161,7 +161,7 @@ class PAMA(Objective):
         plain = ("policy.logprob", "reference.logprob")
         return (*plain, "policy.hidden") if self.critic else plain
 
-    def parts(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         """One value head per reward; without a critic nothing."""
         return nn.ModuleDict({"critic": value_head(model, self.objectives)} if self.critic else {})
 
@@ -170,13 +170,13 @@ class PAMA(Objective):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> TokenBatch:
         """The batch with one advantage per reward, column "advantage" [B, T, n]."""
         rewards = batch.column("reward")
         rewards = rewards[:, None] if rewards.ndim == 1 else rewards  # [B, n]
-        values = values_of(parts, policy) if self.critic else None
+        values = values_of(modules, policy) if self.critic else None
         if values is not None and values.shape[-1] != rewards.shape[-1]:
             raise ShapeError(
                 f"{rewards.shape[-1]} rewards but {values.shape[-1]} value heads: "
@@ -209,7 +209,7 @@ class PAMA(Objective):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> Loss:
         ratio = importance_ratio(policy.need("logprob"), batch.column("old_logprob"), batch.target)
@@ -221,7 +221,7 @@ class PAMA(Objective):
             metrics[f"weight/{number}"] = one
         if self.critic:
             errors = clipped_value_loss(
-                values_of(parts, policy),
+                values_of(modules, policy),
                 batch.column("value"),
                 batch.column("return"),
                 self.value_clip,

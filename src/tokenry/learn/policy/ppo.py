@@ -79,7 +79,7 @@ class PPO(Objective):
         plain = ("policy.logprob", "reference.logprob")
         return (*plain, "policy.hidden") if self.critic else plain
 
-    def parts(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         """The critic's head, one value per state; without a critic nothing."""
         return nn.ModuleDict({"critic": value_head(model, 1)} if self.critic else {})
 
@@ -101,12 +101,12 @@ class PPO(Objective):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> TokenBatch:
         """The batch with advantages and the sampling policy's log-probabilities."""
         rewards = self.rewards(batch, policy, reference, **others)
-        value = values_of(parts, policy)[..., 0] if self.critic else None
+        value = values_of(modules, policy)[..., 0] if self.critic else None
         advantage, baseline, returns = estimate(rewards, batch.target, self.gamma, self.lam, value)
         columns = {
             "advantage": whiten(advantage, batch.target).float(),
@@ -121,16 +121,16 @@ class PPO(Objective):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> Loss:
         ratio = importance_ratio(policy.need("logprob"), batch.column("old_logprob"), batch.target)
         advantage = batch.column("advantage").masked_fill(~batch.target, 0.0)
-        gain = clip_surrogate(ratio, advantage, self.clip, self.clip)
-        loss = -aggregate(gain, batch.target, "token-mean")
+        surrogate = clip_surrogate(ratio, advantage, self.clip, self.clip)
+        loss = -aggregate(surrogate, batch.target, "token-mean")
         metrics = surrogate_metrics(ratio, advantage, self.clip, batch.target)
         if self.critic:
-            value = values_of(parts, policy)[..., 0]
+            value = values_of(modules, policy)[..., 0]
             errors = clipped_value_loss(
                 value, batch.column("value"), batch.column("return"), self.value_clip
             )
@@ -173,11 +173,11 @@ def value_head(model: Any, values: int) -> nn.Linear:
     return head
 
 
-def values_of(parts: nn.ModuleDict | None, policy: Scores) -> Tensor:
+def values_of(modules: nn.ModuleDict | None, policy: Scores) -> Tensor:
     """Values of every state, [B, T, n], float32."""
-    if parts is None:
-        raise InputError("a critic needs its head: pass objective.parts(model) as parts=")
-    return parts["critic"](policy.need("hidden").float())
+    if modules is None:
+        raise InputError("a critic needs its head: pass objective.modules(model) as modules=")
+    return modules["critic"](policy.need("hidden").float())
 
 
 def logprob_of(name: str, scores: Scores | None) -> Tensor:

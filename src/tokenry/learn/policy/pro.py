@@ -76,9 +76,9 @@ class PRO(PPO):
         plain = super().rollout_needs
         return plain if self.orchestrator is None else (*plain, "reference.hidden")
 
-    def parts(self, model: Any) -> nn.ModuleDict:
-        """PPO's parts and, frozen, the orchestrator."""
-        made = super().parts(model)
+    def modules(self, model: Any) -> nn.ModuleDict:
+        """PPO's modules and, frozen, the orchestrator."""
+        made = super().modules(model)
         if self.orchestrator is not None:
             given = self.orchestrator
             if isinstance(given, str):
@@ -88,7 +88,7 @@ class PRO(PPO):
 
     @torch.no_grad()
     def weights(
-        self, batch: TokenBatch, reference: Scores | None, parts: nn.ModuleDict | None, count: int
+        self, batch: TokenBatch, reference: Scores | None, modules: nn.ModuleDict | None, count: int
     ) -> Tensor:
         """The weights of each row's prompt, [B, K]."""
         rows, device = len(batch.ids), batch.ids.device
@@ -97,12 +97,12 @@ class PRO(PPO):
             own = torch.tensor(self.user_weights, device=device)
         predicted = own.expand(rows, -1)
         if self.orchestrator is not None:
-            if parts is None or reference is None:
+            if modules is None or reference is None:
                 raise InputError(
-                    "the orchestrator needs parts=objective.parts(model) and the reference's "
+                    "the orchestrator needs modules=objective.modules(model) and the reference's "
                     'scores with "hidden"'
                 )
-            predicted = parts["orchestrator"](prompt_states(batch, reference))
+            predicted = modules["orchestrator"](prompt_states(batch, reference))
         if predicted.shape[-1] != count or len(own) != count:
             raise ShapeError(
                 f"{count} rewards, but the orchestrator weighs {predicted.shape[-1]} and "
@@ -115,14 +115,14 @@ class PRO(PPO):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> TokenBatch:
         rewards = batch.column("reward")
         rewards = rewards[:, None] if rewards.ndim == 1 else rewards  # [B, K]
-        weights = self.weights(batch, reference, parts, rewards.shape[-1])
-        if self.orchestrator is not None and parts is not None:
-            orchestrator = cast(PreferenceOrchestrator, parts["orchestrator"])
+        weights = self.weights(batch, reference, modules, rewards.shape[-1])
+        if self.orchestrator is not None and modules is not None:
+            orchestrator = cast(PreferenceOrchestrator, modules["orchestrator"])
             rewards = orchestrator.stats.normalise(rewards)
         mixed = batch.with_columns(reward=weighted_reward(weights, rewards), weights=weights)
-        return super().prepare(mixed, policy, reference, parts, **others)
+        return super().prepare(mixed, policy, reference, modules, **others)

@@ -84,7 +84,7 @@ class MAHDPO(Objective):
         within(self, "[0, 1]", "label_smoothing")
         within(self, "[0, inf)", "noise")
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """The row's own "objective" on both of its sides."""
         for number, row in enumerate(rows):
             if "chosen_objective" not in row:
@@ -96,7 +96,7 @@ class MAHDPO(Objective):
                 row["chosen_objective"] = row["rejected_objective"] = row["objective"]
         return rows
 
-    def parts(self, model: Any) -> ObjectiveHeads:
+    def modules(self, model: Any) -> ObjectiveHeads:
         required_head(model)
         return ObjectiveHeads(model.get_output_embeddings(), self.objectives, self.noise)
 
@@ -106,16 +106,16 @@ class MAHDPO(Objective):
         policy: Scores,
         reference: Scores | None,
         *,
-        parts: ObjectiveHeads | None = None,
+        modules: ObjectiveHeads | None = None,
         **_: object,
     ) -> Loss:
         check_pairs(batch)
-        if parts is None:
-            raise InputError("MAH-DPO needs its heads: pass parts=MAHDPO().parts(model)")
+        if modules is None:
+            raise InputError("MAH-DPO needs its heads: pass modules=MAHDPO().modules(model)")
         chosen_objective, rejected_objective = halves(self._objectives(batch))
         if not torch.equal(chosen_objective, rejected_objective):
             raise InputError("the chosen and the rejected side of a pair have other objectives")
-        own = replace(policy, logprob=parts.logprob(batch, policy, self._objectives(batch)))
+        own = replace(policy, logprob=modules.logprob(batch, policy, self._objectives(batch)))
         chosen, rejected = halves(sequence_sum(token_log_ratios(batch, own, reference), batch))
         losses = pair_loss(self.beta * (chosen - rejected), self.label_smoothing)
         # Each pair's share in the mean of means, times B: their mean over the batch is the loss.

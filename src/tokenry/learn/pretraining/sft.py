@@ -27,7 +27,7 @@ class SFT(Objective):
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
     unit: ClassVar[Unit] = "token"
-    sides: ClassVar[tuple[str, ...]] = ("completion",)
+    completions: ClassVar[tuple[str, ...]] = ("completion",)
     supervised: ClassVar[bool] = True
 
     def __call__(
