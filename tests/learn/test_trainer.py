@@ -19,7 +19,7 @@ from tokenry.learn.data import (
     preference_dataset,
     preference_rows,
 )
-from tokenry.learn.data.precompute import PrecomputeContext, annotate
+from tokenry.learn.data.precompute import PrecomputeContext, precompute
 from tokenry.learn.objective import Loss, Objective, data_columns
 from tokenry.learn.preference.act import ACT
 from tokenry.learn.preference.dpo import DPO
@@ -231,7 +231,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(objective, start, tiny_tok
     """Seven pairs in batches of 1, 2, 3 and 7; the token-unit loss also against its definition."""
     rows, _ = preference_rows(PAIRS[:7], tiny_tokenizer)
     trainer = start(objective, model=start(DPO()).model.double())
-    rows = annotate(objective, rows, PrecomputeContext(tiny_tokenizer, trainer.model))
+    rows = precompute(objective, rows, PrecomputeContext(tiny_tokenizer, trainer.model))
     completions, columns = objective.completions, data_columns(objective)
     data = as_dataset(rows, completions, columns)
     trainer.data_collator = PreferenceCollator.of(tiny_tokenizer, completions, columns)

@@ -228,7 +228,7 @@ objective = Role(
     "objective",
     Objective,
     tuple(f"tokenry.learn.{part}" for part in ("preference", "policy", "pretraining", "rewards")),
-    check=check_hooks,
+    check=lambda entry: check_hooks(entry.value),
 )
 
 
