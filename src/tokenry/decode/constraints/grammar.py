@@ -48,7 +48,6 @@ LONGEST_REASON = 300  # characters
 MASK_COST = 16.0  # one mask in single checks, measured on JSON schemas over 49,152 tokens
 
 
-@constraint("grammar", examples=lambda: _examples())
 class Grammar(Constraint):
     """The texts of a grammar, for a fast tokenizer of transformers.
 
@@ -263,29 +262,34 @@ def _one_line(message: str) -> str:
     return kept if len(kept) <= LONGEST_REASON else kept[:LONGEST_REASON] + " ..."
 
 
-def _examples() -> list[Example]:
-    person = {
-        "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
-        "required": ["name", "age"],
-        "additionalProperties": False,
-    }
-    sums = 'start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"'
-    return [
-        Example(
-            lambda t: Grammar.json_schema(person, t),
-            ['{"name": "Ada", "age": 36}'],
-            ['{"name": "Ada"}', '{"name": "Ada", "age": 3.5}'],
-        ),
-        Example(
-            lambda t: Grammar.json_schema(person, t, whitespace=""),
-            ['{"name":"Ada","age":36}'],
-            ['{"name": "Ada","age":36}'],
-        ),
-        Example(
-            lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t),
-            ["the cat12東"],
-            ["the cat"],
-        ),
-        Example(lambda t: Grammar.lark(sums, t), ["12+(3+4)"], ["12+(3+4"]),
-    ]
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+JSON_EXAMPLES = (
+    Example(
+        lambda t: Grammar.json_schema(PERSON, t),
+        ['{"name": "Ada", "age": 36}'],
+        ['{"name": "Ada"}', '{"name": "Ada", "age": 3.5}'],
+    ),
+    Example(
+        lambda t: Grammar.json_schema(PERSON, t, whitespace=""),
+        ['{"name":"Ada","age":36}'],
+        ['{"name": "Ada","age":36}'],
+    ),
+)
+REGEX_EXAMPLE = Example(
+    lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t), ["the cat12東"], ["the cat"]
+)
+LARK_EXAMPLE = Example(
+    lambda t: Grammar.lark('start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"', t),
+    ["12+(3+4)"],
+    ["12+(3+4"],
+)
+
+# named by what a grammar is written in
+constraint("json", examples=lambda: JSON_EXAMPLES)(Grammar.json_schema)
+constraint("regex", examples=lambda: [REGEX_EXAMPLE])(Grammar.regex)
+constraint("lark", examples=lambda: [LARK_EXAMPLE])(Grammar.lark)

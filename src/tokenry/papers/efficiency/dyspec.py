@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.best_first import ChildGuesses, Expand, TreeExpansion, best_first
-from tokenry.decode.speculation.dyspec import DySpec, DySpecDraft, Memory
+from tokenry.decode.speculation.dyspec import DraftMemory, DySpec, DySpecDraft
 from tokenry.decode.speculation.rejection import acceptance, distribution_with_proposals
 from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
@@ -204,7 +204,7 @@ def shapes(
         "best fixed tree": fitted(rates, nodes),
     }
     return {"DySpec": dynamic} | {
-        name: Fixed(replace(dynamic, memory=Memory()), paths) for name, paths in fixed.items()
+        name: Fixed(replace(dynamic, memory=DraftMemory()), paths) for name, paths in fixed.items()
     }
 
 
@@ -255,10 +255,12 @@ class FixedDraft(DySpecDraft):
         super().__init__(drafter, source, prompt, {})
         self.paths = paths
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.pending.append(last_token)
         self.length, self.probs = self.length + 1, {}
-        tree = by_ranks(last_token, self.expand, [path for path in self.paths if len(path) <= room])
+        tree = by_ranks(
+            last_token, self.expand, [path for path in self.paths if len(path) <= budget]
+        )
         return self.planted(tree, list(range(len(tree))))
 
 

@@ -15,7 +15,7 @@ so the best reachable reward at every KL is known, without sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -151,6 +151,26 @@ class PreferenceWorld:
             log_z = total[:-1]
         return MarkovPolicy(torch.stack(steps[::-1]))
 
+    def foresight(self, sequences: Tensor) -> Tensor:
+        """P(the next token carries reward | the one before it), of every token, [N, length]."""
+        chance = self.language.logprob[0].exp()[:, self.token_reward != 0].sum(-1)
+        start = sequences.new_full((len(sequences), 1), self.start)
+        return chance[torch.cat([start, sequences[:, :-1]], 1)]
+
+    def optimum_at(self, kl: float) -> MarkovPolicy:
+        """The optimum at this KL from the language, in nats: no policy has more reward there.
+
+        By bisection on beta in [0.01, 1000].
+        """
+        low, high = 1e-2, 1e3
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            if self.optimum(middle).kl(self.language) > kl:
+                low = middle
+            else:
+                high = middle
+        return self.optimum(high)
+
     def pairs(
         self, count: int, generator: torch.Generator, sequences: Tensor | None = None
     ) -> Pairs:
@@ -191,3 +211,26 @@ class PreferenceWorld:
         target = attention.clone()
         target[:, 0] = False
         return TokenBatch(ids, attention, target)
+
+
+@dataclass(frozen=True)
+class Taste(PreferenceWorld):
+    """A world's language with another table of rewards, [V]; pairs are labelled by it."""
+
+    table: tuple[float, ...] = ()
+
+    @property
+    def token_reward(self) -> Tensor:
+        return torch.tensor(self.table, dtype=torch.float64)
+
+
+def opposed(world: PreferenceWorld) -> Taste:
+    """A taste that conflicts with the world's: two liked and two disliked tokens change sides, the
+    others of both are neutral, one neutral token becomes liked and one disliked."""
+    own = world.token_reward
+    liked, disliked, neutral = ((own == value).nonzero()[:, 0] for value in (1, -1, 0))
+    other = torch.zeros_like(own)
+    other[torch.cat([disliked[:2], neutral[:1]])] = 1.0
+    other[torch.cat([liked[:2], neutral[1:2]])] = -1.0
+    shape = {field.name: getattr(world, field.name) for field in fields(world)}
+    return Taste(**shape, table=tuple(other.tolist()))
