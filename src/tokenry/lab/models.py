@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenry.lab.scale import Scale
 from tokenry.lab.toy_model import toy_model
-from tokenry.model.hub import Loaded, load, load_tokenizer
+from tokenry.model.hub import Loaded, load, locate
 
 
 def language_model(scale: Scale, name: str = "smollm2") -> Loaded:
@@ -17,8 +17,18 @@ def language_model(scale: Scale, name: str = "smollm2") -> Loaded:
 
 @lru_cache(maxsize=2)
 def _stand_in(name: str) -> Loaded:
-    tokenizer: Any = load_tokenizer(name)
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(locate(name))
     model = toy_model(len(tokenizer), 2048, seed=0, width=32, tied=True)
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return Loaded(model.eval(), tokenizer)
+
+
+def chat_prompt(tokenizer: Any, message: str) -> list[int]:
+    """The ids of a chat in which the user says this and the model is to answer."""
+    messages = [{"role": "user", "content": message}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
