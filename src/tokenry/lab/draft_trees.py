@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.speculation.best_first import ChildGuesses, Expand, TreeExpansion, best_first
-from tokenry.decode.speculation.dyspec import DySpec, DySpecDraft, Memory
+from tokenry.decode.speculation.dyspec import DraftMemory, DySpec, DySpecDraft
 from tokenry.decode.speculation.goose import Goose, GooseDraft, Successors, spine_tree
 from tokenry.decode.speculation.rejection import acceptance, distribution_with_proposals
 from tokenry.decode.speculation.replay import replay
@@ -122,7 +122,7 @@ def fixed_trees(drafter: DySpec, rates: Sequence[float]) -> dict[str, FixedTree]
         "best fixed tree": best_tree(rates, nodes),
     }
     return {
-        name: FixedTree(replace(drafter, memory=Memory()), fixed) for name, fixed in paths.items()
+        name: FixedTree(replace(drafter, memory=DraftMemory()), fixed) for name, fixed in paths.items()
     }
 
 

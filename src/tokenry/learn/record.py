@@ -147,7 +147,7 @@ def _difference(former: Any, now: Any) -> tuple[Any, Any]:
     return tuple({name: one.get(name) for name in names} for one in (former, now))  # type: ignore[return-value]
 
 
-def place_of(value: Any) -> str:
+def name_or_full_path(value: Any) -> str:
     """A model's name, or the full path of its folder, so that the record holds from anywhere."""
     return str(Path(value).absolute()) if Path(value).exists() else str(value)
 
@@ -186,7 +186,9 @@ def provenance(
     """Where data came from, what was made of them before anything was added, what was left out."""
     ids = [{k: list(v) for k, v in row.items() if k.endswith("_ids")} for row in rows]
     return {
-        "file": place_of(read.file) if read.file and can_be_read_again(read.file) else None,
+        "file": name_or_full_path(read.file)
+        if read.file and can_be_read_again(read.file)
+        else None,
         "form": read.form,
         "read_as": read.kind,
         "sha256": read.sha256,

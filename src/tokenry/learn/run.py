@@ -41,7 +41,7 @@ from tokenry.learn.record import (
     code_hashes,
     fingerprint,
     first_process,
-    place_of,
+    name_or_full_path,
     plain_fields,
     provenance,
     record_the_end,
@@ -178,7 +178,7 @@ def train(
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
         "hyperparameters": plain_fields(built),
-        "model": place_of(model) if isinstance(model, str | Path) else policy.name_or_path,
+        "model": name_or_full_path(model) if isinstance(model, str | Path) else policy.name_or_path,
         "adapter": start.adapter,
         "reference": _named(reference),
         "frozen": {name: _named(value) for name, value in named.items()},
@@ -270,7 +270,9 @@ def _named(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_named(one) for one in value]
-    return place_of(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
+    return (
+        name_or_full_path(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
+    )
 
 
 def _check_output(output: Path, resume: bool) -> None:

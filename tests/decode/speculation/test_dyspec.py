@@ -21,7 +21,7 @@ from tokenry.decode.speculation.best_first import (
     by_level,
 )
 from tokenry.decode.speculation.draft_source import ModelSource
-from tokenry.decode.speculation.dyspec import DySpec, Memory
+from tokenry.decode.speculation.dyspec import DraftMemory, DySpec
 from tokenry.decode.speculation.rejection import acceptance, distribution_with_proposals
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size
@@ -523,9 +523,12 @@ def test_draws_go_on_from_text_to_text():
     drafter = DySpec(function, sampled=True, nodes=6)
     first, second = (drafter.begin(Toy(50), [1]).draft(2, 9).tokens for _ in range(2))
     assert first != second
-    again = replace(drafter, memory=Memory()).begin(Toy(50), [1]).draft(2, 9).tokens
+    again = replace(drafter, memory=DraftMemory()).begin(Toy(50), [1]).draft(2, 9).tokens
     assert again == first
-    assert replace(drafter, seed=1, memory=Memory()).begin(Toy(50), [1]).draft(2, 9).tokens != first
+    assert (
+        replace(drafter, seed=1, memory=DraftMemory()).begin(Toy(50), [1]).draft(2, 9).tokens
+        != first
+    )
 
 
 # ---- with models
@@ -597,11 +600,11 @@ def test_what_the_draft_did_not_read_is_read_later(tiny_llama):
     drafter = DySpec(tiny_llama, nodes=3, depth=1, temperature=1.0)
     drafted = drafter.begin(tiny_llama, PROMPT)
     text = [*PROMPT, 11]
-    for room in (5, 0, 0, 5, 5):
-        tree = drafted.draft(text[-1], room)
+    for budget in (5, 0, 0, 5, 5):
+        tree = drafted.draft(text[-1], budget)
         with torch.no_grad():
             probs = tiny_llama(torch.tensor([text])).logits[0, -1].softmax(-1)
-        if room:
+        if budget:
             assert set(tree.tokens[1:]) == set(probs.topk(3).indices.tolist())
             drafted.update(tree, torch.empty(0), Accepted([0, 2], [tree.tokens[2], 30]))
             text += [tree.tokens[2], 30]

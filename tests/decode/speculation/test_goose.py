@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.speculation import goose
 from tokenry.decode.speculation.goose import (
+    CopyMemory,
     Goose,
-    Memory,
     NGramIndex,
     harmonic_split,
     match_confidence,
@@ -120,7 +120,7 @@ def test_tokens_and_pairs_are_trusted_by_how_much_they_saw(tiny_llama):
 
 def test_the_oldest_pair_is_forgotten_and_one_seen_again_is_new(monkeypatch):
     monkeypatch.setattr(goose, "BIGRAMS", 2)
-    memory = Memory()
+    memory = CopyMemory()
     for number, pair in enumerate([(1, 1), (2, 2), (1, 1), (3, 3)]):
         memory.file(pair, [(number, 0.5)])
     assert memory.pairs == {(1, 1): [(2, 0.5)], (3, 3): [(3, 0.5)]}
@@ -189,7 +189,7 @@ def test_an_extended_chain_goes_on_from_its_own_end():
 
 
 def test_pairs_come_before_single_tokens():
-    memory = Memory(AdjacencyMatrix(64, 2))
+    memory = CopyMemory(AdjacencyMatrix(64, 2))
     memory.table.ids[4] = torch.tensor([8, 9])
     memory.table.probs[4] = torch.tensor([0.5, 0.25])
     assert memory.successors(3, 4) == (1, [(8, 0.5), (9, 0.25)])
@@ -237,7 +237,7 @@ def test_copied_and_recycled_guesses_meet(tiny_llama):
     draft.draft(3, 5)
     found = {guess.token: guess for guess in draft.guesses(draft.root())}
     assert set(found) == {8, 9}
-    copied, _ = draft.matcher.rated(draft.matcher.spot)[8]
+    copied, _ = draft.matcher.rated(draft.matcher.cursor)[8]
     assert found[8].prob > copied > found[9].prob
     assert found[8].kind != found[9].kind
 
@@ -246,4 +246,4 @@ def test_bad_settings_are_named(tiny_llama):
     with pytest.raises(InputError, match=r"Goose\.k is 0; it must be"):
         Goose(k=0)
     with pytest.raises(VocabularyError, match="for 65 tokens"):
-        Goose(memory=Memory(AdjacencyMatrix(65))).begin(tiny_llama, PROMPT)
+        Goose(memory=CopyMemory(AdjacencyMatrix(65))).begin(tiny_llama, PROMPT)

@@ -47,7 +47,7 @@ from tokenry.decode.samplers.smc import Samples, run_smc
 from tokenry.decode.samplers.texts import joined
 
 
-class Memory:
+class RemovedMass:
     """What was learned, one trie for each thing that was sampled from: model, constraint, prompt,
     temperature, processors and length limit. A model whose weights change is a new one: forget."""
 
@@ -79,7 +79,7 @@ class ASAp:
     """
 
     rows: int = 4
-    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
+    memory: RemovedMass = field(default_factory=RemovedMass, compare=False, repr=False)
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 A draft q guesses at the target p. Below a node with path probability π (the product of q along the
 path from the root) tokens y_1, y_2, ... are drawn from q without replacement, y_i from the residual
-R_i = q with the earlier ones struck out. If a guess is accepted as often as it is drafted, the i-th
+R_i = q with the earlier ones banned. If a guess is accepted as often as it is drafted, the i-th
 draw is looked at by the verification with probability
 
     v_i = π Π_{j<i} (1 - R_j(y_j)) = π (1 - Σ_{j<i} q(y_j)),
@@ -83,7 +83,7 @@ class DySpec:
     threshold: float = 0.0
     expansion: Literal["levels", "heap"] = "levels"
     seed: int = 0
-    memory: Memory = field(default_factory=lambda: Memory(), repr=False, compare=False)
+    memory: DraftMemory = field(default_factory=lambda: DraftMemory(), repr=False, compare=False)
 
     reads_prompt = False
 
@@ -104,7 +104,7 @@ class DySpec:
 
 
 @dataclass
-class Memory:
+class DraftMemory:
     """What a drafter has learned: successors of tokens, how far probabilities hold, times."""
 
     table: AdjacencyMatrix | None = None
@@ -132,13 +132,13 @@ class DySpecDraft:
         if not self._depth():
             self.memory.calls.clear()  # drafting did not pay: see whether it does now
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         drafter = self.drafter
         self.pending.append(last_token)
         self.length += 1
         self.probs = {}
         most = MOST_NODES if drafter.nodes is None else drafter.nodes
-        depth = max(0, min(room, self._depth(), self.source.window - self.length))
+        depth = max(0, min(budget, self._depth(), self.source.window - self.length))
         expanded = by_level if drafter.expansion == "levels" else best_first
         found = expanded(last_token, self.expand, most, depth, drafter.threshold)
         order = found.best()[:most]
@@ -153,7 +153,7 @@ class DySpecDraft:
         self.memory.calibration.learn(tree, accepted)
         self._learn_depth(tree, accepted)
         self.source.learn(tree, logits, accepted)
-        path = [tree.notes[node].place for node in accepted.path[1:]]
+        path = [tree.notes[node].cursor for node in accepted.path[1:]]
         read = [node for node in path if node in self.probs]
         self.source.settle(read)
         self.pending += [tree.tokens[node] for node in accepted.path[1 + len(read) :]]
@@ -212,8 +212,8 @@ class DySpecDraft:
 
     def planted(self, found: TreeExpansion, nodes: list[int]) -> TokenTree:
         """These nodes of what has grown, with what the verification and `update` need."""
-        place = {-1: -1} | {node: at for at, node in enumerate(nodes)}
-        parents = [place[found.parents[node]] for node in nodes]
+        index_of = {-1: -1} | {node: at for at, node in enumerate(nodes)}
+        parents = [index_of[found.parents[node]] for node in nodes]
         tokens = [found.tokens[node] for node in nodes]
         notes = [guess_of(tokens[0], 1.0, 0)]
         for node, token in zip(nodes[1:], tokens[1:], strict=True):
@@ -223,9 +223,9 @@ class DySpecDraft:
             rows = torch.stack([self.probs[max(0, found.parents[node])] for node in nodes])
             earlier: dict[int, list[int]] = {}
             for at, parent in enumerate(parents):
-                struck = earlier.setdefault(parent, [])
-                rows[at, struck] = 0.0
-                struck.append(tokens[at])
+                drawn = earlier.setdefault(parent, [])
+                rows[at, drawn] = 0.0
+                drawn.append(tokens[at])
             proposals = rows / rows.sum(1, keepdim=True)
         tree = TokenTree(tuple(tokens), tuple(parents), tuple(notes), proposals)
         return tree.select(preorder(tree))

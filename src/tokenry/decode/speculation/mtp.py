@@ -90,10 +90,10 @@ class MaskDraft:
         self.states: Tensor | None = None  # [k, d], those of the last accepted token
 
     @torch.inference_mode()
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         """A chain: the masks' tokens, each told the one before it."""
         tokens, proposals = [last_token], []
-        for state in () if self.states is None else self.states[:room]:
+        for state in () if self.states is None else self.states[:budget]:
             logits = self.predictor.logits(self.model, state[None], torch.tensor(tokens[-1:]))[0]
             if self.settings.temperature:
                 probs = (logits / self.settings.temperature).softmax(-1).cpu()

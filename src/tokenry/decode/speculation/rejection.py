@@ -2,7 +2,7 @@
 
 p is the target's distribution of the next token, y_1, ..., y_n are guesses at it in the order in
 which they were drawn, each y_i ~ R_i given all draws before it. (A draft q that draws without
-replacement has R_i = q with y_1, ..., y_{i-1} struck out, renormalised.)
+replacement has R_i = q with y_1, ..., y_{i-1} banned, renormalised.)
 
     p_1 = p,   accept y_i with probability a_i = min(1, p_i(y_i) / R_i(y_i)),
     p_{i+1}(x) = max(p_i(x) - R_i(x), 0) / Σ_x' max(p_i(x') - R_i(x'), 0)   when y_i is rejected.

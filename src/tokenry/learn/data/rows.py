@@ -331,8 +331,8 @@ class _Reader:
         if truncate == "prompt" and excess < len(prompt):
             return prompt[excess:], completions
         if truncate == "completion" and len(prompt) < limit:
-            room = limit - len(prompt)
-            return prompt, [(ids[:room], target[:room]) for ids, target in completions]
+            left = limit - len(prompt)
+            return prompt, [(ids[:left], target[:left]) for ids, target in completions]
         field = "prompt" if len(prompt) >= limit else longest
         also = f" and {longest} {sizes[longest]}" if sizes else ""
         raise InputError(

@@ -40,7 +40,7 @@ T = 0.6
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     count, prompt, new, sizes, every, modules = at(
-        scale, full=(8, 64, 48, (8, 32), 8, MODULES), smoke=(2, 8, 12, (4, 8), 6, MODULES[2:9])
+        scale, full=(10, 64, 48, (8, 32), 8, MODULES), smoke=(2, 8, 12, (4, 8), 6, MODULES[2:9])
     )
     table, nodes = Table(), sizes[-1]
     model, tokenizer = language_model(scale)
