@@ -122,7 +122,8 @@ def fixed_trees(drafter: DySpec, rates: Sequence[float]) -> dict[str, FixedTree]
         "best fixed tree": best_tree(rates, nodes),
     }
     return {
-        name: FixedTree(replace(drafter, memory=DraftMemory()), fixed) for name, fixed in paths.items()
+        name: FixedTree(replace(drafter, memory=DraftMemory()), fixed)
+        for name, fixed in paths.items()
     }
 
 
@@ -146,10 +147,12 @@ class FixedDraft(DySpecDraft):
 
     paths: Paths
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.pending.append(last_token)
         self.length, self.probs = self.length + 1, {}
-        tree = by_ranks(last_token, self.expand, [path for path in self.paths if len(path) <= room])
+        tree = by_ranks(
+            last_token, self.expand, [path for path in self.paths if len(path) <= budget]
+        )
         return self.planted(tree, list(range(len(tree))))
 
 

@@ -63,7 +63,7 @@ def member(name: str) -> Any:
 def drawn(names: Sequence[str], count: int, generator: torch.Generator) -> list[str]:
     """`count` of the names, in random order."""
     order = torch.randperm(len(names), generator=generator)
-    return [names[index] for index in order[:count].tolist()]
+    return [names[int(index)] for index in order[:count]]
 
 
 def shuffled(generator: random.Random, least: int = 0) -> list[bytes]:

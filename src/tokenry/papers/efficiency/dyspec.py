@@ -29,7 +29,7 @@ from tokenry.lab.models import language_model
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import curves
 from tokenry.lab.scale import Scale, at
-from tokenry.lab.table import Table, paired
+from tokenry.lab.table import Evidence, Table, paired
 from tokenry.papers.base import Paper
 from tokenry.tasks.standard_library import MODULES, beginnings
 from tokenry.text.ngrams import NGramModel
@@ -72,7 +72,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         unit = "tokens per pass, expected"
         table.add(f"T = {T}, {nodes} nodes, {name}", float(values.mean()), unit, seed)
 
-    checks = {"a drafted text and its steps are as computed": same}
+    checks: dict[str, Evidence | bool] = {"a drafted text and its steps are as computed": same}
     for name in drawing:
         greedy = speeds["DySpec", nodes].over(speeds[name, nodes])
         checks[f"T = 0: with {nodes} nodes more tokens per pass than the {name}"] = greedy

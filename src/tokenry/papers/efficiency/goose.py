@@ -21,7 +21,7 @@ from tokenry.lab.models import chat_prompt, language_model
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
 from tokenry.lab.scale import Scale, at
-from tokenry.lab.table import Table, paired
+from tokenry.lab.table import Evidence, Table, paired
 from tokenry.papers.base import Paper
 from tokenry.tasks.standard_library import SMALL, drawn, member
 
@@ -57,7 +57,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     exact = expected_by_shape(NODES, spine=0.6, branch=0.1)
     table.add_all(exact, "accepted tokens", name="exact")
     spine, branch = ([tally.share(note) for tally in tallies] for note in ("spine", "branch"))
-    checks = {"every text is that of plain decoding": same}
+    checks: dict[str, Evidence | bool] = {"every text is that of plain decoding": same}
     for name in list(SHAPES)[:-1]:
         checks[f"more tokens per pass than the {name}"] = speeds["goose"].over(speeds[name])
     checks["where the parent is right, the spine's guess is so more than twice as often as "

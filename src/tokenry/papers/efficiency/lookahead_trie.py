@@ -13,6 +13,7 @@ followed the latest earlier occurrence of the text's last tokens.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -44,7 +45,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     first, second, table = answers[:count], answers[count:], Table()
 
     speeds: dict[tuple[str, str, int], Speed] = {}
-    for kind, mode in (("tree", "hier"), ("chain", "one")):
+    kinds: dict[str, Any] = {"tree": "hier", "chain": "one"}
+    for kind, mode in kinds.items():
         for size in sizes:
             warm = Lookahead(nodes=size, mode=mode)
             cold = [replayed(model, Lookahead(nodes=size, mode=mode), [one]) for one in second]
@@ -58,7 +60,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
 
     most = sizes[-1]
     (early, cold, warm), chain = ([speeds[part, kind, most] for part in ROUNDS]
-                                  for kind in ("tree", "chain"))  # fmt: skip
+                                  for kind in kinds)  # fmt: skip
     one, other = Lookahead(nodes=most), Lookahead(nodes=most)
     lines = {f"{part}, {kind}": [(s, speeds[part, kind, s].per_pass) for s in sizes]
              for part, kind, _ in speeds}  # fmt: skip
