@@ -8,7 +8,7 @@ passes, text by text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -86,11 +86,19 @@ def written(model: Any, prompts: Sequence[list[int]], new: int, **options: Any) 
     return [(prompt, text.new_ids) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def drafted(
-    model: Any, prompts: Iterable[Sequence[int]], drafter: Drafter, new: int, **options: Any
+def redrafted(
+    model: Any,
+    texts: Sequence[Text],
+    drafter: Drafter,
+    each: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
 ) -> list[Speculation]:
-    """Each prompt continued in turn by one drafter, which may learn on the way."""
-    return [generate_with_drafter(model, prompt, drafter, new, **options) for prompt in prompts]
+    """The prompts continued in turn by one drafter, which may learn on the way, for as many tokens
+    as the texts have. each: options of `speculate` for every text; options: those of all."""
+    return [
+        generate_with_drafter(model, prompt, drafter, len(answer), **options, **own)
+        for (prompt, answer), own in zip(texts, each or [{}] * len(texts), strict=True)
+    ]
 
 
 def alike(texts: Iterable[Speculation], plain: Iterable[Text]) -> bool:
@@ -111,9 +119,7 @@ def replayed(model: Any, drafter: Drafter, texts: Iterable[Text]) -> Speed:
     return Speed(tuple(1 + sum(text) for text in steps), tuple(1 + len(text) for text in steps))
 
 
-def as_replayed(model: Any, drafter: Drafter, again: Drafter, text: Text, **options: Any) -> bool:
-    """Whether drafting gives this text, in the steps that replaying says. `drafter` and `again`
-    know the same."""
-    prompt, answer = text
-    real = generate_with_drafter(model, prompt, drafter, len(answer), **options)
-    return real.new_ids == answer and real.accept_lengths == replay(model, again, prompt, answer)
+def as_replayed(model: Any, make: Callable[[], Drafter], text: Text, **options: Any) -> bool:
+    """Whether a new drafter gives this text, in the steps that replaying says."""
+    (real,) = redrafted(model, [text], make(), **options)
+    return alike([real], [text]) and real.accept_lengths == replay(model, make(), *text)

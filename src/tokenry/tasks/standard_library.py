@@ -7,12 +7,15 @@ import inspect
 import random
 import sysconfig
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tokenry.core.batch import TokenBatch
 
 MODULES = (
     "argparse", "ast", "bdb", "calendar", "cmd", "codecs", "configparser", "copy", "csv",
@@ -121,11 +124,42 @@ def beginnings(
     return cuts, [ids[name] for name in order if name not in chosen]
 
 
-def characters(modules: Sequence[str]) -> tuple[Tensor, str]:
-    """The source of the modules as one row of ids, and the characters that they stand for; what is
-    not ASCII has become "?"."""
-    text = "\n".join(map(source, modules))
-    plain = "".join(c if c == "\n" or " " <= c <= "~" else "?" for c in text)
-    alphabet = "".join(sorted(set(plain)))
-    number = {character: place for place, character in enumerate(alphabet)}
-    return torch.tensor([number[c] for c in plain]), alphabet
+@dataclass(frozen=True)
+class LibraryText:
+    """The source of some modules, letter by letter, as a world of texts.
+
+    Args:
+        modules: their names.
+        length: letters of a text. start: those of a prompt, the first ones of a text.
+    """
+
+    modules: tuple[str, ...]
+    length: int = 96
+    start: int = 16
+
+    @cached_property
+    def text(self) -> str:
+        """What is neither ASCII nor the end of a line has become "?"."""
+        whole = "\n".join(map(source, self.modules))
+        return "".join(c if c == "\n" or " " <= c <= "~" else "?" for c in whole)
+
+    @cached_property
+    def alphabet(self) -> str:
+        """The characters in their order."""
+        return "".join(sorted(set(self.text)))
+
+    @property
+    def size(self) -> int:
+        """How many characters there are."""
+        return len(self.alphabet)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The text as places in the alphabet."""
+        places = {character: place for place, character in enumerate(self.alphabet)}
+        return torch.tensor([places[character] for character in self.text])
+
+    def batch(self, count: int, generator: torch.Generator) -> TokenBatch:
+        """Texts [count, length] from random places, every letter but the first a target."""
+        starts = torch.randint(len(self.ids) - self.length, (count, 1), generator=generator)
+        return TokenBatch.from_ids(self.ids[starts + torch.arange(self.length)].tolist())

@@ -16,7 +16,7 @@ import inspect
 import torch
 
 from tokenry.lab.draft_trees import SHAPES, ShapedGoose, Tally, expected_by_shape
-from tokenry.lab.drafting import alike, drafted, speed, written
+from tokenry.lab.drafting import alike, redrafted, speed, written
 from tokenry.lab.models import chat_prompt, language_model
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
@@ -46,10 +46,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     plain, table, same, speeds = written(model, prompts, new), Table(), True, {}
     for name, shape in SHAPES.items():
         drafter, tallies = ShapedGoose(nodes=nodes, shape=shape), [Tally() for _ in prompts]
-        texts = [
-            drafted(model, [prompt], drafter, new, on_step=tally)[0]
-            for prompt, tally in zip(prompts, tallies, strict=True)
-        ]
+        texts = redrafted(model, plain, drafter, [{"on_step": tally} for tally in tallies])
         speeds[name], same = speed(texts), same and alike(texts, plain)
         speeds[name].add_to(table, name, seed)
     for note in ("spine", "branch"):  # of Goose, which came last

@@ -15,7 +15,7 @@ import torch
 from tokenry.decode.speculation.baselines import PromptLookup
 from tokenry.decode.speculation.recycling import TokenRecycling
 from tokenry.decode.speculation.tree import TreeTemplate
-from tokenry.lab.drafting import Frozen, alike, drafted, replayed, speed, written
+from tokenry.lab.drafting import Frozen, alike, redrafted, replayed, speed, written
 from tokenry.lab.models import chat_prompt, language_model
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
@@ -57,10 +57,10 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     plain = written(model, prompts, new)
 
     recycling = TokenRecycling(template=template, learn_prompt="nothing")
-    texts = drafted(model, prompts[first], recycling, new)
+    texts = redrafted(model, plain[first], recycling)
     frozen = replayed(model, Frozen(recycling), plain[second])
-    texts += drafted(model, prompts[second], recycling, new)
-    again = drafted(model, prompts, recycling, new)
+    texts += redrafted(model, plain[second], recycling)
+    again = redrafted(model, plain, recycling)
     cold, hot, lookup = speed(texts), speed(again), replayed(model, PromptLookup(), plain)
     table, same = Table(), alike(texts, plain) and alike(again, plain)
     found = {"token recycling, cold": cold, "token recycling, hot": hot, "prompt lookup": lookup}
