@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.speculation.best_first import ChildGuesses, Expand, TreeExpansion, best_first
+from tokenry.decode.speculation.draft_source import DraftFunction
 from tokenry.decode.speculation.dyspec import DraftMemory, DySpec, DySpecDraft
 from tokenry.decode.speculation.goose import Goose, GooseDraft, Successors, spine_tree
 from tokenry.decode.speculation.rejection import acceptance, distribution_with_proposals
@@ -319,7 +320,7 @@ def expected_tokens(
     return torch.tensor(found)
 
 
-def calls_per_tree(model: Any, draft: NGramDraft, text: Text, **options: Any) -> float:
+def calls_per_tree(model: Any, draft: DraftFunction, text: Text, **options: Any) -> float:
     """How often DySpec asks its draft for one tree, on average over a text."""
     calls = 0
 
