@@ -67,13 +67,13 @@ def known_names(tokenizer, **options):
 
 EXAMPLES = {
     "anything": (None, lambda t: Anything(len(t), [t.eos_token_id])),
-    "json schema": ("grammar", lambda t: Grammar.json_schema(PERSON, t)),
+    "json schema": ("json", lambda t: Grammar.json_schema(PERSON, t)),
     "json schema without spaces": (
-        "grammar",
+        "json",
         lambda t: Grammar.json_schema(PERSON, t, whitespace=""),
     ),
-    "regex": ("grammar", lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t)),
-    "lark": ("grammar", lambda t: Grammar.lark(SUM, t)),
+    "regex": ("regex", lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t)),
+    "lark": ("lark", lambda t: Grammar.lark(SUM, t)),
     "predicate on bytes": ("predicate", short_cafe),
     "predicate on digits": ("predicate", even_number),
     "words": ("words", no_letter_e),

@@ -20,7 +20,6 @@ from tokenry.decode.steering.base import controller
 ROLES = {role.name: role for role in (constraint, sampler, text_sampler, controller)}
 # what a method needs besides its numbers
 NEEDS = {
-    "grammar": lambda t: {"source": 'start: "a"', "tokenizer": t},
     "predicate": lambda t: {"prefix": bool, "complete": bool, "tokenizer": t},
     "words": lambda t: {"filter": word_filters.WithoutLetters("e"), "tokenizer": t},
     "contains": lambda t: {"strings": ["a"], "tokenizer": t},
