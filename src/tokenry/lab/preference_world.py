@@ -127,9 +127,14 @@ class PreferenceBench:
     def pairs(self) -> Pairs:
         return self._data[1]
 
+    @property
+    def generator(self) -> torch.Generator:
+        """What is drawn after the pairs is drawn from it."""
+        return self._data[2]
+
     def held_out(self, count: int) -> Tensor:
         """Further sequences of the reference, [count, length]: others at each call."""
-        return sample_sequences(self.reference, self.world, count, self._data[2])
+        return sample_sequences(self.reference, self.world, count, self.generator)
 
     def draw(self, policy: Any, seed: int) -> Tensor:
         """`samples` sequences of a policy, [samples, length]."""
