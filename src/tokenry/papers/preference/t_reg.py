@@ -41,51 +41,47 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     )
     table, lines = Table(), {}
     words = rewards_of_words(TReg(), "self_reward", language_model(scale), wrong_words()[:answers])
-    wrong, other = (torch.cat([word[kind] for word in words]) for kind in ("wrong", "other"))
-    table.add_all(separation(other, wrong, ("other tokens", "wrong words")), "", None, "SmolLM2")
+    other, wrong = (torch.cat([word[kind] for word in words]) for kind in ("other", "wrong"))
+    table.add_all(separation(other, wrong, ("other tokens", "wrong words")), name="SmolLM2")
     means = {kind: [float(word[kind].mean()) for word in words] for kind in words[0]}
     below = sum(map(float.__lt__, means["wrong"], means["right"])) / answers
     table.add("SmolLM2: wrong words below the right ones in their place", below)
+    sides = means["other"], means["wrong"]
     areas = [area_under_curve(word["other"], word["wrong"]) for word in words]
 
     def trained(number: int):
-        world = PreferenceWorld(number)
-        bench = PreferenceBench(world, batch_size=32, learning_rate=3e-4, **size)
+        bench = PreferenceBench(PreferenceWorld(number), batch_size=32, learning_rate=3e-4, **size)
         rewards = noisy_rewards(bench)
         order = torch.randperm(rewards.numel(), generator=bench.generator)
         columns = {"t-reg": rewards, "t-reg, shuffled": rewards.flatten()[order].view_as(rewards)}
         objective: Any = TReg(BETA, ALPHA)
         runs = {n: bench.train(objective, columns={"self_reward": c}) for n, c in columns.items()}
-        return {name: run[1] for name, run in {"dpo": bench.train(DPO(BETA)), **runs}.items()}
+        return {name: run[1] for name, run in {**runs, "dpo": bench.train(DPO(BETA))}.items()}
 
     for number, runs in over_seeds(trained, seed, worlds):
         for name, points in runs.items():
             add_point(table, name, points[-1], number)
             lines[f"{name} [{number}]"] = [(point.step, point.reward) for point in points]
         table.add(GAP, frontier_gap([runs["t-reg"]], [runs["dpo"]]), "per sequence", number)
+    ours, control, theirs = (f"{name}: true reward" for name in runs)
     return verdict(
         table,
         {
-            "SmolLM2's self-reward is lower on wrong words than beside them": paired(
-                means["other"], means["wrong"]
-            ),
+            "SmolLM2's self-reward is lower on wrong words than beside": paired(*sides),
             "and tells them apart with an AUC above 0.5": paired(areas, [0.5] * answers),
-            "in the toy world T-REG's true reward after the same steps is above DPO's": table.gap(
-                "t-reg: true reward", "dpo: true reward"
-            ),
+            "T-REG's true reward after the same steps is above DPO's": table.gap(ours, theirs),
             "and with shuffled rewards it is not, by more than a sampling error": table.gap(
-                "dpo: true reward", "t-reg, shuffled: true reward", by=-SAMPLING_ERROR
+                theirs, control, by=-SAMPLING_ERROR
             ),
         },
-        reason="the reward that it adds is bought with divergence: at equal KL it is no better",
+        reason="its reward is bought with divergence: at equal KL it is no better",
         plots=[curves(lines, "step", "true reward")],
     )
 
 
 def noisy_rewards(bench: PreferenceBench) -> Tensor:
     """What a judge of these tokens would say, [2, N, length]: signal and noise of equal size."""
-    tokens = torch.stack([bench.pairs.chosen, bench.pairs.rejected])
-    true = bench.world.token_reward[tokens].float()
+    true = bench.world.token_reward[torch.stack([*bench.pairs])].float()
     noise = torch.randn(true.shape, generator=bench.generator) * true.std()
     return torch.sigmoid(SHARPNESS * (true + noise)) - 0.5
 
