@@ -9,6 +9,7 @@ from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
 from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 
 
 def rollouts(seed=0, rows=6, rewards=None):
@@ -93,7 +94,9 @@ def test_the_critic_gives_the_values_and_learns_the_returns():
     ready = goal.prepare(batch, own, scores(batch, reference), parts=parts)
     value = parts["critic"](hidden)[..., 0].detach().masked_fill(~batch.target, 0.0)
     torch.testing.assert_close(ready.column("value").float(), value)
-    rewards = goal.rewards(batch, own, scores(batch, reference))
+    rewards = goal.reward(
+        RolloutBatch(batch.with_columns(old_logprob=policy, reference_logprob=reference))
+    )
     torch.testing.assert_close(
         ready.column("return"), gae(rewards, value.double(), batch.target, 1.0, 0.95)[1]
     )

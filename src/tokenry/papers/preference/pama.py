@@ -30,7 +30,8 @@ from tokenry.lab.on_policy_world import (
 from tokenry.lab.toy_model import toy_model
 from tokenry.learn.compute import compute_loss, compute_scores
 from tokenry.learn.objective import Loss
-from tokenry.learn.policy.pama import PAMA, mgda_weights
+from tokenry.learn.policy.min_norm import mgda_weights
+from tokenry.learn.policy.pama import PAMA
 from tokenry.learn.policy.pro import PRO
 from tokenry.learn.policy.surrogate import clip_surrogate, importance_ratio
 from tokenry.learn.reference import FrozenModel
