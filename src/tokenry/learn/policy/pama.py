@@ -6,20 +6,15 @@ For each of n rewards, with its own advantage A'_i,t (whitened, so that no scale
     L_i = mean_t min( u_t A_i,t, clip(u_t, 1 - clip, 1 + clip) A_i,t )
     maximise  sum_i c_i L_i,     c = argmin_{c in simplex} | sum_i c_i a_i |
 
-where a_i is the advantage of reward i where its clip is inactive. The direction common to all
-rewards is min_c || sum_i c_i grad L_i ||; as all these gradients are mixtures of the same grad u_t,
-its norm is bounded by the scalar above, whose minimum is the number in [min a, max a] nearest to 0
-(`min_norm_scalars`). With Noon every a_i >= 0: the reward that is behind gets the weight.
-
-scope="token": every token is a problem of its own, so that it is reinforced only as much as the
-least pleased reward would. scope="batch": a_i is the mean over the batch's tokens, one c for all.
-Behind Noon and whitening that mean is large or small by the *shape* of a reward's advantages (few
-large ones give a small mean), so one reward may keep the whole weight for long.
+where a_i is the advantage of reward i where its clip is inactive: a bound on the norm of the
+direction common to all rewards, least at the number in [min a, max a] nearest to 0
+(`min_norm_scalars`). With Noon every a_i >= 0: the reward that is behind gets the weight. Under
+scope="token" every token is a problem of its own; under "batch" a_i is the mean over tokens, which
+follows the shape of a reward's advantages (few large ones give a small mean).
 
 Source: Pareto Multi-Objective Alignment for Language Models (arXiv 2508.07768), Theorem 1 and
-Noon PPO. Reconstructed: the scope of a_i (the default is the one that served both rewards in the
-reproduction), the weights among the many that give a minimum of 0 (the
-extreme pair), whitening before Noon, and what counts as clipped.
+Noon PPO. Reconstructed: the scope of a_i (the default served both rewards in the reproduction), the
+weights among the many that give 0 (the extreme pair), whitening before Noon, what is clipped.
 """
 
 from __future__ import annotations
@@ -79,13 +74,12 @@ def pama_loss(
 class Pareto:
     """The axis that reshapes advantages [B, T, n] into `pareto_advantage`."""
 
-    clip: float = 0.2
-    scope: Scope = "token"
+    clip: float
+    scope: Scope
 
     @property
     def separable(self) -> bool:
-        """Weights for the whole batch couple its rows."""
-        return self.scope == "token"
+        return self.scope == "token"  # one weight for the batch couples its rows
 
     def __call__(self, advantage: Tensor, ratio: Tensor, rollouts: RolloutBatch) -> Tensor:
         mixed, weights = pareto_advantage(
@@ -102,11 +96,10 @@ class PAMA(Preset):
     """Pareto Multi-objective Alignment of several rewards, `row.reward` [B, n].
 
     kl: weight of the KL penalty inside every reward, in [0, inf). clip: in (0, 1), as in PPO.
-    gamma, lam: in [0, 1], as in PPO.
-    scope: "token" or "batch", see above. normalise: whiten each reward's advantages; without it,
-        scales decide.
-    objectives: n, the number of rewards, whole, in [1, inf). Only a critic must know it:
-        critic=True gives each reward a value head of its own, trained on its own returns.
+    gamma, lam: in [0, 1], as in PPO. scope: "token" or "batch".
+    normalise: whiten each reward's advantages; without it, scales decide.
+    objectives: n, the number of rewards, whole, in [1, inf), for the critic: with critic=True each
+        reward has a value head of its own, trained on its own returns.
     value_weight: in [0, inf), as in PPO. value_clip: in (0, inf), as in PPO.
     """
 
