@@ -136,7 +136,8 @@ class PolicyGradient:
     @property
     def axes(self) -> tuple[Any, ...]:
         """All axes, those that others use included."""
-        return tuple(dict.fromkeys(_nested((self.advantage, *self.select, *self._acting))))
+        nested = _nested((self.advantage, *self.select, *self._acting))
+        return tuple({id(axis): axis for axis in nested}.values())
 
     @property
     def _acting(self) -> tuple[Any, ...]:
