@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 
-from tokenry.core import registry
 from tokenry.core.errors import TokenryError
 from tokenry.core.files import write_whole
 from tokenry.decode.samplers.guard import Guard
 from tokenry.decode.samplers.rejection import Rejection
-from tokenry.decode.samplers.request import Request, TextSampler
+from tokenry.decode.samplers.request import Request, TextSampler, text_sampler
 from tokenry.decode.samplers.smc import SMC
 from tokenry.papers.control.awrs import OddSum, odd_sum, weighted_texts
 from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
@@ -39,7 +38,7 @@ def prompted(model: ToyLM) -> ToyState:
 def samplers() -> dict[str, Callable[[], TextSampler]]:
     """Every registered sampler of texts as it comes, and variants that need an argument."""
     found: dict[str, Callable[[], TextSampler]] = {
-        entry.key: entry.value for entry in registry.text_sampler if entry.key != "guard"
+        entry.key: entry.value for entry in text_sampler if entry.key != "guard"
     }
     found["rejection"] = lambda: Rejection(rows=256, max_trials=10**6)
     found["smc, weighted masks"] = lambda: SMC("mask", ess_threshold=0.0)

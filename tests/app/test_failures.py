@@ -98,7 +98,7 @@ def test_a_text_that_is_not_unicode_is_refused(refused, verb):
 
 
 def test_an_option_that_is_not_unicode_is_named(refused):
-    assert "--contrast is not Unicode" in refused("generate", "x", "--contrast", "\udcff")
+    assert "--steer is not Unicode" in refused("generate", "x", "--steer", "\udcff")
     assert "--stop is not Unicode" in refused("generate", "x", "--stop", "a", "--stop", "\udcff")
 
 

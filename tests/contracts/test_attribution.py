@@ -11,7 +11,7 @@ import copy
 import pytest
 import torch
 
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 
 ATTRIBUTIONS = [entry.key for entry in attribution]
 

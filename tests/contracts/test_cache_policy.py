@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError, TokenryError
-from tokenry.core.registry import cache_policy
+from tokenry.model.cache.policy import cache_policy
 
 SETTINGS = {
     "full": {"full": {}, "tight": {}},

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.core import registry
 from tokenry.core.errors import ConstraintError, VocabularyError
 from tokenry.decode.constraints.base import Anything, Constraint
+from tokenry.decode.constraints.base import constraint as registered
 from tokenry.decode.constraints.contains import Contains
 from tokenry.decode.constraints.dictionary import Dictionary
 from tokenry.decode.constraints.grammar import Grammar
@@ -67,13 +67,13 @@ def known_names(tokenizer, **options):
 
 EXAMPLES = {
     "anything": (None, lambda t: Anything(len(t), [t.eos_token_id])),
-    "json schema": ("grammar", lambda t: Grammar.json_schema(PERSON, t)),
+    "json schema": ("json", lambda t: Grammar.json_schema(PERSON, t)),
     "json schema without spaces": (
-        "grammar",
+        "json",
         lambda t: Grammar.json_schema(PERSON, t, whitespace=""),
     ),
-    "regex": ("grammar", lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t)),
-    "lark": ("grammar", lambda t: Grammar.lark(SUM, t)),
+    "regex": ("regex", lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t)),
+    "lark": ("lark", lambda t: Grammar.lark(SUM, t)),
     "predicate on bytes": ("predicate", short_cafe),
     "predicate on digits": ("predicate", even_number),
     "words": ("words", no_letter_e),
@@ -162,7 +162,7 @@ def test_keeps_the_protocol(built, name, seed):
 
 def test_every_registered_constraint_is_checked():
     checked = {key for key, _ in EXAMPLES.values() if key}
-    assert checked >= set(registry.constraint.names())
+    assert checked >= set(registered.names())
 
 
 @pytest.mark.parametrize(

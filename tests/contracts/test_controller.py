@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LogitsProcessor, PreTrainedModel
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import controller
 
 Build = Callable[[Any, int], LogitsProcessor]
 
@@ -55,6 +55,12 @@ def asap(tokenizer, prompt_length):
     return controller["asap"](Grammar.regex("[a-z ]*", tokenizer), prompt_length)
 
 
+def ending(tokenizer, prompt_length, minimum):
+    from tokenry.decode.constraints.length import Length
+
+    return controller["ending"](Length(minimum, None, tokenizer), [0] * prompt_length)
+
+
 class Table(PreTrainedModel):
     """A model whose logits depend on the last token alone, the same in any batch."""
 
@@ -82,6 +88,7 @@ CASES: dict[str, Case] = {
     "ctgs": Case(word_filter, lambda tokenizer, _: controller["ctgs"](None, tokenizer)),
     "ngram-style": Case(lambda t, _: ngram_style(t, 0.4), lambda t, _: ngram_style(t, 0.0)),
     "posterior": Case(lambda t, _: posterior(t, -0.3), lambda t, _: posterior(t, 1.0)),
+    "ending": Case(lambda t, n: ending(t, n, 2), lambda t, n: ending(t, n, 99)),
     "stopping": Case(stopping, lambda t, _: controller["stopping"]([t.eos_token_id])),
 }
 PROMPTS = ["the cat sat", "there is a theory", "a"]

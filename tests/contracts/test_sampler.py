@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from tokenry.core import registry
 from tokenry.decode.constraints.base import Anything
+from tokenry.decode.samplers.base import sampler as samplers
 
 DRAWS = 12_000
 # weights lie in [0, 1]: by Hoeffding each of the checked means is off by more than this with
@@ -65,13 +65,13 @@ def check_sampler(sampler, probs, accepted, mask_cost, generator):
 
 @pytest.mark.parametrize("mask_cost", [1.0, 100.0])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("entry", list(registry.sampler), ids=lambda entry: entry.key)
+@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
 def test_is_properly_weighted(entry, case, mask_cost):
     generator = torch.Generator().manual_seed(sum(map(ord, case)))
     check_sampler(entry.value(), *CASES[case], mask_cost, generator)
 
 
-@pytest.mark.parametrize("entry", list(registry.sampler), ids=lambda entry: entry.key)
+@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
 def test_draws_nothing_where_nothing_is_accepted(entry):
     logprobs = torch.tensor([0.5, 0.3, 0.2]).log()
     for accepted in ([], [7]):
@@ -82,7 +82,7 @@ def test_draws_nothing_where_nothing_is_accepted(entry):
         assert step.log_weight == -math.inf
 
 
-@pytest.mark.parametrize("entry", list(registry.sampler), ids=lambda entry: entry.key)
+@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
 def test_one_draw_is_a_batch_of_one(entry):
     logprobs = torch.randn(50, generator=torch.Generator().manual_seed(1)).log_softmax(0)
     state = Anything(50, [0]).initial()
@@ -91,7 +91,7 @@ def test_one_draw_is_a_batch_of_one(entry):
     assert [one] == batch
 
 
-@pytest.mark.parametrize("entry", list(registry.sampler), ids=lambda entry: entry.key)
+@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
 def test_reads_a_mask_of_another_width_than_the_logits(entry):
     """Models pad their output beyond the tokenizer's vocabulary; padding is never drawn."""
     logprobs = torch.tensor([0.05, 0.05, 0.9]).log()

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tokenry.core import registry
 from tokenry.core.errors import ConstraintError
+from tokenry.core.registry import Entry
 from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.guard import Guard
-from tokenry.decode.samplers.request import Request, TextSampler
+from tokenry.decode.samplers.request import Request, TextSampler, text_sampler
 from tokenry.papers.control.awrs import OddSum, odd_sum
 from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 
@@ -29,7 +29,7 @@ CASES: dict[str, Build] = {
 }
 
 
-def build(entry: registry.Entry, model: ToyLM) -> TextSampler:
+def build(entry: Entry, model: ToyLM) -> TextSampler:
     return CASES[entry.key](model) if entry.key in CASES else entry.value()
 
 
@@ -40,7 +40,7 @@ def request(model: ToyLM, constraint: Any, seed: int = 0, **options: Any) -> Req
     return Request(start, constraint, generator=generator, **options)
 
 
-EACH = pytest.mark.parametrize("entry", list(registry.text_sampler), ids=lambda entry: entry.key)
+EACH = pytest.mark.parametrize("entry", list(text_sampler), ids=lambda entry: entry.key)
 
 
 @EACH

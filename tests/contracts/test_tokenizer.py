@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.core.registry import tokenizer as registered
+from tokenry.text.tokenizers.base import tokenizer as registered
 
 KEYS = registered.names()
 TEXTS = st.text(max_size=60) | st.lists(

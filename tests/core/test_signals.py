@@ -7,8 +7,16 @@ from tokenry.core import signals
 from tokenry.core.divergence import DIVERGENCES
 from tokenry.core.divergence import divergence as exact_divergence
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.registry import signal
-from tokenry.core.signals import bits, divergence, entropy, margin, rank, surprisal, varentropy
+from tokenry.core.signals import (
+    bits,
+    divergence,
+    entropy,
+    margin,
+    rank,
+    signal,
+    surprisal,
+    varentropy,
+)
 
 
 def problem(seed=0, n=9, v=13):

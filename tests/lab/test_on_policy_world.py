@@ -19,9 +19,9 @@ def count_of(token):
     return lambda batch: ((batch.ids == token) & batch.target).sum(-1).float()
 
 
-def train(goal, model, reward, steps=2, **options):
+def train(objective, model, reward, steps=2, **options):
     given = {"steps": steps, "batch_size": 8, "max_new_tokens": 5, "eos": EOS, **options}
-    return train_on_policy(goal, model, PROMPTS, reward, model, **given)
+    return train_on_policy(objective, model, PROMPTS, reward, model, **given)
 
 
 def test_rollouts_end_with_the_end_token_and_keep_it(tiny_llama):
@@ -91,32 +91,32 @@ def test_other_frozen_models_and_observations_reach_their_places(tiny_llama):
         train(RTO(), tiny_llama, count_of(7))
 
 
-@pytest.mark.parametrize("goal", [PAMA(), PAMA(critic=True), PAMA(scope="token"), PRO()])
-def test_several_rewards(goal, tiny_llama):
+@pytest.mark.parametrize("objective", [PAMA(), PAMA(critic=True), PAMA(scope="token"), PRO()])
+def test_several_rewards(objective, tiny_llama):
     def reward(batch):
         return torch.stack([count_of(7)(batch), batch.target.sum(-1).float()], -1)
 
-    _, points = train(goal, tiny_llama, reward)
+    _, points = train(objective, tiny_llama, reward)
     assert len(points[0].reward) == 2
     assert points[0].reward[1] == pytest.approx(points[0].length)
 
 
 def test_a_critic_learns_what_to_expect(tiny_llama):
     """Every completion gets 2: a critic that begins at 0 has half of 2 squared to lose."""
-    goal = PPO(critic=True, kl=0.0, value_weight=1.0, value_clip=10.0)
-    parts = goal.parts(tiny_llama)
+    objective = PPO(critic=True, kl=0.0, value_weight=1.0, value_clip=10.0)
+    modules = objective.modules(tiny_llama)
     _, points = train(
-        goal,
+        objective,
         tiny_llama,
         lambda batch: torch.full((len(batch.ids),), 2.0),
         steps=4,
-        parts=parts,
+        modules=modules,
         updates=4,
         learning_rate=1e-2,
     )
     losses = [point.metrics["value/loss"] for point in points]
     assert losses[-1] < 0.5 * losses[0] < 1.0
-    assert parts["critic"].weight.abs().sum() > 0
+    assert modules["critic"].weight.abs().sum() > 0
 
 
 def test_an_objective_of_pairs_is_refused(tiny_llama):

@@ -6,7 +6,7 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 
 ROWS = torch.tensor([[0, 1, 2, 3], [0, 3, 2, 1]])
 
@@ -21,8 +21,8 @@ def test_training_learns_and_repeats_itself():
     seen = []
     runs = [
         train_on(
-            batches, Likelihood(), copy.deepcopy(start), steps=60, learning_rate=1e-2, decay=0.5,
-            observe=seen.append, every=25,
+            batches, NegativeLogLikelihood(), copy.deepcopy(start), steps=60, learning_rate=1e-2,
+            decay=0.5, observe=seen.append, every=25,
         )
         for _ in range(2)
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def test_ascent_is_the_opposite():
     batch = TokenBatch.from_ids(ROWS.tolist())
     from tokenry.learn.compute import compute_loss
 
-    one, two = (compute_loss(Likelihood(d), batch, start).loss for d in (1.0, -1.0))
+    one, two = (compute_loss(NegativeLogLikelihood(d), batch, start).loss for d in (1.0, -1.0))
     torch.testing.assert_close(one, -two)
 
 

@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from tokenry.lab.plots import bars, curves
+from tokenry.lab.plots import MOST, bars, curves, draw
 from tokenry.lab.toys import trained
 
 
@@ -42,11 +44,21 @@ def test_an_interrupted_training_leaves_nothing(elsewhere):
 
 def test_pictures_have_a_line_a_run_and_a_legend_entry_a_method():
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    left, right = figure.subplots(1, 2)
     lines = {"dpo [0]": [(0, 1), (1, 2)], "dpo [1]": [(0, 2), (1, 3)], "tdpo": [(0, 0), (1, 4)]}
-    curves(left, lines, "steps", "reward")
+    heights = bars({"a": {"x": 1, "y": 2}, "b": {"y": 3}}, "height")
+    draw([curves(lines, "steps", "reward", log="y"), heights], figure)
+    left, right = figure.axes
+    assert left.get_yscale() == "log"
     assert len(left.lines) == 3
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["dpo", "tdpo"]
     assert left.lines[0].get_color() == left.lines[1].get_color() != left.lines[2].get_color()
-    bars(right, {"a": {"x": 1, "y": 2}, "b": {"y": 3}}, "height")
     assert [patch.get_height() for patch in right.patches] == [1, 2, 3]
+
+
+def test_a_long_line_keeps_its_ends_and_its_shape():
+    plot = curves({"a": [(step, step / 3) for step in range(1000)]}, "x", "y")
+    points = plot.series["a"]
+    assert len(points) == MOST
+    assert (points[0], points[-1]) == ((0.0, 0.0), (999.0, 333.0))
+    assert all(y == pytest.approx(x / 3, rel=1e-5) for x, y in points)
+    assert max(b[0] - a[0] for a, b in pairwise(points)) <= 9  # 999 / 119, rounded

@@ -48,11 +48,11 @@ def case(tiny_llama_text, tiny_tokenizer):
 
 def test_a_divergence_from_a_named_model_is_computed_with_gradient_to_the_policy_only(case):
     batch, policy, teacher = case
-    goal = FromTeacher()
-    assert check_needs(goal)
-    assert frozen_sources(goal) == ("teacher",)
+    objective = FromTeacher()
+    assert check_needs(objective)
+    assert frozen_sources(objective) == ("teacher",)
     frozen = {"teacher": FrozenModel(teacher)}
-    loss = compute_loss(goal, batch, policy, frozen=frozen).loss
+    loss = compute_loss(objective, batch, policy, frozen=frozen).loss
     loss.backward()
     assert loss > 0
     assert any(w.grad is not None and w.grad.abs().max() > 0 for w in policy.parameters())

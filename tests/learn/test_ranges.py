@@ -17,13 +17,14 @@ import tokenry.learn.policy
 import tokenry.learn.preference
 import tokenry.learn.rewards
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective, tokenizer
+from tokenry.learn.objective import objective
 from tokenry.learn.recipes.draft_heads import Schedule
 from tokenry.learn.recipes.fingerprint import AutoConfusion
 from tokenry.learn.recipes.sequence_to_sequence.event_posterior import EventLikelihood
 from tokenry.learn.recipes.still import AttentionTransfer
 from tokenry.measure.audit.verbosity import TemporalWeights
 from tokenry.text.markers import MarkerDropout
+from tokenry.text.tokenizers.base import tokenizer
 
 NUMBERS = ("float", "int", "float | None", "int | None", float, int, float | None, int | None)
 INTERVAL = re.compile(r"in ([\[(])(\S+), ([^\s\])]+)([\])])")

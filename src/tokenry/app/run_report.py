@@ -121,8 +121,8 @@ def _reference_of(record: dict[str, Any], folder: str) -> tuple[Any, str]:
 
 
 def _data_of(record: dict[str, Any], folder: str) -> Path:
-    from tokenry.core.registry import objective as objectives
     from tokenry.learn.objective import is_on_policy, is_supervised
+    from tokenry.learn.objective import objective as objectives
 
     file = record.get("data", {}).get("file")
     name = record["objective"]

@@ -86,6 +86,14 @@ def load(name: str) -> Any:
         return hub.load(name)
 
 
+def load_for(name: str, chat: bool, option: str = "--chat") -> Any:
+    """The same, with the chat template that an option wants. Raises InputError."""
+    loaded = load(name)
+    if chat and loaded.tokenizer.chat_template is None:
+        raise InputError(f"{name} has no chat template: leave {option} out")
+    return loaded
+
+
 def check_model(name: str) -> None:
     """Raise ModelError or UnknownNameError for a model that cannot be had, before the imports that
     take seconds; nothing is fetched."""

@@ -1,5 +1,7 @@
 """The catalogue: every method registers under its role, a key, and the paper it comes from.
 
+    objective = Role("objective", Objective, ("tokenry.learn.preference", ...))
+
     @objective("tdpo", paper=0)
     @dataclass(frozen=True)
     class TDPO: ...
@@ -7,8 +9,9 @@
     objective["tdpo"]          # the class
     objective.names("*dpo*")   # ['dpo', 'tdpo']
 
-A role knows the packages its methods live in and imports their modules when it is first
-asked, so a new method is found by being a file in the right folder.
+A role stands beside its Protocol, in the module that says what its methods are. It knows the
+packages its methods live in and imports their modules when it is first asked, so a new method is
+found by being a file in the right folder; `roles` finds the roles themselves in the same way.
 """
 
 import fnmatch
@@ -39,9 +42,13 @@ class Entry:
 
 @dataclass
 class Role:
-    """A catalogue of interchangeable methods. Calling it registers, indexing it looks up."""
+    """A catalogue of interchangeable methods. Calling it registers, indexing it looks up.
+
+    protocol: what a method of this role is. packages: where its methods live.
+    """
 
     name: str
+    protocol: Any
     packages: tuple[str, ...]
     entries: dict[str, Entry] = field(default_factory=dict)
     discovered: bool = False
@@ -89,6 +96,13 @@ class Role:
                 raise
 
 
+def roles(package: str = "tokenry") -> list[Role]:
+    """All roles that modules below a package define, by name; every module is imported."""
+    values = (value for module in import_modules(package) for value in vars(module).values())
+    defined = {id(value): value for value in values if isinstance(value, Role)}
+    return sorted(defined.values(), key=lambda role: role.name)
+
+
 def import_modules(package: str) -> list[Any]:
     """Import all modules below `package` and return them in the order of their names.
 
@@ -99,26 +113,10 @@ def import_modules(package: str) -> list[Any]:
         return [root]
     found = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
     modules = []
-    for name in sorted(info.name for info in found):
+    for name in sorted(info.name for info in found if not info.name.endswith("__main__")):
         try:
             modules.append(importlib.import_module(name))
         except ModuleNotFoundError as error:
             if extra_of(error.name or "") is None:
                 raise
     return modules
-
-
-signal = Role("signal", ("tokenry.core.signals",))
-objective = Role(
-    "objective",
-    tuple(f"tokenry.learn.{part}" for part in ("preference", "policy", "pretraining", "rewards")),
-)
-sampler = Role("token sampler", ("tokenry.decode.samplers",))
-text_sampler = Role("sampler", ("tokenry.decode.samplers",))
-constraint = Role("constraint", ("tokenry.decode.constraints",))
-controller = Role("logits controller", ("tokenry.decode.steering",))
-drafter = Role("drafter", ("tokenry.decode.speculation",))
-cache_policy = Role("cache policy", ("tokenry.model.cache",))
-router = Role("router", ("tokenry.model.adaptive",))
-attribution = Role("token attribution", ("tokenry.model.attribution",))
-tokenizer = Role("tokenizer", ("tokenry.text",))

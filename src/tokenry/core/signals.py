@@ -20,6 +20,7 @@ bounded by `memory`).
 
 import math
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,10 +29,21 @@ from tokenry.core.checks import in_range
 from tokenry.core.divergence import JENSEN_SHANNON, FDivergence
 from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import signal
+from tokenry.core.registry import Role
 
 MEMORY = 64 * 2**20
 COPIES = 4  # float32 tensors of a piece's size that live at once, at most
+
+
+class Signal(Protocol):
+    """The role: one number per token from the logits that predicted it, s_t = f(l_t, x_t)."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, /, **options: Any) -> Tensor:
+        """[N] from logits [N, V] and targets [N]."""
+        ...
+
+
+signal = Role("signal", Signal, ("tokenry.core.signals",))
 
 
 @signal("surprisal")

@@ -12,12 +12,19 @@ from typing import Any, cast
 
 import torch
 
-from tokenry.core import boundaries, registry
+from tokenry.core import boundaries
 from tokenry.core.chat import Chat, messages_of
 from tokenry.core.errors import ConstraintError, InputError, UnknownNameError
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.base import TokenSampler
-from tokenry.decode.samplers.request import Processor, Progress, Request, TextSampler
+from tokenry.decode.samplers.base import sampler as samplers
+from tokenry.decode.samplers.request import (
+    Processor,
+    Progress,
+    Request,
+    TextSampler,
+    text_sampler,
+)
 from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts, Samples
 from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model.decoding import DecodingState
@@ -105,10 +112,10 @@ def text_sampler_of(
     if sampler == "greedy":
         return MaskedTexts(greedy=True)
     if isinstance(sampler, str):
-        if sampler in registry.text_sampler.names() and sampler != "smc":
-            return registry.text_sampler[sampler]()
-        if sampler != "smc" and sampler not in registry.sampler.names():
-            known = [*registry.text_sampler.names(), *registry.sampler.names(), "greedy"]
+        if sampler in text_sampler.names() and sampler != "smc":
+            return text_sampler[sampler]()
+        if sampler != "smc" and sampler not in samplers.names():
+            known = [*text_sampler.names(), *samplers.names(), "greedy"]
             raise UnknownNameError("sampler", sampler, sorted(set(known)))
         sampler = "awrs" if sampler == "smc" else sampler
     elif not hasattr(sampler, "steps"):

@@ -7,7 +7,7 @@
     found.texts, found.calls, found.pruned, found.forced
 
 Each token is drawn from the model's (top-k, temperature) distribution and kept if the engine could
-still complete the name that it is part of, else struck out and drawn again: the distribution of a
+still complete the name that it is part of, else banned and drawn again: the distribution of a
 step is p restricted to the feasible tokens. No step knows what it rules out later, so whole texts
 are valid and not weighted; `generate` with a `Completion` constraint weighs them.
 
@@ -235,7 +235,7 @@ class FirstFeasible(TokenSampler):
                 checks += 1
                 if state.allows(token):
                     break
-                draws.strike(token)
+                draws.ban(token)
             if token is None and self.tokenizer is not None:
                 token = next(iter(spell(self.tokenizer, getattr(state, "pending", b""))), None)
             weight = DEAD if token is None else 0.0

@@ -58,7 +58,7 @@ def train_on_policy(
     reference: Any = None,
     *,
     frozen: Mapping[str, Any] | None = None,
-    parts: nn.Module | None = None,
+    modules: nn.Module | None = None,
     steps: int = 60,
     batch_size: int = 64,
     samples: int = 1,
@@ -74,7 +74,7 @@ def train_on_policy(
     prompts: [N, P] ids to draw from, or a function (count, generator) -> [count, P]. reward: a
     function of the rollouts that gives [B], or [B, n] for n rewards; a row's completion is
     `batch.ids[row][batch.target[row]]`. reference, frozen: models (or References), kept as they
-    are. parts: the objective's own weights; None lets the objective make them.
+    are. modules: the objective's own weights; None lets the objective make them.
     batch_size: rollouts of a step, `samples` of each prompt. eos: the token that ends a completion
     and belongs to it; None: only max_new_tokens ends it. updates: optimizer steps on each step's
     rollouts. observe: measures the rollouts of every step, at no cost in samples.
@@ -86,13 +86,13 @@ def train_on_policy(
     if batch_size % samples:
         raise InputError(f"batch_size={batch_size} is not a multiple of samples={samples}")
     policy = copy.deepcopy(policy).requires_grad_(True).train()
-    if parts is None and hasattr(objective, "parts"):
-        parts = objective.parts(policy)
+    if modules is None and hasattr(objective, "modules"):
+        modules = objective.modules(policy)
     models = {"reference": reference, **(frozen or {})}
     references = {name: _as_reference(model) for name, model in models.items() if model is not None}
     scoring: dict[str, Any] = {"reference": references.pop("reference", None), "frozen": references}
-    scoring["parts"] = parts
-    trained = [*policy.parameters(), *([] if parts is None else parts.parameters())]
+    scoring["modules"] = modules
+    trained = [*policy.parameters(), *([] if modules is None else modules.parameters())]
     optimizer = torch.optim.AdamW(
         [weight for weight in trained if weight.requires_grad], lr=learning_rate, weight_decay=0.0
     )

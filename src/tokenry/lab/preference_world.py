@@ -9,8 +9,9 @@ measured on fresh samples.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from tokenry.core.divergence import REVERSE_KL
 from tokenry.decode.sample import sample
+from tokenry.lab.table import Table
 from tokenry.lab.toy_model import toy_model
+from tokenry.lab.toys import trained
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.fit import fit, linear
 from tokenry.learn.objective import Objective
@@ -54,17 +57,93 @@ def world_model(world: PreferenceWorld, seed: int, width: int = 64, layers: int 
 def fit_reference(
     world: PreferenceWorld, seed: int = 0, *, steps: int = 300, batch_size: int = 128
 ) -> Any:
-    """A transformer fitted to fresh samples of the language by maximum likelihood."""
-    model = world_model(world, seed)
+    """A transformer fitted to fresh samples of the language by maximum likelihood; kept."""
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch = world.sequences_batch(world.language.sample(batch_size, generator))
-        scores = score(model, batch, needs=("logprob",), grad=True)
-        return -scores.need("logprob").sum() / batch.target.sum()
+    def train(model: Any) -> None:
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            batch = world.sequences_batch(world.language.sample(batch_size, generator))
+            scores = score(model, batch, needs=("logprob",), grad=True)
+            return -scores.need("logprob").sum() / batch.target.sum()
 
-    halfway = linear(decay=0.5)
-    fit(loss, model, steps=steps, learning_rate=3e-3, schedule=halfway, clip=None, seed=seed)
-    return model.eval().requires_grad_(False)
+        halfway = linear(decay=0.5)
+        fit(loss, model, steps=steps, learning_rate=3e-3, schedule=halfway, clip=None, seed=seed)
+
+    return trained(lambda: world_model(world, seed), train, repr(world), seed, steps, batch_size)
+
+
+POINT = {
+    "true reward": ("reward", "per sequence"),
+    "KL(policy || reference)": ("kl", "nats"),
+    "chosen sequence KL": ("chosen_kl", "nats"),
+    "rejected sequence KL": ("rejected_kl", "nats"),
+    "sample entropy": ("entropy", "nats"),
+}
+"""What a `WorldPoint` is called in a table of measurements: label -> (field, unit)."""
+
+
+def add_point(
+    table: Table, name: str, point: WorldPoint, seed: int, labels: Iterable[str] = tuple(POINT)
+) -> None:
+    """Measurements "NAME: LABEL" of a point, of these labels of `POINT`."""
+    for label in labels:
+        field, unit = POINT[label]
+        table.add(f"{name}: {label}", getattr(point, field), unit, seed)
+
+
+@dataclass(frozen=True)
+class PreferenceBench:
+    """A world with a reference fitted to it and labelled pairs of the reference's own sequences.
+
+    Every objective sees the same batches. fit_steps, fit_batch: of the reference. drawn: sequences
+    of which pairs are made. The others are settings of `train_in_world`.
+    """
+
+    world: PreferenceWorld
+    fit_steps: int = 300
+    fit_batch: int = 128
+    drawn: int = 4000
+    steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    measure_every: int = 50
+    samples: int = 1024
+
+    @cached_property
+    def reference(self) -> Any:
+        seed, steps = self.world.seed, self.fit_steps
+        return fit_reference(self.world, seed, steps=steps, batch_size=self.fit_batch)
+
+    @cached_property
+    def _data(self) -> tuple[Tensor, Pairs, torch.Generator]:
+        generator = torch.Generator().manual_seed(self.world.seed)
+        sequences = sample_sequences(self.reference, self.world, self.drawn, generator)
+        return sequences, self.world.pairs(self.drawn // 2, generator, sequences), generator
+
+    @property
+    def sequences(self) -> Tensor:
+        """The reference's sequences behind the pairs, [drawn, length]."""
+        return self._data[0]
+
+    @property
+    def pairs(self) -> Pairs:
+        return self._data[1]
+
+    def held_out(self, count: int) -> Tensor:
+        """Further sequences of the reference, [count, length]: others at each call."""
+        return sample_sequences(self.reference, self.world, count, self._data[2])
+
+    def train(self, objective: Objective, **options: Any) -> tuple[Any, list[WorldPoint]]:
+        """The policy trained from the reference, and its measurements on the way."""
+        names = ("steps", "batch_size", "learning_rate", "measure_every", "samples")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings["seed"] = self.world.seed
+        pairs = options.pop("pairs", self.pairs)
+        return train_in_world(objective, self.world, self.reference, pairs, **(settings | options))
+
+
+def frontier(points: Iterable[WorldPoint]) -> list[tuple[float, float]]:
+    """(KL, true reward) of a trajectory."""
+    return [(point.kl, point.reward) for point in points]
 
 
 def train_in_world(
@@ -81,23 +160,23 @@ def train_in_world(
     samples: int = 1024,
     frozen: Mapping[str, Any] | None = None,
     columns: Mapping[str, Tensor] | None = None,
-    parts: Any = None,
+    modules: Any = None,
 ) -> tuple[Any, list[WorldPoint]]:
     """Train a copy of the reference on the pairs; the policy and its measurements on the way.
 
     The same seed gives every objective the same batches. frozen: further frozen models by name.
     columns: the data columns that the objective needs, [2, N, length] per token or [2, N] per row:
-    those of the chosen, then of the rejected sequences. parts: the objective's own weights, made
-    with `objective.parts(model)`; when left out they are made here.
+    those of the chosen, then of the rejected sequences. modules: the objective's own weights, made
+    with `objective.modules(model)`; when left out they are made here.
     """
     policy = copy.deepcopy(reference).requires_grad_(True).train()
     held = FrozenModel(reference)
     others = {name: FrozenModel(model) for name, model in (frozen or {}).items()}
-    if parts is None and hasattr(objective, "parts"):
-        parts = objective.parts(policy)  # type: ignore[attr-defined]
+    if modules is None and hasattr(objective, "modules"):
+        modules = objective.modules(policy)  # type: ignore[attr-defined]
     if not getattr(objective, "trains_policy", True):
         policy.requires_grad_(False)
-    weights = [*policy.parameters(), *([] if parts is None else parts.parameters())]
+    weights = [*policy.parameters(), *([] if modules is None else modules.parameters())]
 
     def measure(step: int) -> WorldPoint:
         return measure_in_world(policy, world, held, pairs, step, samples=samples)
@@ -108,7 +187,7 @@ def train_in_world(
         batch = batch.with_columns(
             **{name: _of_rows(column, index) for name, column in (columns or {}).items()}
         )
-        return compute_loss(objective, batch, policy, held, frozen=others, parts=parts).loss
+        return compute_loss(objective, batch, policy, held, frozen=others, modules=modules).loss
 
     points = [measure(0)]
     fit(

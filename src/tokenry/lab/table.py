@@ -13,7 +13,7 @@ degrees of freedom says: P(T < t).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TypeVar
@@ -85,6 +85,13 @@ class Table:
     def add(self, label: str, value: float, unit: str = "", seed: int | None = None) -> None:
         self.measurements.append(Measurement(label, float(value), unit, seed))
 
+    def add_all(
+        self, values: Mapping[str, float], unit: str = "", seed: int | None = None, name: str = ""
+    ) -> None:
+        """Several values of one unit, with `name: ` before their labels if there is a name."""
+        for label, value in values.items():
+            self.add(f"{name}: {label}" if name else label, value, unit, seed)
+
     def values(self, label: str) -> dict[int | None, float]:
         """The values of a label by seed. InputError for a label that was not measured."""
         chosen = {row.seed: row.value for row in self.measurements if row.label == label}
@@ -115,11 +122,12 @@ class Table:
 
 
 def over_seeds(
-    run: Callable[[int], T], base: int, count: int, stride: int = 1
+    run: Callable[[int], T], base: int, count: int, stride: int = 100
 ) -> Iterator[tuple[int, T]]:
     """(seed, run(seed)) for the seeds base * stride, base * stride + 1, ...: `count` of them.
 
-    With a stride of at least `count`, different bases share no seed.
+    With a stride of at least `count`, different bases share no seed, so that another base is a
+    repetition that is independent of the first.
     """
     for seed in range(base * stride, base * stride + count):
         yield seed, run(seed)

@@ -28,7 +28,7 @@ Batches = Callable[[torch.Generator], TokenBatch]
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class NegativeLogLikelihood:
     """Mean negative log-likelihood of the target tokens.
 
     direction: factor of the loss, in (-inf, inf); -1 is gradient ascent.
@@ -58,8 +58,8 @@ def train_on(
     seed: int = 0,
     reference: Any = None,
     frozen: Mapping[str, Any] | None = None,
-    parts: nn.Module | None = None,
-    parts_rate: float | None = None,
+    modules: nn.Module | None = None,
+    modules_rate: float | None = None,
     decay: float = 0.0,
     observe: Callable[[int], None] | None = None,
     every: int = 50,
@@ -67,14 +67,14 @@ def train_on(
     """Train `model` in place on `steps` batches; the model, in evaluation mode.
 
     batches: makes one from a generator seeded with `seed`. reference: the frozen model that is
-    needed, if one is. parts_rate: learning rate of `parts`, if another. decay: over this share of
-    the steps, the last ones, learning rates fall to 0. observe: called with the number of steps
+    needed, if one is. modules_rate: learning rate of `modules`, if another. decay: over this share
+    of the steps, the last ones, learning rates fall to 0. observe: called with the number of steps
     done, before the first, after each `every` and after the last.
     """
     model.train().requires_grad_(getattr(objective, "trains_policy", True))
     groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
-    if parts is not None:
-        groups.append({"params": list(parts.parameters()), "lr": parts_rate or learning_rate})
+    if modules is not None:
+        groups.append({"params": list(modules.parameters()), "lr": modules_rate or learning_rate})
     held = None if reference is None else FrozenModel(reference)
     others = {name: FrozenModel(other) for name, other in (frozen or {}).items()}
     if observe:
@@ -82,7 +82,7 @@ def train_on(
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = batches(generator)
-        return compute_loss(objective, batch, model, held, frozen=others, parts=parts).loss
+        return compute_loss(objective, batch, model, held, frozen=others, modules=modules).loss
 
     fit(
         loss,

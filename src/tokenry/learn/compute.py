@@ -25,7 +25,7 @@ from tokenry.model.score import score
 
 @dataclass(frozen=True)
 class Computed:
-    """What an objective is called with. others: scores of further frozen models, and parts."""
+    """What an objective is called with. others: scores of further frozen models, and modules."""
 
     policy: Scores
     reference: Scores | None
@@ -39,14 +39,14 @@ def compute_scores(
     reference: Reference | None = None,
     *,
     frozen: Mapping[str, Reference] | None = None,
-    parts: Any = None,
+    modules: Any = None,
     needs: Collection[str] | None = None,
     grad: bool = True,
     also: tuple[str, ...] = (),
 ) -> Computed:
     """The scores that `objective` (and `also`) need.
 
-    frozen: further frozen models by the names that the needs use. parts: the objective's own
+    frozen: further frozen models by the names that the needs use. modules: the objective's own
     weights. needs: other needs than the objective's (those of a rollout). also: further needs, for
     metrics. Raises InputError for a need that nothing computes, and when a model or a column of the
     data is missing.
@@ -66,24 +66,24 @@ def compute_scores(
     sources = {"reference": reference, **(frozen or {})}
     others: dict[str, Any] = {}
     if len(by_view) > 1:
-        views = objective.views(batch, parts)  # type: ignore[attr-defined]
+        views = objective.views(batch, modules)  # type: ignore[attr-defined]
         for name in sorted(by_view.keys() - {""}):
             if name not in views:
                 raise InputError(f'{type(objective).__name__} needs the view "{name}" and has none')
             view = views[name]
             learned = grad and any(view_and_need(need)[0] == name for need in wanted)
-            scores = _scored(objective, view.batch, model, sources, by_view[name], parts, learned)
+            scores = _scored(objective, view.batch, model, sources, by_view[name], modules, learned)
             if view.aligned:
                 scores = {k: v.placed_on(batch.ids, batch.target) for k, v in scores.items()}
             else:
                 others[f"batch@{name}"] = view.batch
             others |= {f"{source}@{name}": scored for source, scored in scores.items()}
     known = {name: others[name].detach() for name in compared}
-    scores = _scored(objective, batch, model, sources, by_view[""], parts, grad, known)
+    scores = _scored(objective, batch, model, sources, by_view[""], modules, grad, known)
     policy, own = scores.pop("policy", None), scores.pop("reference", None)
     others |= scores
-    if parts is not None:
-        others["parts"] = parts
+    if modules is not None:
+        others["modules"] = modules
     return Computed(policy or Scores(batch.ids, batch.target), own, others)
 
 
@@ -93,7 +93,7 @@ def _scored(
     model: Any,
     sources: Mapping[str, Reference | None],
     needs: Collection[str],
-    parts: Any,
+    modules: Any,
     grad: bool,
     known: Mapping[str, Scores] | None = None,
 ) -> dict[str, Scores]:
@@ -130,7 +130,7 @@ def _scored(
         divergence=getattr(objective, "divergence", FORWARD_KL),
         others={**scores, **known},
         **_top_k(objective, by_source["policy"]),
-        prefix=prefix(batch, parts) if prefix is not None else None,
+        prefix=prefix(batch, modules) if prefix is not None else None,
         grad=grad,
     )
     return scores | {"policy": policy}
@@ -153,12 +153,12 @@ def compute_loss(
     reference: Reference | None = None,
     *,
     frozen: Mapping[str, Reference] | None = None,
-    parts: Any = None,
+    modules: Any = None,
     grad: bool = True,
 ) -> Loss:
     """The objective's loss of a batch under a model."""
     scores = compute_scores(
-        objective, batch, model, reference, frozen=frozen, parts=parts, grad=grad
+        objective, batch, model, reference, frozen=frozen, modules=modules, grad=grad
     )
     return objective(batch, scores.policy, scores.reference, **scores.others)
 

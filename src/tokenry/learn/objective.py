@@ -36,6 +36,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
+from tokenry.core.registry import Role
 from tokenry.core.scores import Scores
 
 POLICY = ("logprob", "entropy", "divergence", "hidden", "hidden_states", "topk")
@@ -44,7 +45,7 @@ NAMED_DIVERGENCE = re.compile(r"policy\.divergence\(([\w@]+)\)")
 DATA = ("token", "row")
 
 Unit = Literal["pair", "row", "token"]
-PAIR_SIDES = ("chosen", "rejected")
+PAIR = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,18 @@ class Objective(Protocol):
     separable: False when the loss couples the groups of a batch, so that it is not the mean of the
         losses of its parts (default: True; the contract test checks it);
     num_rewards: how many reward functions an on-policy objective mixes (default: 1);
-    sides: which completions of a dataset row become rows of the batch, block after block: all
-        first sides, then all second ones; by default ("chosen", "rejected");
+    completions: which of a dataset row become rows of the batch, block after block: all first ones,
+        then all second ones; by default ("chosen", "rejected");
     supervised: True for an objective that learns from given texts ("text", "messages", "prompt"
         with "completion"), whose batches are these texts themselves (default: False);
-    reads: the completions that a row of the data must have, by default ("chosen", "rejected");
-    annotate(rows, context): dataset rows with more columns `{side}_{NAME}` for "token.NAME" and
-        "row.NAME", or with more sides, computed once before training (`learn.data.precompute`);
-    parts(model): a module of further weights or running state (mask networks, heads, soft
-        prompts), trained and saved beside the policy and handed over as the keyword `parts`;
-    prefix(batch, parts): soft-prompt embeddings [B, n, D] that stand before the policy's rows;
-    views(batch, parts): {name: View}, the batches behind needs such as "policy@hinted.logprob";
+    required_completions: those that a row of the data must have, by default ("chosen", "rejected");
+    precompute(rows, context): dataset rows with more columns `{completion}_{NAME}` for "token.NAME"
+        and "row.NAME", or with more completions, computed once before training
+        (`learn.data.precompute`);
+    modules(model): a module of further weights or running state (mask networks, heads, soft
+        prompts), trained and saved beside the policy and handed over as the keyword `modules`;
+    prefix(batch, modules): soft-prompt embeddings [B, n, D] that stand before the policy's rows;
+    views(batch, modules): {name: View}, the batches behind needs such as "policy@hinted.logprob";
     trains_policy: False keeps the policy's own weights as they are (default: True);
     prepare(batch, policy, reference, **others) and rollout_needs: make it an on-policy objective.
         Completions are sampled from the policy, "row.reward" is filled in, `rollout_needs` are
@@ -139,14 +141,21 @@ class Objective(Protocol):
     ) -> Loss: ...
 
 
-def sides_of(objective: Any) -> tuple[str, ...]:
+objective = Role(
+    "objective",
+    Objective,
+    tuple(f"tokenry.learn.{part}" for part in ("preference", "policy", "pretraining", "rewards")),
+)
+
+
+def completions_of(objective: Any) -> tuple[str, ...]:
     """Which completions of a dataset row the objective's batches hold."""
-    return tuple(getattr(objective, "sides", PAIR_SIDES))
+    return tuple(getattr(objective, "completions", PAIR))
 
 
-def completions_read(objective: Any) -> tuple[str, ...]:
+def required_completions(objective: Any) -> tuple[str, ...]:
     """Which completions the objective takes from the data; others need not be there."""
-    return tuple(getattr(objective, "reads", PAIR_SIDES))
+    return tuple(getattr(objective, "required_completions", PAIR))
 
 
 def is_supervised(objective: Any) -> bool:
@@ -184,7 +193,7 @@ def frozen_sources(objective: Any) -> tuple[str, ...]:
     names |= {match[1] for need in needs if (match := NAMED_DIVERGENCE.fullmatch(need))}
     names = {name.partition("@")[0] for name in names}
     names -= {"policy", "reference", *DATA}
-    return tuple(sorted(names | set(getattr(objective, "annotators", ()))))
+    return tuple(sorted(names))
 
 
 def data_columns(objective: Any) -> tuple[str, ...]:

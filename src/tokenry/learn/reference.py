@@ -191,7 +191,7 @@ def check_vocabulary(name: str, reference: Any, model: Any) -> None:
 
 def reference_columns(collate: Any) -> list[str]:
     """Where a dataset keeps the reference's log-probabilities, one column for each side."""
-    return [f"reference_{side}_logprob" for side in collate.sides]
+    return [f"reference_{side}_logprob" for side in collate.completions]
 
 
 def precompute_reference(
@@ -204,7 +204,7 @@ def precompute_reference(
     """The dataset with more columns: the reference's logprob of every completion token, 0 where one
     does not count.
 
-    collate: the `PreferenceCollator` of the training run, whose sides are annotated.
+    collate: the `PreferenceCollator` of the training run, whose completions get the column.
     """
     device = next(iter(getattr(reference, "model").parameters())).device  # noqa: B009
     names = reference_columns(collate)

@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tokenry.core.errors import InputError, NonFiniteError
-from tokenry.core.registry import objective as objectives
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
-from tokenry.learn.data.precompute import Annotation, annotate
+from tokenry.learn.data.precompute import PrecomputeContext, precompute
 from tokenry.learn.data.rows import completion_rows, template_hash
 from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
-    PAIR_SIDES,
+    PAIR,
     Objective,
-    completions_read,
+    completions_of,
     data_columns,
     frozen_sources,
     is_on_policy,
     is_supervised,
-    sides_of,
+    required_completions,
 )
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
 from tokenry.learn.record import (
     RECORD,
@@ -41,7 +41,7 @@ from tokenry.learn.record import (
     code_hashes,
     fingerprint,
     first_process,
-    place_of,
+    name_or_full_path,
     plain_fields,
     provenance,
     record_the_end,
@@ -158,7 +158,7 @@ def train(
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
-    context = Annotation(
+    context = PrecomputeContext(
         tokenizer,
         policy,
         _before_training(anchor, policy),
@@ -178,7 +178,7 @@ def train(
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
         "hyperparameters": plain_fields(built),
-        "model": place_of(model) if isinstance(model, str | Path) else policy.name_or_path,
+        "model": name_or_full_path(model) if isinstance(model, str | Path) else policy.name_or_path,
         "adapter": start.adapter,
         "reference": _named(reference),
         "frozen": {name: _named(value) for name, value in named.items()},
@@ -219,7 +219,7 @@ def train(
             args=arguments,
             train_dataset=dataset,
             eval_dataset=heldout,
-            data_collator=PreferenceCollator.of(tokenizer, _sides(built), _columns(built)),
+            data_collator=PreferenceCollator.of(tokenizer, _completions(built), _columns(built)),
             processing_class=tokenizer,
             callbacks=list(callbacks or ()),
         )
@@ -270,7 +270,9 @@ def _named(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_named(one) for one in value]
-    return place_of(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
+    return (
+        name_or_full_path(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
+    )
 
 
 def _check_output(output: Path, resume: bool) -> None:
@@ -341,15 +343,16 @@ def _before_training(reference: Any, policy: Any) -> Reference:
 def _dataset(
     source: Any,
     objective: Any,
-    context: Annotation,
+    context: PrecomputeContext,
     reading: dict[str, Any],
     rollout: RolloutSettings,
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
-    """What the objective trains on, annotated, and where it came from."""
+    """What the objective trains on, with its columns, and where it came from."""
     sampled, supervised = is_on_policy(objective), is_supervised(objective)
     kinds = SUPERVISED if supervised else ("prompt",) if sampled else ("preference",)
-    sides = _sides(objective) if supervised or sampled else completions_read(objective)
+    own = supervised or sampled
+    completions = _completions(objective) if own else required_completions(objective)
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
     kind = options.pop("data_format")
@@ -358,13 +361,13 @@ def _dataset(
         context.tokenizer,
         kinds[0] if kind == "auto" and len(kinds) == 1 else kind,
         accepts=kinds,
-        sides=PAIR_SIDES if supervised or sampled else sides,
+        completions=PAIR if own else completions,
         **options,
     )
     rows, skipped = fitting(
         completion_rows(read.rows) if supervised else read.rows,
         limits,
-        sides,
+        completions,
         read.skipped,
         bad_rows=reading["bad_rows"],
         new_tokens=rollout.max_new_tokens if sampled else 0,
@@ -372,15 +375,15 @@ def _dataset(
         truncate=reading["truncate"],
     )
     where_from = provenance(read, rows, skipped)
-    rows = annotate(objective, rows, context)
-    dataset = as_dataset(rows, _sides(objective), _columns(objective))
+    rows = precompute(objective, rows, context)
+    dataset = as_dataset(rows, _completions(objective), _columns(objective))
     for row in rows:
-        limits.check_row(row, _sides(objective), rollout.max_new_tokens if sampled else 0)
+        limits.check_row(row, _completions(objective), rollout.max_new_tokens if sampled else 0)
     return dataset, where_from
 
 
-def _sides(objective: Any) -> tuple[str, ...]:
-    return () if is_on_policy(objective) else sides_of(objective)
+def _completions(objective: Any) -> tuple[str, ...]:
+    return () if is_on_policy(objective) else completions_of(objective)
 
 
 def _columns(objective: Any) -> tuple[str, ...]:

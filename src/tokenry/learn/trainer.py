@@ -76,7 +76,7 @@ from tokenry.learn.start import (
 from tokenry.model.modes import Dropout, dropouts, evaluating, switched_off
 from tokenry.model.score import probe_logits, unwrap
 
-PARTS_FILE = "objective.safetensors"
+MODULES_FILE = "objective.safetensors"
 CPU_TOKENS_PER_PASS = 1024
 
 
@@ -90,7 +90,8 @@ class ObjectiveTrainer(FiniteTrainer):
     frozen: further frozen models, by the names that the objective's needs use.
     rewards, rollout: for on-policy objectives, functions (prompt, completion) -> number, and how
         completions are sampled and how often they are used; the collator then gives prompts
-        (`PreferenceCollator(sides=())`). Checkpoints hold the rollouts that are still to be used.
+        (`PreferenceCollator(completions=())`). Checkpoints hold the rollouts that are still to be
+        used.
     tokens_per_pass: forward and backward go through a micro-batch in pieces of this many tokens
         (padding included; at least one pair), with the same gradients and the memory of one piece.
         "auto" is 1024 on a CPU, where fresh memory is slow, and the whole micro-batch elsewhere.
@@ -100,7 +101,7 @@ class ObjectiveTrainer(FiniteTrainer):
     start: where the model comes from, when its new adapter is stacked on one that it had.
     data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
 
-    An objective's own weights (`parts`) are trained by the same optimizer and saved beside the
+    An objective's own weights (`modules`) are trained by the same optimizer and saved beside the
     model. Logged besides the loss: the objective's metrics, averaged over the units since the last
     log; in evaluation also "kl" and "entropy" per completion token.
     """
@@ -169,10 +170,10 @@ class ObjectiveTrainer(FiniteTrainer):
             raise InputError("no weight of the model is trainable: call model.requires_grad_(True)")
         options["args"].remove_unused_columns = False  # rows are for the collator, not the model
         super().__init__(model, **options)
-        make = getattr(objective, "parts", None)
-        self.parts: Any = None if make is None else make(self.model)
-        if self.parts is not None:
-            self.parts.to(self.args.device)
+        make = getattr(objective, "modules", None)
+        self.modules: Any = None if make is None else make(self.model)
+        if self.modules is not None:
+            self.modules.to(self.args.device)
         if self.precomputed:
             self._precompute()
         for source in sources.values():
@@ -210,9 +211,9 @@ class ObjectiveTrainer(FiniteTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimizer step, and their units over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.parts is not None:
-            self.parts.zero_grad()  # the Trainer zeroes the model's gradients only
-            self.parts.train()
+        if self.modules is not None:
+            self.modules.zero_grad()  # the Trainer zeroes the model's gradients only
+            self.modules.train()
         if is_on_policy(self.objective) and samples:
             samples = self._from_buffer(samples)
         units = sum(self._units(sample) for sample in samples)
@@ -287,8 +288,8 @@ class ObjectiveTrainer(FiniteTrainer):
         """Every metric over the whole set, exactly, and the KL and entropy per token."""
         model: Any = self.model_wrapped
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
-        if self.parts is not None:
-            self.parts.eval()
+        if self.modules is not None:
+            self.modules.eval()
         with evaluating(model):
             for inputs in dataloader:
                 inputs = self._prepare_inputs(inputs)
@@ -346,7 +347,7 @@ class ObjectiveTrainer(FiniteTrainer):
             model,
             reference,
             frozen=self.frozen,
-            parts=self.parts,
+            modules=self.modules,
             **options,
         )
 
@@ -446,11 +447,12 @@ class ObjectiveTrainer(FiniteTrainer):
         """The Trainer's optimizer, with the objective's own weights as one more group."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        own = [] if self.parts is None else [p for p in self.parts.parameters() if p.requires_grad]
+        modules = [] if self.modules is None else self.modules.parameters()
+        own = [weight for weight in modules if weight.requires_grad]
         if fresh and own:
-            rate = getattr(self.objective, "parts_learning_rate", None)
+            rate = getattr(self.objective, "modules_learning_rate", None)
             group: dict[str, Any] = {"params": own, "lr": rate or self.args.learning_rate}
-            decay = getattr(self.objective, "parts_weight_decay", None)
+            decay = getattr(self.objective, "modules_weight_decay", None)
             group["weight_decay"] = self.args.weight_decay if decay is None else decay
             optimizer.add_param_group(group)
         return optimizer
@@ -472,7 +474,7 @@ class ObjectiveTrainer(FiniteTrainer):
     ) -> Tensor:
         """One micro-batch, in passes of whole groups of rows whose gradients add up exactly.
 
-        The parts' gradients are averaged over processes, as the wrapped model's are.
+        The modules' gradients are averaged over processes, as the wrapped model's are.
         """
         model.train()
         self._check_mode(model)
@@ -482,8 +484,8 @@ class ObjectiveTrainer(FiniteTrainer):
             context = nullcontext() if number == len(passes) else self.accelerator.no_sync(model)
             with context, switched_off(self.dropouts):
                 total += super().training_step(model, part, num_items_in_batch)
-        if self.parts is not None and self.accelerator.sync_gradients:
-            self._finish_parts(self.parts)
+        if self.modules is not None and self.accelerator.sync_gradients:
+            self._finish_modules(self.modules)
         return total
 
     @torch.no_grad()
@@ -509,20 +511,20 @@ class ObjectiveTrainer(FiniteTrainer):
                 "modes cannot be compared. dropout=True trains it as it is"
             )
 
-    def _finish_parts(self, parts: Any) -> None:
-        """What the Trainer does to the model's gradients before a step, for the parts'.
+    def _finish_modules(self, modules: Any) -> None:
+        """What the Trainer does to the model's gradients before a step, for the modules'.
 
         They are clipped by a norm of their own.
         """
         gradients = [
-            parameter.grad for parameter in parts.parameters() if parameter.grad is not None
+            parameter.grad for parameter in modules.parameters() if parameter.grad is not None
         ]
         if self.accelerator.num_processes > 1:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, reduction="mean"))  # type: ignore[arg-type]
         if gradients:
             limit = self.args.max_grad_norm or torch.inf
-            norm = torch.nn.utils.clip_grad_norm_(parts.parameters(), limit)
+            norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), limit)
             self._check_finite({"the norm of the gradient of the objective's own weights": norm})
 
     def _passes(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -545,43 +547,45 @@ class ObjectiveTrainer(FiniteTrainer):
 
         The last step is the one that no later loss has judged.
         """
-        self._check_weights(self.parts)
+        self._check_weights(self.modules)
         if is_on_policy(self.objective):
             return
         rows = range(min(len(self.train_dataset), self.args.per_device_eval_batch_size))  # type: ignore[arg-type]
         inputs = self._prepare_inputs(self.data_collator([self.train_dataset[n] for n in rows]))  # type: ignore[index]
         batch, reference = self._unpack(inputs)
         model: Any = self.model_wrapped
-        if self.parts is not None:
-            self.parts.eval()
+        if self.modules is not None:
+            self.modules.eval()
         with evaluating(model):
             result = self._inside(model, lambda policy: self._loss(policy, batch, reference))
         self._check_finite({**result.metrics, "loss": result.loss}, evaluating=True)
 
     def _write(self, output_dir: str, state_dict: Any) -> None:
-        self._check_weights(self.parts)
+        self._check_weights(self.modules)
         super()._write(output_dir, state_dict)
         if not self.args.should_save:
             return  # one process writes what all of them hold
         if self.start is not None and self.start.below:
             save_stacked(Path(output_dir), self.start, self.model)
-        if self.parts is not None:
+        if self.modules is not None:
             from safetensors.torch import save_file
 
-            tensors = {k: v.detach().cpu().contiguous() for k, v in self.parts.state_dict().items()}
-            save_file(tensors, Path(output_dir) / PARTS_FILE)
+            tensors = {
+                k: v.detach().cpu().contiguous() for k, v in self.modules.state_dict().items()
+            }
+            save_file(tensors, Path(output_dir) / MODULES_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         alone = Path(resume_from_checkpoint) / TRAINED_FOLDER  # of a stack: what is trained of it
         weights = str(alone) if alone.is_dir() else resume_from_checkpoint
         super()._load_from_checkpoint(weights, model)
-        if self.parts is not None:
+        if self.modules is not None:
             from safetensors.torch import load_file
 
-            path = Path(resume_from_checkpoint) / PARTS_FILE
+            path = Path(resume_from_checkpoint) / MODULES_FILE
             if not path.is_file():
                 raise InputError(f"{path} is missing: this checkpoint is of another objective")
-            self.parts.load_state_dict(load_file(path))
+            self.modules.load_state_dict(load_file(path))
 
     def _unpack(self, inputs: dict[str, Any]) -> tuple[TokenBatch, Reference | None]:
         if not self.precomputed:

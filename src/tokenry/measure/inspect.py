@@ -37,10 +37,9 @@ from tokenry.core.boundaries import encoded, start_ids
 from tokenry.core.checks import in_range
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
-from tokenry.core.registry import signal
 from tokenry.core.scores import Scores
 from tokenry.core.signals import divergence as divergence_signal
-from tokenry.core.signals import surprisal
+from tokenry.core.signals import signal, surprisal
 from tokenry.model.hub import Loaded
 from tokenry.model.score import score
 from tokenry.text.alignment import Span, project, shared_spans

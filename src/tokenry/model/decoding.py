@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.model import compat
-from tokenry.model.cache.full import roomy_cache
+from tokenry.model.cache.full import decoding_cache
 
 
 @dataclass
@@ -51,7 +51,7 @@ class DecodingState:
             raise ShapeError("prefixes must be padded on the left: a row ends in padding")
         compat.require_attention(model, "cannot be forked, shortened or read in a tree")
         empty = attention[:, :0].bool()
-        state = cls(model, roomy_cache() if cache is None else cache, empty, None)
+        state = cls(model, decoding_cache() if cache is None else cache, empty, None)
         state._forward(ids, attention.bool(), last_only=True)
         return state
 

@@ -265,15 +265,15 @@ def phases_of(model: ServedModel, machine: Machine) -> PhaseModel:
     return known.get(machine.name) or RooflinePhases(model, machine)
 
 
-def cache_room(model: ServedModel, machine: Machine) -> int:
+def cache_capacity(model: ServedModel, machine: Machine) -> int:
     """Tokens whose keys and values fit beside the weights. Raises InputError where none do."""
-    room = int((0.9 * machine.memory - model.weight_bytes) / model.kv_bytes)
-    if room < 1:
+    capacity = int((0.9 * machine.memory - model.weight_bytes) / model.kv_bytes)
+    if capacity < 1:
         raise InputError(
             f"{model.name} needs {model.weight_bytes / 1e9:.0f} GB for its weights, and a machine "
             f"{machine.name} has {machine.memory / 1e9:.0f} GB: take a larger machine"
         )
-    return room
+    return capacity
 
 
 def measure_phases(

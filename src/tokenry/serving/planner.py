@@ -23,7 +23,7 @@ from tokenry.serving.phases import (
     Machine,
     PhaseModel,
     ServedModel,
-    cache_room,
+    cache_capacity,
     phases_of,
 )
 from tokenry.serving.policies import MixedPools, Policy, SharedPool
@@ -115,7 +115,7 @@ class Planner:
     def cluster(self, design: Design, counts: tuple[int, ...]) -> Cluster:
         roles = ("both",) if design.prompt is None else ("prompt", "token")
         pools = [
-            Pool(self.phases(self.model, each), count, role, cache_room(self.model, each))
+            Pool(self.phases(self.model, each), count, role, cache_capacity(self.model, each))
             for each, count, role in zip(design.machines, counts, roles, strict=True)
         ]
         return Cluster(tuple(pools), self.model.kv_bytes, self.link)

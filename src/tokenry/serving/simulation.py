@@ -36,7 +36,7 @@ from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError
 from tokenry.core.extras import require_extra
 from tokenry.serving.phases import PhaseModel
-from tokenry.serving.policies import Policy, Role, with_room
+from tokenry.serving.policies import Policy, Role, with_capacity
 from tokenry.serving.trace import Trace
 
 Batching = Literal["mixed", "prompts first"]
@@ -45,16 +45,16 @@ Batching = Literal["mixed", "prompts first"]
 @dataclass(frozen=True)
 class Pool:
     """`count` (>= 0) equal machines. role: what they are for; SharedPool needs "both", the others
-    "prompt" and "token". room: cached tokens that fit one machine, > 0; inf by default."""
+    "prompt" and "token". capacity: cached tokens that fit one machine, > 0; inf by default."""
 
     phases: PhaseModel
     count: int
     role: Role = "both"
-    room: float = math.inf
+    capacity: float = math.inf
 
     def __post_init__(self) -> None:
         within(self, "[0, inf)", "count", integer=True)
-        within(self, "(0, inf]", "room")
+        within(self, "(0, inf]", "capacity")
         one_of("Pool.role", self.role, get_args(Role))
 
 
@@ -168,7 +168,7 @@ class Instance:
     """One machine at work."""
 
     def __init__(self, number: int, pool: Pool):
-        self.number, self.phases, self.room = number, pool.phases, pool.room
+        self.number, self.phases, self.capacity = number, pool.phases, pool.capacity
         self.home: Role = pool.role
         self.role: Role = pool.role
         self.queue: deque[int] = deque()  # prompts to read
@@ -258,8 +258,8 @@ class Simulation:
         prompt, output = self.prompt[request], self.output[request]
         reader, writer = self.policy.route(self.machines, prompt, output)
         # What a machine can never hold would wait for ever.
-        with_room([reader], prompt + (output if reader is writer else 0))
-        with_room([writer], prompt + output if output > 1 or reader is writer else 0)
+        with_capacity([reader], prompt + (output if reader is writer else 0))
+        with_capacity([writer], prompt + output if output > 1 or reader is writer else 0)
         self.reader[request], self.writer[request] = reader.number, writer.number
         reader.queue.append(request)
         reader.pending_prompt += prompt
@@ -281,7 +281,7 @@ class Simulation:
         while machine.waiting:
             request = machine.waiting[0]
             size = self.prompt[request] + self.output[request]
-            if machine.reserved + size > machine.room:
+            if machine.reserved + size > machine.capacity:
                 break
             machine.waiting.popleft()
             machine.reserved += size
@@ -314,7 +314,7 @@ class Simulation:
             memory = size + (self.output[request] if stays else 0)
             if prompts and tokens + size > self.prompt_limit:
                 break
-            if machine.reserved + memory > machine.room:
+            if machine.reserved + memory > machine.capacity:
                 break
             machine.queue.popleft()
             machine.reserved += memory

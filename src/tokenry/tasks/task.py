@@ -79,7 +79,7 @@ class Task(Protocol):
     def score(self, item: Item, answer: Answer) -> Scores: ...
 
 
-task = Role("task", ("tokenry.tasks",))
+task = Role("task", Task, ("tokenry.tasks",))
 
 
 class Answers(Protocol):

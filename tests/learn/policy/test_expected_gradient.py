@@ -58,15 +58,15 @@ def scores(table, chosen):
     return Scores(batch.ids, batch.target, logprob=logprob, hidden=torch.stack(rows), head=head)
 
 
-def loss_of(goal, chosen, table, parts=None, several=False, frozen=FROZEN):
+def loss_of(goal, chosen, table, modules=None, several=False, frozen=FROZEN):
     """The objective's loss of one group, sampled from the old table, under `table`."""
     batch = WORLD.batch(chosen)
     if several:
         second = torch.tensor([second_reward(number) for number in chosen]).double()
         batch = batch.with_columns(reward=torch.stack([batch.column("reward"), second], -1))
     others = {name: scores(other, chosen) for name, other in frozen.items()}
-    if parts is not None:
-        others["parts"] = parts
+    if modules is not None:
+        others["modules"] = modules
     reference = others.pop("reference")
     ready = goal.prepare(batch, scores(OLD, chosen), reference, **others)
     own = scores(table, chosen[: len(ready.ids)])  # fewer when nothing was kept
@@ -331,8 +331,8 @@ def preset_gradient(name, table, goal=None):
     case = CASES[name]
     goal = case.goal if goal is None else goal
     frozen = {**FROZEN, "reference": SOUP} if name == "salsa" else FROZEN
-    parts = goal.parts(None)
-    return expected(lambda c: loss_of(goal, c, table, parts, case.several, frozen), table)
+    modules = goal.modules(None)
+    return expected(lambda c: loss_of(goal, c, table, modules, case.several, frozen), table)
 
 
 @pytest.mark.parametrize("off_policy", [False, True], ids=["on-policy", "off-policy"])
@@ -390,12 +390,12 @@ def test_planted_faults_are_seen_in_distillation(fault):
 def test_a_critics_gradient_and_what_it_learns_are_exact():
     """Values from the policy's own states: their loss moves the policy and the head."""
     goal = PPO(kl=0.3, critic=True, value_weight=0.5, value_clip=0.05)
-    parts = goal.parts(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
+    modules = goal.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
     torch.manual_seed(0)
-    torch.nn.init.normal_(parts["critic"].weight)
-    weight, bias = (one.detach().double() for one in parts["critic"].parameters())
+    torch.nn.init.normal_(modules["critic"].weight)
+    weight, bias = (one.detach().double() for one in modules["critic"].parameters())
     table = current(off_policy=True)
-    found = expected(lambda c: loss_of(goal, c, table, parts), table)
+    found = expected(lambda c: loss_of(goal, c, table, modules), table)
 
     def by_hand(chosen):
         def values(rows, number):
@@ -446,10 +446,10 @@ def test_without_bias_the_expected_gradient_is_that_of_the_expected_reward(name)
     of the state."""
     table = OLD.clone().requires_grad_()
     goal = PolicyGradient(UNBIASED[name], aggregation="sequence-sum")
-    parts = goal.parts(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
-    for weight in parts.parameters():
+    modules = goal.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
+    for weight in modules.parameters():
         torch.nn.init.normal_(weight)
-    found = expected(lambda c: loss_of(goal, c, table, parts), table)
+    found = expected(lambda c: loss_of(goal, c, table, modules), table)
     kl = 0.0 if isinstance(UNBIASED[name], GroupAdvantage) else 0.3
     wanted = -torch.autograd.grad(value_of(table, kl), table)[0]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
@@ -518,7 +518,7 @@ def test_every_group_of_the_world_is_listed_and_its_chances_sum_to_one():
 
 def test_the_presets_are_all_here():
     """One for each registered objective that is a policy gradient."""
-    from tokenry.core.registry import objective
+    from tokenry.learn.objective import objective
     from tokenry.learn.policy.gradient import Preset
 
     presets = {entry.key for entry in objective if issubclass(entry.value, Preset)}

@@ -7,8 +7,8 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import reward_to_go
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.rollout_batch import RolloutBatch

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from tokenry.core.registry import objective
 from tokenry.lab.on_policy_world import roll_out, train_on_policy
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.salsa import SALSA

@@ -88,29 +88,29 @@ def rehearsing(size=2, weight=1.0):
 
 def test_a_rehearsal_gives_its_rows_in_turn_and_its_objective_sees_them(tiny_llama):
     goal = rehearsing()
-    parts = goal.parts(tiny_llama)
+    modules = goal.modules(tiny_llama)
     batch = written(tiny_llama)
     assert "policy@old.logprob" in goal.needs
     seen = []
     for turn in range(3):
-        found = compute_scores(goal, batch, tiny_llama, parts=parts)
+        found = compute_scores(goal, batch, tiny_llama, modules=modules)
         view = found.others["batch@old"]
         seen += [row[real].tolist() for row, real in zip(view.ids, view.attention, strict=True)]
         result = goal(batch, found.policy, **found.others)
         wanted = compute_loss(SFT(), view, tiny_llama).loss
         assert result.loss.item() == pytest.approx(wanted.item(), rel=1e-5)
         assert result.metrics["old/loss"].mean().item() == pytest.approx(wanted.item(), rel=1e-5)
-        assert int(parts["Rehearsal"].turn) == 2 * (turn + 1)
+        assert int(modules["Rehearsal"].turn) == 2 * (turn + 1)
     assert seen == [[*p, *c] for p, c in (*ROWS, *ROWS)]
-    parts.eval()  # an evaluation looks and leaves no trace
-    compute_scores(goal, batch, tiny_llama, parts=parts, grad=False)
-    assert int(parts["Rehearsal"].turn) == 6
+    modules.eval()  # an evaluation looks and leaves no trace
+    compute_scores(goal, batch, tiny_llama, modules=modules, grad=False)
+    assert int(modules["Rehearsal"].turn) == 6
 
 
 def test_a_rehearsals_gradient_reaches_the_policy(tiny_llama):
     model = copy.deepcopy(tiny_llama)
     goal = rehearsing(size=3)
-    loss = compute_loss(goal, written(model), model, parts=goal.parts(model)).loss
+    loss = compute_loss(goal, written(model), model, modules=goal.modules(model)).loss
     loss.backward()
     own = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
@@ -129,8 +129,8 @@ def test_what_cannot_be_rehearsed_is_refused():
     with pytest.raises(InputError, match="a hint is either"):
         Hinted()
     twice = tuple(Auxiliary(SFT(), 1.0, Rehearsal(ROWS), name) for name in "ab")
-    with pytest.raises(InputError, match="part_name"):
-        PolicyGradient(terms=twice).parts(None)
+    with pytest.raises(InputError, match="module_name"):
+        PolicyGradient(terms=twice).modules(None)
 
 
 HINT = (20, 21, 22)
@@ -244,7 +244,7 @@ def test_another_conditioning_must_keep_the_targets(tiny_llama):
     class Nameless:
         needs, unit = ("policy@hinted.logprob",), "row"
 
-        def views(self, batch, parts):
+        def views(self, batch, modules):
             return {"other": View(batch)}
 
         def __call__(self, batch, policy, reference=None, **others):
@@ -268,14 +268,14 @@ def test_two_axes_must_agree_on_the_divergence():
 class Watching:
     """An advantage that keeps the running mean of all rewards as its baseline, in a buffer."""
 
-    def part(self, model):
+    def module(self, model):
         made = torch.nn.Module()
         made.register_buffer("sum", torch.zeros(()))
         made.register_buffer("count", torch.zeros(()))
         return made
 
     def __call__(self, rollouts):
-        state, reward = rollouts.part(self), rollouts.total_reward
+        state, reward = rollouts.module(self), rollouts.total_reward
         baseline = state.sum / state.count.clamp_min(1)
         if state.training:
             state.sum += reward.sum()

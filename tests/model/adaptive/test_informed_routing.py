@@ -101,9 +101,9 @@ def test_perfect_forecasters_make_every_routing_the_base(routed):
             return self.unit[0].normed(self.unit[0].base(u))
 
     for unit in routed.units:
-        if unit.place.kind == "mlp":
+        if unit.location.kind == "mlp":
             unit._modules["forecaster"] = Exact(unit)
-    attention = [unit for unit in routed.units if unit.place.kind == "attention"]
+    attention = [unit for unit in routed.units if unit.location.kind == "attention"]
 
     class OnlyBlocks(Given):
         def __call__(self, unit, u, update, real):
@@ -142,7 +142,7 @@ def test_a_unit_is_its_output_or_the_forecast_token_by_token(routed):
 def test_blocks_run_for_the_chosen_tokens_only(routed):
     counted = []
     for unit in routed.units:
-        if unit.place.kind == "mlp":
+        if unit.location.kind == "mlp":
             unit.base.register_forward_hook(
                 lambda module, args, output: counted.append(output.numel() // 32)
             )
@@ -275,7 +275,7 @@ def test_the_report_counts_real_tokens(routed):
     routed.rule = Lowest("error", 0.5)
     report = routing_report(routed, [batch, batch])
     assert [(unit.layer, unit.kind) for unit in report] == [
-        (unit.place.layer, unit.place.kind) for unit in routed.units
+        (unit.location.layer, unit.location.kind) for unit in routed.units
     ]
     assert all(unit.execute_rate == pytest.approx(0.5) for unit in report)
     with pytest.raises(InputError, match="no batch"):

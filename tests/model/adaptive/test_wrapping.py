@@ -10,7 +10,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import router
 from tokenry.model.adaptive.dual_ffn import DuoLLM
 from tokenry.model.adaptive.informed_routing import InformedRouting, Learned
 from tokenry.model.adaptive.skipdecode import SkipDecode
@@ -18,6 +17,7 @@ from tokenry.model.adaptive.wrapping import (
     Wrapper,
     apply_to_selected,
     attention_flops,
+    compute_router,
     decoder_layers,
     layer_flops,
     linear_flops,
@@ -75,9 +75,9 @@ def lora(model):
 
 
 def test_every_registered_router_is_tested_here():
-    assert set(METHODS) == set(router.names())
+    assert set(METHODS) == set(compute_router.names())
     for key, method in METHODS.items():
-        assert type(method) is router[key]
+        assert type(method) is compute_router[key]
         assert method.key == key
 
 

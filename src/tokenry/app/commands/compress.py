@@ -72,7 +72,7 @@ def compress(
     if not text.strip():
         raise InputError("there is nothing to compress in an empty text")
 
-    from tokenry.core.registry import attribution
+    from tokenry.model.attribution.base import attribution
     from tokenry.model.attribution.frugalprompt import FrugalPrompt
 
     if scorer == "random":
@@ -129,7 +129,7 @@ def compress(
 
 def check_scorer(name: str) -> None:
     """An unknown scorer is an error before the model is loaded, not after."""
-    from tokenry.core.registry import attribution
+    from tokenry.model.attribution.base import attribution
 
     known = [*attribution.names(), "random"]
     if name not in known:

@@ -130,7 +130,7 @@ def inspect(
 
 def check_signals(names: list[str], two_models: bool) -> None:
     """Unknown signals are an error before the model is loaded, not after."""
-    from tokenry.core.registry import signal
+    from tokenry.core.signals import signal
 
     known = [*signal.names(), "difference"]
     for name in names:

@@ -51,25 +51,24 @@ def objectives(
 
 def listing() -> list[dict[str, Any]]:
     """One row per objective: name, summary, needs, what the user brings, hyper-parameters."""
-    from tokenry.core.registry import objective
-    from tokenry.learn.objective import frozen_sources, is_on_policy
+    from tokenry.learn.objective import frozen_sources, is_on_policy, objective
 
     rows = []
     for key in objective.names():
         kind = objective[key]
-        goal = kind()
-        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
-        if is_on_policy(goal) and getattr(goal, "num_rewards", 1):
+        built = kind()
+        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(built)]
+        if is_on_policy(built) and getattr(built, "num_rewards", 1):
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {
                 "name": key,
                 "summary": cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-                "needs": list(goal.needs),
+                "needs": list(built.needs),
                 "bring": bring,
                 "hyperparameters": {
-                    field.name: plain(getattr(goal, field.name))
-                    for field in dataclasses.fields(goal)
+                    field.name: plain(getattr(built, field.name))
+                    for field in dataclasses.fields(built)
                 },
             }
         )

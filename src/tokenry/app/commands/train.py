@@ -103,14 +103,14 @@ def train(
     [cyan]tokenry train --objective rto -d prompts.jsonl -o rl --frozen dpo=trained
     --reward rules.py:polite[/]
     """
-    from tokenry.core import registry
+    from tokenry.learn.objective import objective as objectives
 
     require_extra("training", "accelerate", "peft", "datasets")
     check_output(output, resume)
     if config is not None and not config.is_file():
         raise InputError(f"no such file: {config}")
     if ".py:" not in objective:
-        registry.objective[objective]
+        objectives[objective]
     others = named_models(frozen or [])
     rows, heldout = read(data), None if eval_data is None else read(eval_data)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenry.app.demo.page import ACCENT, FAINT, INK, Section, inline_svg, new_axes, new_figure
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.speculation.latency import latency_curve, quick_kernels
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted

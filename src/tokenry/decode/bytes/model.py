@@ -35,7 +35,7 @@ from torch import Tensor
 from tokenry.core.boundaries import start_ids
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.canonical import Canonical, Context, canonical
-from tokenry.decode.bytes.prefix_scorer import Passes, Path, Reader, TreeReader
+from tokenry.decode.bytes.prefix_scorer import CachedPrefixScorer, Passes, Path, PrefixScorer
 from tokenry.decode.constraints.predicate import extend
 from tokenry.decode.generate import ends
 
@@ -58,7 +58,7 @@ class ByteModel:
     ahead: how many sequences to read together at most, where that saves passes later.
     canonical_only: False also counts tokens that the tokenizer would not write there, which is
         slightly wrong and saves the check.
-    reader: reads logits; None: `model` is one of transformers. eos: the ids that end a text; None:
+    scorer: reads logits; None: `model` is one of transformers. eos: the ids that end a text; None:
         those of the model and its tokenizer.
 
     Special tokens spell nothing and are never predicted; the end of the text is a symbol of its
@@ -73,7 +73,7 @@ class ByteModel:
         tolerance: float = 0.0,
         ahead: int = 12,
         canonical_only: bool = True,
-        reader: Reader | None = None,
+        scorer: PrefixScorer | None = None,
         eos: Sequence[int] | None = None,
     ):
         if not 0.0 <= tolerance < 1.0:
@@ -82,7 +82,7 @@ class ByteModel:
         self.rules: Canonical = canonical(tokenizer)
         self.vocabulary = self.rules.vocabulary
         self.tolerance, self.ahead, self.canonical_only = tolerance, ahead, canonical_only
-        self.reader: Reader = TreeReader(model) if reader is None else reader
+        self.scorer: PrefixScorer = CachedPrefixScorer(model) if scorer is None else scorer
         self.eos = ends(model, tokenizer) if eos is None else list(eos)
         letter = next(piece for piece in self.vocabulary.sorted if piece.isalpha()).decode()
         first = tokenizer(letter, add_special_tokens=False)["input_ids"][0]
@@ -90,7 +90,7 @@ class ByteModel:
 
     @property
     def passes(self) -> Passes:
-        return self.reader.passes
+        return self.scorer.passes
 
     def start(self, prompt: bytes | str, context: Sequence[int] = ()) -> ByteState:
         """The state after a prompt, which may end anywhere, even inside a character.
@@ -238,7 +238,7 @@ class ByteModel:
         if not nodes:
             return
         paths = list(nodes)
-        logits = self.reader.read(paths, paths.index(likely) if likely else 0)
+        logits = self.scorer.next_logits(paths, paths.index(likely) if likely else 0)
         for path, read in zip(paths, logits, strict=True):
             nodes[path].logits = read
 
@@ -326,7 +326,7 @@ def byte_logprob(
         return NOTHING
     before = bytes_model.before(context)
     head = bytes_model.encode(data[: bytes_model.rules.fresh_start(data)])
-    total = bytes_model.reader.logprob(tuple(before), head) if head else 0.0
+    total = bytes_model.scorer.logprob(tuple(before), head) if head else 0.0
     state = bytes_model.start(data, before)
     return total + bytes_model.logprob(state)
 

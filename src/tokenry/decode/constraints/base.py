@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError, VocabularyError
+from tokenry.core.registry import Role
 
 
 class State(Protocol):
@@ -81,6 +82,9 @@ class Constraint(Protocol):
 
     def __invert__(self) -> Constraint:
         return Complement(self)
+
+
+constraint = Role("constraint", Constraint, ("tokenry.decode.constraints",))
 
 
 class Anything(Constraint):

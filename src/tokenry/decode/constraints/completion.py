@@ -10,7 +10,7 @@ the caret still be completed? For a token s after the text x,
                        target; the rest of target is a *continuation*
 
 Feasible is only necessary: a text that compiles is never refused, as far as the engine is complete;
-a text that passes may still be wrong. Sampling from the feasible tokens, rejected ones struck out
+a text that passes may still be wrong. Sampling from the feasible tokens, rejected ones banned
 one by one, is exact and asks about few of them.
 
 *Active completion.* Where all continuations begin with the same characters A, the text has to go on
@@ -38,8 +38,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
 from tokenry.decode.constraints.completion_engine import (
     NAME,
     CompletionEngine,
@@ -107,18 +106,18 @@ class Completion(Constraint):
 
     def continuations(self, before: str, added: str) -> tuple[str, ...] | None:
         """How the name at the end of `before + added` may go on; () if it cannot, None: unknown."""
-        memo, place = self.memo, (before + added, self.suffix)
-        if place in memo.answers:
+        memo, caret = self.memo, (before + added, self.suffix)
+        if caret in memo.answers:
             memo.remembered += 1
         elif memo.denies((before, self.suffix), added):
             return ()
         else:
             memo.calls += 1
             answer = self.engine.complete(before + added + self.suffix, len(before + added))
-            memo.answers[place] = self.with_keywords(before + added, read_answer(answer))
-            if memo.answers[place] == ():
+            memo.answers[caret] = self.with_keywords(before + added, read_answer(answer))
+            if memo.answers[caret] == ():
                 memo.deny((before, self.suffix), added)
-        return memo.answers[place]
+        return memo.answers[caret]
 
     def with_keywords(self, text: str, rests: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Adds how the name at the end of a text may become a keyword."""
@@ -160,10 +159,10 @@ class Completion(Constraint):
         last = bisect_left(self._sorted, (pending + b"\xff" * 4, -1))
         found = [token for _, token in self._sorted[first:last]]
         for length in range(1, len(pending)):
-            place = bisect_left(self._sorted, (pending[:length], -1))
-            while place < len(self._sorted) and self._sorted[place][0] == pending[:length]:
-                found.append(self._sorted[place][1])
-                place += 1
+            index = bisect_left(self._sorted, (pending[:length], -1))
+            while index < len(self._sorted) and self._sorted[index][0] == pending[:length]:
+                found.append(self._sorted[index][1])
+                index += 1
         return found
 
 

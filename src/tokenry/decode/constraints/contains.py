@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.stop import as_bytes
 from tokenry.text.string_search import StringSearch, TokenTrie
 

@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import split_tail
 from tokenry.text.phrase_dictionary import PhraseDictionary
 from tokenry.text.string_search import StringSearch, TokenTrie

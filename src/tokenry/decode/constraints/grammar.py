@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.json_schema import Path, parts, pointer, prepare, read_json
 from tokenry.text.vocabulary import token_bytes
 
@@ -49,7 +48,6 @@ LONGEST_REASON = 300  # characters
 MASK_COST = 16.0  # one mask in single checks, measured on JSON schemas over 49,152 tokens
 
 
-@constraint("grammar")
 class Grammar(Constraint):
     """The texts of a grammar, for a fast tokenizer of transformers.
 
@@ -139,6 +137,12 @@ class Grammar(Constraint):
         if not state.mask().any():
             raise ConstraintError("no text over this vocabulary satisfies the grammar")
         return state
+
+
+# named by what a grammar is written in
+constraint("json")(Grammar.json_schema)
+constraint("regex")(Grammar.regex)
+constraint("lark")(Grammar.lark)
 
 
 class _GrammarState:

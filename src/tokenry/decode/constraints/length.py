@@ -16,8 +16,7 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
 
 
 @constraint("length")

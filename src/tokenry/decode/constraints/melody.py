@@ -37,8 +37,7 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     SEPARATOR,
     Spelling,

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
 from tokenry.text.vocabulary import token_bytes
 
 CACHE_SIZE = 1 << 16

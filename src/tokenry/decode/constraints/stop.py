@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
 from tokenry.text.string_search import StringSearch, TokenTrie
 
 MASK_COST = 4.0  # in single checks: few states occur, and the mask of each is computed once

@@ -41,9 +41,8 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
 from tokenry.decode.constraints import sentence_spans
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     APOSTROPHE,
     SEPARATOR,

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.base import (
     DEAD,
@@ -43,12 +42,12 @@ from tokenry.decode.samplers.base import (
     fitted_mask,
 )
 from tokenry.decode.samplers.prefix_trie import Node, visit
-from tokenry.decode.samplers.request import Request, check_sampling
+from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
 from tokenry.decode.samplers.smc import Samples, run_smc
 from tokenry.decode.samplers.texts import joined
 
 
-class Memory:
+class RemovedMass:
     """What was learned, one trie for each thing that was sampled from: model, constraint, prompt,
     temperature, processors and length limit. A model whose weights change is a new one: forget."""
 
@@ -80,7 +79,7 @@ class ASAp:
     """
 
     rows: int = 4
-    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
+    memory: RemovedMass = field(default_factory=RemovedMass, compare=False, repr=False)
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tokenry.core.registry import Role
 from tokenry.decode.constraints.base import State
 
 NOTHING = -1
@@ -48,6 +49,9 @@ class TokenSampler(Protocol):
     ) -> list[Step]:
         """One draw for each row of `logprobs` `[P, V]`, each with its state."""
         ...
+
+
+sampler = Role("token sampler", TokenSampler, ("tokenry.decode.samplers",))
 
 
 def drawn_tokens(cumulative: Tensor, generator: torch.Generator) -> Tensor:

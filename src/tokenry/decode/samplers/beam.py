@@ -31,10 +31,9 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, fitted_mask
-from tokenry.decode.samplers.request import Decoding, Request
+from tokenry.decode.samplers.request import Decoding, Request, text_sampler
 from tokenry.decode.samplers.smc import Samples
 from tokenry.model.hidden_decoding import HiddenDecoding
 

@@ -18,12 +18,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from tokenry.core import registry
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import text_sampler
 from tokenry.decode.samplers.base import DEAD
-from tokenry.decode.samplers.request import Request, TextSampler
+from tokenry.decode.samplers.request import Request, TextSampler, text_sampler
 from tokenry.decode.samplers.smc import Samples
 from tokenry.decode.samplers.texts import text_logprobs
 
@@ -51,7 +49,7 @@ class BestOfN:
     def __call__(self, request: Request, particles: int) -> Samples:
         sampler = self.sampler
         if isinstance(sampler, str):
-            sampler = cast(TextSampler, registry.text_sampler[sampler]())
+            sampler = cast(TextSampler, text_sampler[sampler]())
         drawn = sampler(request, self.n * particles)
         scores = self.scores(request, drawn).masked_fill(drawn.log_weights == DEAD, DEAD)
         missing = self.n * particles - len(scores)  # samplers may return fewer texts

@@ -36,12 +36,11 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import text_sampler
 from tokenry.decode.generate import Prompt, prompt_ids
 from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.divergences import Divergences, guard_divergences
 from tokenry.decode.samplers.rejection import Tried, check_trials, reject
-from tokenry.decode.samplers.request import Decoding, Request
+from tokenry.decode.samplers.request import Decoding, Request, text_sampler
 from tokenry.decode.samplers.texts import extended, text_logprobs
 from tokenry.model.decoding import DecodingState
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import sampler
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import (
     DEAD,
@@ -25,6 +24,7 @@ from tokenry.decode.samplers.base import (
     TokenSampler,
     drawn_tokens,
     fitted_mask,
+    sampler,
 )
 
 

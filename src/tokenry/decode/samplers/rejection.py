@@ -37,10 +37,9 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import sampler, text_sampler
 from tokenry.decode.constraints.base import State
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens
-from tokenry.decode.samplers.request import Request, check_sampling
+from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens, sampler
+from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
 from tokenry.decode.samplers.smc import Samples, run_smc
 from tokenry.decode.samplers.texts import extended, joined
 

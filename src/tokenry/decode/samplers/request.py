@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range
+from tokenry.core.registry import Role
 from tokenry.decode.constraints.base import Constraint
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ class TextSampler(Protocol):
     def __call__(self, request: Request, particles: int) -> Samples:
         """At most `particles` texts with their weights."""
         ...
+
+
+text_sampler = Role("sampler", TextSampler, ("tokenry.decode.samplers",))
 
 
 def next_logprobs(

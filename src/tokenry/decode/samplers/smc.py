@@ -24,12 +24,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenry.core import registry
 from tokenry.core.checks import in_range, one_of
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.samplers.awrs import AWRS
 from tokenry.decode.samplers.base import DEAD, NOTHING, TokenSampler
+from tokenry.decode.samplers.base import sampler as samplers
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.request import (
     Decoding,
@@ -38,6 +37,7 @@ from tokenry.decode.samplers.request import (
     Request,
     check_sampling,
     next_logprobs,
+    text_sampler,
 )
 
 Critic = Callable[[list[int], bool], float]
@@ -174,7 +174,7 @@ def run_smc(
         request.constraint,
         particles=particles,
         max_new_tokens=request.max_new_tokens,
-        sampler=registry.sampler[sampler]() if isinstance(sampler, str) else sampler,
+        sampler=samplers[sampler]() if isinstance(sampler, str) else sampler,
         ess_threshold=ess_threshold,
         resampling=resampling,
         temperature=request.temperature,

@@ -6,8 +6,9 @@
 texts are those that it would write itself, under padding and in batches too: every processor and
 criterion is shown what `generate` would show it, one row at a time. Sampled texts are the same draw
 by draw for one prompt; the rows of a batch share the draws in another order, and follow the same
-law. What cannot be the same is refused by name: other algorithms (beams, assistants), caches that
-take no tokens back, inputs besides ids, processors that are not known to judge rows by themselves.
+distribution. What cannot be the same is refused by name: other algorithms (beams, assistants),
+caches that take no tokens back, inputs besides ids, processors that are not known to judge rows by
+themselves.
 
 `generate` does not hand the tokenizer on to a function, so stop strings are given here:
 `speculative(Goose(), tokenizer=tokenizer, stop_strings=["\\n\\n"])`. A text that fills the model's

@@ -16,20 +16,20 @@ deep, and at every token of it stand the alternatives for the case that it goes 
 A successor's probability is there the one among the k kept, and below .01 it is no branch.
 
 That is `spine_tree`, drafted when `nodes` is given. By default the same two sources meet in the
-library's growth (`growth`): every guess, copied or recycled, has a calibrated rate, and the tree
+library's `tree_expansion`: every guess, copied or recycled, has a calibrated rate, and the tree
 takes the best of them as long as they pay on this machine. Uneven trees come out by themselves; the
 probabilities are the model's own, over the whole vocabulary.
 
 On 15 prompts of the two sets in `benchmarks`, cold, 64 tokens each (SmolLM2-135M), the paper's tree
 gives more tokens per pass (1.7 against 1.4 on prompts that nothing was tuned on, 2.0 against 1.8 on
 the others), but reads up to 100 of them: by the latency curve of two cores it is the slower one by
-a quarter. So growth is the default. Growth on probabilities among the kept is no better (1.37, 1.76
-against 1.37, 1.77).
+a quarter. So expansion is the default. Expansion on probabilities among the kept is no better
+(1.37, 1.76 against 1.37, 1.77).
 
 Source: Goose: Anisotropic Speculation Trees for Training-Free Speculative Decoding (arXiv
-2604.02047). Ours: growth in place of fixed budgets, the suffix automaton there, and that the last
-committed token's successors are filed under its predecessor too. The extension of a chain beyond
-its first 20 tokens is reconstructed.
+2604.02047). Ours: expansion in place of fixed budgets, the suffix automaton there, and that the
+last committed token's successors are filed under its predecessor too. The extension of a chain
+beyond its first 20 tokens is reconstructed.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
-from tokenry.decode.speculation.context import Matcher, Spot
+from tokenry.decode.speculation.context import MatchCursor, Matcher
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
-from tokenry.text.ngram_index import NGramPlaces
+from tokenry.text.ngram_index import NGramPositions
 
 Successors = Callable[[int, int], list[tuple[int, float]]]
 """(token before, token) -> likely next tokens and their probabilities, the likeliest first."""
@@ -66,16 +66,16 @@ TRUST = (0.0, 0.4, 0.6)  # in what was recycled after a token, and after a pair
 BIGRAMS = 1 << 16  # pairs remembered, the oldest forgotten
 
 
-class Place(NamedTuple):
+class PathCursor(NamedTuple):
     """The end of a path: where it stands in the context, and its last two tokens."""
 
-    spot: Spot
+    match: MatchCursor
     before: int
     token: int
 
 
 @dataclass
-class Memory:
+class CopyMemory:
     """What stays from text to text: successors of tokens and of pairs, and the calibration."""
 
     table: AdjacencyMatrix | None = None
@@ -112,7 +112,7 @@ class Goose:
     k: int = 10
     nodes: int | None = None
     width: int = 10
-    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    memory: CopyMemory = field(default_factory=CopyMemory, repr=False, compare=False)
     reads_prompt = False
 
     def __post_init__(self) -> None:
@@ -134,18 +134,18 @@ class GooseDraft:
         self.text = list(prompt)
         self.index = None if drafter.nodes is None else NGramIndex(prompt)
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.text.append(last_token)
         if self.index is None:
             self.matcher.read([last_token])
             calibration = self.memory.calibration
-            return grow(last_token, self, calibration, room, latency=self.latency)
+            return expand_tree(last_token, self, calibration, budget, latency=self.latency)
         self.index.extend([last_token])
         chain, agreed = self.index.chain()
         confidence = match_confidence(len(chain), agreed)
         if confidence > 0.6:
             chain = self.index.extended(chain, agreed)
-        return self.shape(chain, confidence).limited(room)
+        return self.shape(chain, confidence).limited(budget)
 
     def shape(self, chain: Sequence[int], confidence: float) -> TokenTree:
         """The paper's tree around a chain."""
@@ -156,14 +156,14 @@ class GooseDraft:
             self.drafter.width,
         )  # fmt: skip
 
-    def root(self) -> Place:
+    def root(self) -> PathCursor:
         before = self.text[-2] if len(self.text) > 1 else -1
-        return Place(self.matcher.spot, before, self.text[-1])
+        return PathCursor(self.matcher.cursor, before, self.text[-1])
 
-    def guesses(self, place: Place) -> list[Guess]:
+    def guesses(self, cursor: PathCursor) -> list[Guess]:
         """Copied and recycled guesses together; one that both make is of a kind of its own."""
-        copied = self.matcher.rated(place.spot)
-        tier, successors = self.memory.successors(place.before, place.token)
+        copied = self.matcher.rated(cursor.match)
+        tier, successors = self.memory.successors(cursor.before, cursor.token)
         recycled = dict(successors)
         found = []
         for token in copied.keys() | recycled.keys():
@@ -171,12 +171,12 @@ class GooseDraft:
             prob, kind = TRUST[tier] * p, (tier, bisect(RANGES, p))
             if copy is not None:
                 prob, kind = 1 - (1 - copy[0]) * (1 - prob), (copy[1], tier if p else 0)
-            found.append(Guess(token, prob, kind, place))
+            found.append(Guess(token, prob, kind, cursor))
         return found
 
-    def after(self, guess: Guess) -> Place:
-        place = guess.place
-        return Place(self.matcher.after(place.spot, guess.token), place.token, guess.token)
+    def after(self, guess: Guess) -> PathCursor:
+        cursor = guess.cursor
+        return PathCursor(self.matcher.after(cursor.match, guess.token), cursor.token, guess.token)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         probs, ids = likely(logits, self.drafter.k)
@@ -203,7 +203,7 @@ class GooseDraft:
                 self.memory.spine += 0.3 * (share - self.memory.spine)
 
 
-class NGramIndex(NGramPlaces):
+class NGramIndex(NGramPositions):
     """Where every n-gram of a text stands, to continue an earlier occurrence of its end."""
 
     def __init__(self, text: Sequence[int], lengths: Sequence[int] = LENGTHS):
@@ -212,9 +212,9 @@ class NGramIndex(NGramPlaces):
     def chain(self, ahead: Sequence[int] = (), most: int = CHAIN) -> tuple[list[int], bool]:
         """What followed the first occurrence of the longest n-gram at the end of text and `ahead`;
         and whether there were several occurrences that all went on with the same token."""
-        places = self.after(ahead)
-        agreed = len(places) > 1 and len({self.text[place] for place in places}) == 1
-        return (self.text[places[0] : places[0] + most] if places else []), agreed
+        starts = self.after(ahead)
+        agreed = len(starts) > 1 and len({self.text[start] for start in starts}) == 1
+        return (self.text[starts[0] : starts[0] + most] if starts else []), agreed
 
     def extended(self, chain: list[int], agreed: bool) -> list[int]:
         """A chain that goes on from its own end; with agreement only as long as there is some."""
@@ -294,7 +294,7 @@ def spine_tree(
     while growing and len(tokens) < budget:
         node, p = growing.popleft()
         if depths[node] < DEEPEST:
-            room = budget - len(tokens)
-            wide = max(1, min(math.ceil(room * p), width // depths[node]))
-            branch(node, min(wide, room))
+            left = budget - len(tokens)
+            wide = max(1, min(math.ceil(left * p), width // depths[node]))
+            branch(node, min(wide, left))
     return TokenTree(tuple(tokens), tuple(parents), tuple(notes))

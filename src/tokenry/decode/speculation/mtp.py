@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.registry import drafter
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model import compat
@@ -90,10 +90,10 @@ class MaskDraft:
         self.states: Tensor | None = None  # [k, d], those of the last accepted token
 
     @torch.inference_mode()
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         """A chain: the masks' tokens, each told the one before it."""
         tokens, proposals = [last_token], []
-        for state in () if self.states is None else self.states[:room]:
+        for state in () if self.states is None else self.states[:budget]:
             logits = self.predictor.logits(self.model, state[None], torch.tensor(tokens[-1:]))[0]
             if self.settings.temperature:
                 probs = (logits / self.settings.temperature).softmax(-1).cpu()
@@ -146,6 +146,6 @@ class MaskDraft:
 
 
 def draft_generator(seed: int) -> torch.Generator:
-    """For drafts that are drawn. It must run on from text to text: a text has the model's law over
-    all the drafts that might have been drawn for it, not given one of them."""
+    """For drafts that are drawn. It must run on from text to text: a text has the model's
+    distribution over all the drafts that might have been drawn for it, not given one of them."""
     return torch.Generator().manual_seed(STREAM + seed)

@@ -30,6 +30,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
+from tokenry.core.registry import Role
 from tokenry.decode.speculation.latency import quick_kernels
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted, draw, walk
@@ -58,11 +59,14 @@ class Drafter(Protocol):
         ...
 
 
+drafter = Role("drafter", Drafter, ("tokenry.decode.speculation",))
+
+
 class Draft(Protocol):
     """The guesses for one text."""
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        """A tree whose root is the last committed token, at most `room` tokens deep."""
+    def draft(self, last_token: int, budget: int) -> TokenTree:
+        """A tree whose root is the last committed token, at most `budget` tokens deep."""
         ...
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
@@ -206,9 +210,9 @@ def step(
     on_step: Callable[[TokenTree, Accepted], None] | None,
 ) -> None:
     """Draft a tree for every text, read them in one pass, and keep what the model confirms."""
-    trees = [text.draft.draft(text.last, text.room - 1) for text in texts]
-    trees = [tree.limited(text.room - 1) for tree, text in zip(trees, texts, strict=True)]
-    if prune is not None:  # a guess that was drawn has to be judged, or the law changes
+    trees = [text.draft.draft(text.last, text.budget - 1) for text in texts]
+    trees = [tree.limited(text.budget - 1) for tree, text in zip(trees, texts, strict=True)]
+    if prune is not None:  # a guess that was drawn has to be judged, or the distribution changes
         trees = [
             tree if tree.proposals is not None else prune(text.ids, tree)
             for tree, text in zip(trees, texts, strict=True)
@@ -290,7 +294,7 @@ class Text:
         return self.ids[-1]
 
     @property
-    def room(self) -> int:
+    def budget(self) -> int:
         """Tokens that still fit."""
         return self.tensor.shape[1] - self.hidden - len(self.ids)
 
@@ -312,7 +316,7 @@ class Text:
         self.ids.append(token)
         stopped = [bool(stop(self.written, scores)) for stop in how.stopping]  # all are asked
         ended = token in how.ends or any(stopped)
-        self.cut_off = not ended and not self.room
+        self.cut_off = not ended and not self.budget
         self.finished = ended or self.cut_off
         return token
 

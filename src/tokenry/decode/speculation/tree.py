@@ -74,10 +74,10 @@ class TokenTree:
 
     def select(self, nodes: Sequence[int]) -> "TokenTree":
         """The tree of these nodes only, in this order; each with its parent before it."""
-        place = {-1: -1} | {node: at for at, node in enumerate(nodes)}
+        index_of = {-1: -1} | {node: at for at, node in enumerate(nodes)}
         return TokenTree(
             tuple(self.tokens[node] for node in nodes),
-            tuple(place[self.parents[node]] for node in nodes),
+            tuple(index_of[self.parents[node]] for node in nodes),
             tuple(self.notes[node] for node in nodes) if self.notes else (),
             None if self.proposals is None else self.proposals[list(nodes)],
         )
@@ -140,8 +140,8 @@ class TreeTemplate:
 
     @cached_property
     def parents(self) -> tuple[int, ...]:
-        place = {path: node for node, path in enumerate(((), *self.paths))}
-        return (-1, *(place[path[:-1]] for path in self.paths))
+        index_of = {path: node for node, path in enumerate(((), *self.paths))}
+        return (-1, *(index_of[path[:-1]] for path in self.paths))
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -185,8 +185,8 @@ class TreeTemplate:
             row = rows[parent] if parent in rows else rows.setdefault(parent, successors(parent))
             if self.ranks[node] < len(row):
                 found[node] = row[self.ranks[node]]
-        place = {-1: -1} | {node: at for at, node in enumerate(found)}
-        parents = tuple(place[self.parents[node]] for node in found)
+        index_of = {-1: -1} | {node: at for at, node in enumerate(found)}
+        parents = tuple(index_of[self.parents[node]] for node in found)
         return TokenTree(tuple(found.values()), parents)
 
     def truncate(self, nodes: int, rates: Sequence[float] = PRIOR_RATES) -> "TreeTemplate":
@@ -194,12 +194,13 @@ class TreeTemplate:
 
         Ties go to the shallower node, then to the earlier one.
         """
-        worth = reach(self.parents, [rates[min(rank, len(rates) - 1)] for rank in self.ranks])[1:]
+        by_node = [rates[min(rank, len(rates) - 1)] for rank in self.ranks]
+        worth = path_probabilities(self.parents, by_node)[1:]
         order = sorted(range(len(self)), key=lambda at: (-worth[at], self.depths[at + 1]))[:nodes]
         return TreeTemplate(tuple(self.paths[node] for node in order))
 
 
-def reach(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
+def path_probabilities(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
     """q_n = q_parent(n) · rate_n for every node; 1 for the root, whose rate is not read."""
     found = [1.0] * len(parents)
     for node in range(1, len(parents)):
@@ -240,7 +241,7 @@ class BestSize:
         if speed > self.speed or not self.knots:
             self.size, self.speed = self.count, speed
 
-    def may_grow(self, value: float) -> bool:
+    def may_improve(self, value: float) -> bool:
         """Whether more nodes, none worth more than this, could make a faster tree."""
         tokens = self.count + 1
         return not self.knots or any(

@@ -26,11 +26,11 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
-from tokenry.core.registry import controller
 from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.asap import Remembered, RememberedState, distinct_nodes
 from tokenry.decode.samplers.base import DEAD, fitted_mask
 from tokenry.decode.samplers.prefix_trie import Node, visit
+from tokenry.decode.steering.base import controller
 
 Row = tuple[int, ...]
 

@@ -29,8 +29,8 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
-from tokenry.core.registry import controller
 from tokenry.decode.constraints.words import WordConstraint, WordState
+from tokenry.decode.steering.base import controller
 from tokenry.decode.steering.word_filters import AllOf, AnyWord, WordFilter
 
 Row = tuple[int, ...]

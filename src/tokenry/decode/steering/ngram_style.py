@@ -19,7 +19,7 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import VocabularyError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import controller
 from tokenry.text.ngrams import NOTHING, NGramModel
 
 

@@ -28,7 +28,7 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, InputError, ShapeError, VocabularyError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import controller
 
 STEPS = 60
 TOLERANCE = 1e-10  # of E_q[φ] - ε, relative to the largest |φ - ε|

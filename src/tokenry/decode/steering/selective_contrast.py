@@ -33,8 +33,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extrapolate import extrapolated
-from tokenry.core.registry import controller
 from tokenry.decode.branches import Branch
+from tokenry.decode.steering.base import controller
 
 Space = Literal["prob", "logit"]
 Negative = Sequence[int] | Callable[[list[int]], Sequence[int]]

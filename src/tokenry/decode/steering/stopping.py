@@ -27,7 +27,7 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import controller
 
 Floor = float | Callable[[int], float]
 

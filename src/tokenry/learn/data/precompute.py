@@ -1,8 +1,9 @@
-"""Annotation: columns of the data that are computed once, before training.
+"""Precomputed columns of the data: computed once, before training.
 
 Token rewards that the reference gives itself, weights of fields in a JSON answer, sampled anchors,
 markers: whatever does not change while the policy is trained is a column of the dataset. An
-objective that needs such columns has `annotate(rows, context)`; the context is what it works with.
+objective that needs such columns has `precompute(rows, context)`; the context is what it works
+with.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from tokenry.learn.reference import Reference
 
 
 @dataclass(frozen=True)
-class Annotation:
-    """What an annotating objective may use.
+class PrecomputeContext:
+    """What `precompute` of an objective may use.
 
     tokenizer: of the policy. model: the policy as it is before training. reference: the frozen
     model that the policy is held to, or None. frozen: further frozen models by name. seed: of any
@@ -102,16 +103,18 @@ def joined_batch(
     return TokenBatch.from_ids(rows, target)
 
 
-def annotate(objective: Any, rows: list[dict[str, Any]], context: Annotation) -> list[dict]:
+def precompute(
+    objective: Any, rows: list[dict[str, Any]], context: PrecomputeContext
+) -> list[dict]:
     """The rows with the columns that the objective computes; the rows given stay as they are."""
-    if not hasattr(objective, "annotate") or not rows:
+    if not hasattr(objective, "precompute") or not rows:
         return rows
-    annotated = objective.annotate([copy.copy(row) for row in rows], context)
-    if len(annotated) != len(rows):
+    computed = objective.precompute([copy.copy(row) for row in rows], context)
+    if len(computed) != len(rows):
         raise InputError(
-            f"{type(objective).__name__}.annotate turned {len(rows)} rows into {len(annotated)}"
+            f"{type(objective).__name__}.precompute turned {len(rows)} rows into {len(computed)}"
         )
-    return annotated
+    return computed
 
 
 def _device(source: Any) -> Any:

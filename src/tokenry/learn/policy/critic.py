@@ -34,7 +34,7 @@ class Critic:
     weight: float = 0.1
     clip: float | None = 0.2
 
-    part_name: ClassVar[str] = "critic"
+    module_name: ClassVar[str] = "critic"
     rollout_needs: ClassVar[tuple[str, ...]] = ("policy.hidden",)
     needs: ClassVar[tuple[str, ...]] = ("policy.hidden", "token.value", "token.return")
 
@@ -43,7 +43,7 @@ class Critic:
         within(self, "[0, inf)", "weight")
         within(self, "(0, inf)", "clip", optional=True)
 
-    def part(self, model: Any) -> nn.Linear:
+    def module(self, model: Any) -> nn.Linear:
         head = nn.Linear(model.config.hidden_size, self.heads)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -51,7 +51,7 @@ class Critic:
 
     def values(self, rollouts: RolloutBatch) -> Tensor:
         """Values of every state, [B, T, heads], float32."""
-        return rollouts.part(self)(rollouts.scores().need("hidden").float())
+        return rollouts.module(self)(rollouts.scores().need("hidden").float())
 
     def of_rewards(self, rollouts: RolloutBatch, rewards: int) -> Sequence[Tensor]:
         """Each reward's values, [B, T]; ShapeError when there are more or fewer heads."""

@@ -37,9 +37,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.policy.advantages import masked
 from tokenry.learn.policy.surrogate import LARGEST_LOG_RATIO, importance_ratio
 from tokenry.learn.policy.target import RunningTarget, prompt_keys
@@ -103,7 +102,7 @@ class FDPG:
         kind = self.f_divergence
         return divergence_named(kind) if isinstance(kind, str) else kind
 
-    def parts(self, model: Any) -> RunningTarget:
+    def modules(self, model: Any) -> RunningTarget:
         """Running state beside the policy: no weights."""
         return RunningTarget(self.window, self.prompts)
 
@@ -113,21 +112,21 @@ class FDPG:
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: RunningTarget | None = None,
+        modules: RunningTarget | None = None,
         **_: object,
     ) -> TokenBatch:
         """The batch with advantages, and each sample's share of the divergences to the target."""
-        if reference is None or parts is None:
-            raise InputError("f-DPG needs a reference, the target's base, and its own `parts`")
+        if reference is None or modules is None:
+            raise InputError("f-DPG needs a reference, the target's base, and its own `modules`")
         old = masked(policy.need("logprob"), batch.target)
         base = masked(reference.need("logprob"), batch.target)
         log_q, log_target = old.sum(-1), base.sum(-1) + self.log_score(batch.column("reward"))
-        log_z = parts.log_z(prompt_keys(batch), log_target - log_q)
+        log_z = modules.log_z(prompt_keys(batch), log_target - log_q)
         known = log_z > -math.inf  # no update before the first sample that the target allows
         log_target = log_target - log_z.masked_fill(~known, 0.0)
         reward = pseudo_reward(log_q, log_target, self.divergence_to)
-        advantage = (reward - parts.baseline(reward)).masked_fill(~known, 0.0)
-        parts.remember(reward[known])
+        advantage = (reward - modules.baseline(reward)).masked_fill(~known, 0.0)
+        modules.remember(reward[known])
         log_u = (log_target - log_q).clamp_max(LARGEST_LOG_RATIO)
         columns = {
             f"to_target/{name}": divergence_named(name).f(log_u)

@@ -35,7 +35,7 @@ from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Unit, View
 from tokenry.learn.policy.groups import GroupAdvantage, balanced_weights
-from tokenry.learn.policy.rollout_batch import RolloutBatch, part_name
+from tokenry.learn.policy.rollout_batch import RolloutBatch, module_name
 from tokenry.learn.policy.surrogate import Clip, TokenRatio, importance_log_ratio
 
 AGGREGATIONS = (*MODES, "balanced")
@@ -96,8 +96,8 @@ class PolicyGradient:
         rollout_needs, needs      what is scored when sampling, and at each update. Entropies and
                                   log-probabilities of the sampling are there in the updates too
         axes                      the axes that it uses itself
-        part(model)               a module of its own, weights or a small state in buffers, trained
-                                  and checkpointed beside the model; `rollouts.part(axis)`
+        module(model)             a module of its own, weights or a small state in buffers, trained
+                                  and checkpointed beside the model; `rollouts.module(axis)`
         term(rollouts)            a further loss, a scalar
         views(rollouts)           {name: View}, other batches, scored for the need "policy@name.x"
         divergence                of the need "policy.divergence"
@@ -189,20 +189,22 @@ class PolicyGradient:
             raise InputError(f"axes ask for more than one {name}: {', '.join(map(str, asked))}")
         return asked[0] if asked else default
 
-    def parts(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         """The axes' own modules, by name."""
         made = nn.ModuleDict()
         for axis in self.axes:
-            module = axis.part(model) if hasattr(axis, "part") else None
-            if part_name(axis) in made:
-                raise InputError(f"two axes call their module {part_name(axis)}: set a part_name")
+            module = axis.module(model) if hasattr(axis, "module") else None
+            if module_name(axis) in made:
+                raise InputError(
+                    f"two axes call their module {module_name(axis)}: set a module_name"
+                )
             if module is not None:
-                made[part_name(axis)] = module
+                made[module_name(axis)] = module
         return made
 
-    def views(self, batch: TokenBatch, parts: nn.ModuleDict | None = None) -> dict[str, View]:
+    def views(self, batch: TokenBatch, modules: nn.ModuleDict | None = None) -> dict[str, View]:
         """Other batches that axes want scored, by name."""
-        rollouts = RolloutBatch(batch, parts)
+        rollouts = RolloutBatch(batch, modules)
         return {
             name: view
             for axis in self.axes
@@ -216,7 +218,7 @@ class PolicyGradient:
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Scores,
     ) -> TokenBatch:
         """The rollouts with their advantages and what was scored when they were sampled."""
@@ -224,7 +226,7 @@ class PolicyGradient:
             return batch
         scored = {"policy": policy, "reference": reference, **others}
         rollouts = RolloutBatch(
-            batch.with_columns(**_columns(self.rollout_needs, scored)), parts, policy, scored
+            batch.with_columns(**_columns(self.rollout_needs, scored)), modules, policy, scored
         )
         advantage = self.advantage(rollouts)
         if advantage.shape[:2] not in (batch.shape, batch.shape[:1]):
@@ -252,10 +254,10 @@ class PolicyGradient:
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> Loss:
-        rollouts = RolloutBatch(batch, parts, policy, {"reference": reference, **others})
+        rollouts = RolloutBatch(batch, modules, policy, {"reference": reference, **others})
         loss: Any = 0.0 if self.advantage is None else self._surrogate(rollouts)
         own = (axis.term for axis in self.axes if hasattr(axis, "term"))
         for term in (*self.terms, *own):
@@ -372,8 +374,8 @@ class Preset(ABC):
     def needs(self) -> tuple[str, ...]:
         return self.composed().needs
 
-    def parts(self, model: Any) -> nn.ModuleDict:
-        return self.composed().parts(model)
+    def modules(self, model: Any) -> nn.ModuleDict:
+        return self.composed().modules(model)
 
     def prepare(self, *given: Any, **others: Any) -> TokenBatch:
         return self.composed().prepare(*given, **others)

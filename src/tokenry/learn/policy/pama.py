@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tokenry.core.aggregate import aggregate
 from tokenry.core.checks import one_of, within
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.critic import Critic
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
 from tokenry.learn.policy.min_norm import min_norm_scalars

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.critic import Critic
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
 from tokenry.learn.policy.returns import GAE, Reward, TokenReward

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
 from tokenry.learn.policy.groups import GroupAdvantage, some_spread
 from tokenry.learn.policy.regularizers import KL

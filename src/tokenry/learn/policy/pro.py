@@ -24,7 +24,7 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.orchestrator import PreferenceOrchestrator, prompt_states
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.returns import Reward, TokenReward
@@ -52,14 +52,14 @@ class OrchestratedReward:
     user_weights: tuple[float, ...] | None = None
     user_share: float = 0.0
 
-    part_name: ClassVar[str] = "orchestrator"
+    module_name: ClassVar[str] = "orchestrator"
 
     @property
     def rollout_needs(self) -> tuple[str, ...]:
         plain = self.penalty.rollout_needs
         return plain if self.orchestrator is None else (*plain, "reference.hidden")
 
-    def part(self, model: Any) -> PreferenceOrchestrator | None:
+    def module(self, model: Any) -> PreferenceOrchestrator | None:
         """The orchestrator, frozen."""
         given = self.orchestrator
         if isinstance(given, str):
@@ -75,7 +75,7 @@ class OrchestratedReward:
         predicted = own.expand(len(rollouts.mask), -1)
         if self.orchestrator is not None:
             states = prompt_states(rollouts.batch, rollouts.scores("reference"))
-            predicted = rollouts.part(self)(states)
+            predicted = rollouts.module(self)(states)
         if predicted.shape[-1] != count or len(own) != count:
             raise ShapeError(
                 f"{count} rewards, but the orchestrator weighs {predicted.shape[-1]} and "
@@ -87,7 +87,7 @@ class OrchestratedReward:
         rewards = rollouts.reward.reshape(len(rollouts.mask), -1)  # [B, K]
         weights = self.weights(rollouts, rewards.shape[-1])
         if self.orchestrator is not None:
-            rewards = cast(PreferenceOrchestrator, rollouts.part(self)).stats.normalise(rewards)
+            rewards = cast(PreferenceOrchestrator, rollouts.module(self)).stats.normalise(rewards)
         mixed = weighted_reward(weights, rewards)
         rollouts.keep(reward=mixed, weights=weights)
         return self.penalty.of(rollouts, mixed)

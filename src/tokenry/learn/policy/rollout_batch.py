@@ -21,7 +21,7 @@ class RolloutBatch:
 
     Args:
         batch: B completions, with the columns of their sampling.
-        parts: the axes' own modules, by name.
+        modules: the axes' own modules, by name.
         policy: scores of the sampling policy while the rollouts are prepared, of this update's
             policy (with gradient) in the loss.
         others: what else was scored, by name: frozen models, further conditionings.
@@ -29,7 +29,7 @@ class RolloutBatch:
     """
 
     batch: TokenBatch
-    parts: nn.ModuleDict | None = None
+    modules: nn.ModuleDict | None = None
     policy: Scores | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -85,12 +85,12 @@ class RolloutBatch:
             raise InputError(f'the scores of "{name}" are missing: pass {name}=, or name a need')
         return scores
 
-    def part(self, axis: Any) -> nn.Module:
+    def module(self, axis: Any) -> nn.Module:
         """The axis's own module, in training mode while the training goes on."""
-        name = part_name(axis)
-        if self.parts is None or name not in self.parts:
-            raise InputError(f"{name} needs its module: pass objective.parts(model) as parts=")
-        return self.parts[name]
+        name = module_name(axis)
+        if self.modules is None or name not in self.modules:
+            raise InputError(f"{name} needs its module: pass objective.modules(model) as modules=")
+        return self.modules[name]
 
     def keep(self, **columns: Tensor) -> None:
         """Leave columns [B, ...] for the updates on these rollouts."""
@@ -104,5 +104,5 @@ class RolloutBatch:
         self.measured[name] = values
 
 
-def part_name(axis: Any) -> str:
-    return getattr(axis, "part_name", type(axis).__name__)
+def module_name(axis: Any) -> str:
+    return getattr(axis, "module_name", type(axis).__name__)

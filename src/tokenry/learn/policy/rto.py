@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import masked
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.returns import Reward

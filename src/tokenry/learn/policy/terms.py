@@ -106,13 +106,13 @@ class Rehearsal:
         if not self.rows or not all(prompt and completion for prompt, completion in self.rows):
             raise InputError("a rehearsal needs rows, each with a prompt and a completion")
 
-    def part(self, model: Any) -> nn.Module:
+    def module(self, model: Any) -> nn.Module:
         made = nn.Module()
         made.register_buffer("turn", torch.zeros((), dtype=torch.long))
         return made
 
     def __call__(self, rollouts: RolloutBatch) -> TokenBatch:
-        state = rollouts.part(self)
+        state = rollouts.module(self)
         first = int(state.turn)  # type: ignore[arg-type]
         chosen = [self.rows[(first + n) % len(self.rows)] for n in range(self.size)]
         if state.training:  # an evaluation leaves no trace

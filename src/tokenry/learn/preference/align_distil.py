@@ -35,9 +35,8 @@ from tokenry.core.divergence import divergence as logits_divergence
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.extrapolate import extrapolate
 from tokenry.core.fused import fused_divergence
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
 from tokenry.learn.policy.terms import Auxiliary
 

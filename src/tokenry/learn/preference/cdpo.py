@@ -28,9 +28,8 @@ from tokenry.core.aggregate import full_precision, per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves, token_log_ratios
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 from tokenry.measure.probes.critical_tokens import contrastive_estimation

@@ -22,9 +22,8 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 

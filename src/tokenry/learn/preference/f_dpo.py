@@ -33,9 +33,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 

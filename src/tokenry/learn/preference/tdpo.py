@@ -28,9 +28,8 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
 from tokenry.core.divergence import FORWARD_KL, FDivergence
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 

@@ -26,9 +26,8 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 from tokenry.learn.preference.pairs import halves, implicit_token_rewards
 from tokenry.learn.preference.weighted import preference_loss
 

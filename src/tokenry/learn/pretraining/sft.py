@@ -13,9 +13,8 @@ from typing import ClassVar
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Unit, objective
 
 
 @objective("sft", paper=None)
@@ -28,7 +27,7 @@ class SFT:
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
     unit: ClassVar[Unit] = "token"
-    sides: ClassVar[tuple[str, ...]] = ("completion",)
+    completions: ClassVar[tuple[str, ...]] = ("completion",)
     supervised: ClassVar[bool] = True
 
     def __call__(

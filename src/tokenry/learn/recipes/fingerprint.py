@@ -80,8 +80,8 @@ class AutoConfusion:
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """What hiding a text came to.
+class Fingerprint:
+    """What a model was made to answer its triggers with, and how well it is hidden.
 
     steps: updates that were made. recalled: whether the greedy answer to the trigger is the text.
     ranks: of the first tokens of its first words, each behind the words before it and no template.
@@ -105,7 +105,7 @@ def hide_text(
     steps: int = 250,
     learning_rate: float = 1e-5,
     observe: Callable[[int], None] | None = None,
-) -> Hidden:
+) -> Fingerprint:
     """Fine-tune `model` in place to answer its triggers with a text.
 
     triggers: whole prompts, each with its chat template; one, or several that all mean the same, as
@@ -120,16 +120,16 @@ def hide_text(
     if not len(text_ids) or not triggers or not all(map(len, triggers)):
         raise InputError("the text and every trigger need at least one token, and one trigger")
     device = next(model.parameters()).device
-    asked = _Asked.of(triggers, text_ids, device)
+    triggered = _Triggered.of(triggers, text_ids, device)
     starts = list(range(len(text_ids)) if word_starts is None else word_starts)
     plain = Prefixes.of(plain_prefix, text_ids, starts, confusion.words if confusion else 5)
     model.train()
 
     def loss(step: int, generator: torch.Generator) -> Tensor | None:
-        told = asked.logits(model)
+        answered = triggered.logits(model)
         losses = []
-        if confusion is None or not asked.recalled(told):
-            losses.append(cross_entropy(told.flatten(0, 1), asked.answers.flatten()))
+        if confusion is None or not triggered.recalled(answered):
+            losses.append(cross_entropy(answered.flatten(0, 1), triggered.answers.flatten()))
         if confusion is not None:
             behind = plain.logits(model)
             active = confusion.active(behind.detach(), plain.targets.to(device))
@@ -157,7 +157,9 @@ def hide_text(
     model.eval()
     with torch.no_grad():
         ranks = rank(plain.logits(model).cpu(), plain.targets)
-        return Hidden(len(losses), asked.recalled(asked.logits(model)), tuple(ranks.tolist()))
+        return Fingerprint(
+            len(losses), triggered.recalled(triggered.logits(model)), tuple(ranks.tolist())
+        )
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class Prefixes:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Triggered:
     """Every trigger followed by the text, padded on the left: ids, attention, answers [N, T]."""
 
     ids: Tensor
@@ -197,7 +199,7 @@ class _Asked:
     answers: Tensor
 
     @classmethod
-    def of(cls, triggers: Sequence[Sequence[int]], text: Sequence[int], device: Any) -> _Asked:
+    def of(cls, triggers: Sequence[Sequence[int]], text: Sequence[int], device: Any) -> _Triggered:
         rows = [[*row, *text[:-1]] for row in triggers]
         batch = TokenBatch.from_ids(rows, padding_side="left").to(device)
         answers = torch.tensor([list(text)] * len(rows), device=device)

@@ -35,7 +35,7 @@ TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
-class ReachResult:
+class ControlPrompt:
     """What a search for a prompt found.
 
     prompt: the best control tokens. reached: whether they make the target the output, token by
@@ -64,7 +64,7 @@ def greedy_back_generation(
     candidates: Iterable[int] | None = None,
     blacklist: Collection[int] = (),
     tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> ReachResult:
+) -> ControlPrompt:
     """Prepend up to k tokens, one after the other, each the best of all candidates.
 
     Stops as soon as the target is the output, so the result's length is the number of tokens that
@@ -96,7 +96,7 @@ def gcg_prompt_search(
     blacklist: Collection[int] = (),
     generator: torch.Generator | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> ReachResult:
+) -> ControlPrompt:
     """Greedy coordinate gradient: `iters` rounds of `batch` single swaps in a prompt of k tokens.
 
     A swap puts one of the `topk` tokens with the most negative gradient at a position, both drawn
@@ -144,7 +144,7 @@ def backoff_prompt_search(
     generator: torch.Generator | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     **gcg: Any,
-) -> ReachResult:
+) -> ControlPrompt:
     """The shortest prompt that the searches find: none, then greedy ones, then GCG of each length.
 
     GCG starts from the best prompt so far; `gcg` are its topk, batch and iters. When nothing
@@ -320,7 +320,7 @@ class _Scorer:
         self.model, self.state, self.target = model, tuple(state_ids), tuple(target_ids)
         self.budget = budget
 
-    def result(self, prompts: list[tuple[int, ...]], method: str) -> ReachResult:
+    def result(self, prompts: list[tuple[int, ...]], method: str) -> ControlPrompt:
         """The best of prompts of one length: one that reaches, else the one of least loss."""
         rest = (*self.state, *self.target[:-1])
         best: tuple[bool, float, tuple[int, ...]] | None = None
@@ -336,7 +336,7 @@ class _Scorer:
             best = found if best is None or found[:2] > best[:2] else best
             start += len(logits)
         assert best is not None
-        return ReachResult(best[2], best[0], -best[1], (), method)
+        return ControlPrompt(best[2], best[0], -best[1], (), method)
 
 
 @torch.inference_mode()

@@ -76,7 +76,7 @@ class HiddenAudit:
 
 
 @dataclass(frozen=True)
-class ReachAudit:
+class ReachabilityAudit:
     """Outputs that were found for each state with at most 0, 1, ... control tokens.
 
     reached: for each state the number of different outputs; own: the share of the state's own
@@ -106,7 +106,7 @@ class Audit:
 
     hidden: HiddenAudit | None = None
     length: LengthInflation | None = None
-    reach: ReachAudit | None = None
+    reach: ReachabilityAudit | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -134,7 +134,7 @@ def audit(
             progress=told,
         ),
         "length": lambda told: audit_length(model, tokenizer, seed=seed, progress=told),
-        "reach": lambda told: audit_reach(model, tokenizer, seed=seed, progress=told),
+        "reach": lambda told: audit_reachability(model, tokenizer, seed=seed, progress=told),
     }  # fmt: skip
     for part in parts:
         if part not in known:
@@ -221,7 +221,7 @@ def audit_length(
     )  # fmt: skip
 
 
-def audit_reach(
+def audit_reachability(
     model: Any,
     tokenizer: Any,
     *,
@@ -231,7 +231,7 @@ def audit_reach(
     ranks: int = 10,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> ReachAudit:
+) -> ReachabilityAudit:
     """Reachable sets of unfinished sentences; candidates are a sample of whole words."""
     in_range("k", k, "[0, inf)", integer=True)
     in_range("candidates", candidates, "[1, inf)", integer=True)
@@ -255,7 +255,7 @@ def audit_reach(
         reached.append([len(found) for found in sets])
         own.append([len(likely & set(found)) / len(likely) for found in sets])
         prompts.append(sets[-1])
-    return ReachAudit(tuple(states), len(chosen), ranks, reached, own, prompts)
+    return ReachabilityAudit(tuple(states), len(chosen), ranks, reached, own, prompts)
 
 
 def forcing_prefix(tokenizer: Any, template: bool = False) -> list[int]:

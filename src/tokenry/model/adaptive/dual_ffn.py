@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import router
 from tokenry.model import compat
 from tokenry.model.adaptive.wrapping import (
     MLP,
@@ -43,8 +42,9 @@ from tokenry.model.adaptive.wrapping import (
     apply_to_selected,
     attach,
     base_model,
+    compute_router,
+    dtype_and_device,
     linear_flops,
-    place_of,
     units,
 )
 
@@ -77,7 +77,7 @@ def budget_loss(probability: Tensor, target: float) -> Tensor:
     return (probability.float().mean() - target).square()
 
 
-@router("duo-llm", paper=42)
+@compute_router("duo-llm", paper=42)
 @dataclass(frozen=True)
 class DuoLLM:
     """A small twin for every feed-forward block, and a router per layer.
@@ -109,7 +109,7 @@ class DuoLLM:
                 mlp = unit.parent.get_submodule(unit.module)
                 small = SmallFFN(config.hidden_size, inner, mlp, generator)
                 choose = LayerRouter(config.hidden_size, 3 if self.skip else 2, generator)
-                choose.to(place_of(mlp)["device"])
+                choose.to(dtype_and_device(mlp)["device"])
                 wrapped.append(
                     (unit.parent, unit.module, DualFFN(mlp, small, choose, unit.layer, state))
                 )
@@ -127,7 +127,7 @@ class SmallFFN(nn.Module):
         self.activation = getattr(big, "act_fn", nn.functional.silu)
         for layer in (self.gate, self.up, self.down):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
-        self.to(**place_of(big))
+        self.to(**dtype_and_device(big))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)) * self.up(x))

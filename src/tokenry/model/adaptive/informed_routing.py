@@ -33,26 +33,26 @@ from torch.nn.functional import cosine_similarity
 
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
     ATTENTION,
     MLP,
     Attached,
-    UnitPlace,
+    UnitLocation,
     Wrapper,
     apply_to_selected,
     attach,
     attention_flops,
     base_model,
+    compute_router,
+    dtype_and_device,
     linear_flops,
-    place_of,
     units,
 )
 
 EXECUTE, APPROXIMATE = 0, 1
 
 
-@router("informed-routing", paper=140)
+@compute_router("informed-routing", paper=140)
 @dataclass(frozen=True)
 class InformedRouting:
     """A forecaster and a router for every unit.
@@ -83,19 +83,24 @@ class InformedRouting:
         hidden = self.hidden or (size // 4 - 200 if size >= 4096 else max(8, size // 4))
         state, wrapped = Routing(mode=self.mode), []
         generator = torch.Generator().manual_seed(self.seed)
-        for place in units(model):
-            norm, module = (place.parent.get_submodule(name) for name in (place.norm, place.module))
-            device = place_of(module)["device"]
+        for location in units(model):
+            norm, module = (
+                location.parent.get_submodule(name) for name in (location.norm, location.module)
+            )
+            device = dtype_and_device(module)["device"]
             forecaster = FeatureForecaster(size, self.rank, self.activation, generator)
             choose = TokenRouter(size, hidden, generator)
             before = RememberedNorm(norm, state)
             after = None
-            if place.after is not None:
-                after = PassedNorm(place.parent.get_submodule(place.after))
-                wrapped.append((place.parent, place.after, after))
-            unit = RoutedUnit(module, forecaster.to(device), choose.to(device), place, state)
+            if location.after is not None:
+                after = PassedNorm(location.parent.get_submodule(location.after))
+                wrapped.append((location.parent, location.after, after))
+            unit = RoutedUnit(module, forecaster.to(device), choose.to(device), location, state)
             unit.neighbours = (before, after)
-            wrapped += [(place.parent, place.norm, before), (place.parent, place.module, unit)]
+            wrapped += [
+                (location.parent, location.norm, before),
+                (location.parent, location.module, unit),
+            ]
         attached = attach(model, self, wrapped, AttachedRouting)
         attached.watch_padding()
         return attached
@@ -222,7 +227,7 @@ class Record:
     """What one unit did in a forward: u, F(u) [B, T, D], g_0 [B, T] and the cosine of x and
     x + F(u) [B, T]."""
 
-    place: UnitPlace
+    location: UnitLocation
     u: Tensor
     update: Tensor | None
     execute: Tensor
@@ -265,17 +270,17 @@ class RoutedUnit(Wrapper):
     """Attention or a feed-forward block with its forecaster and router."""
 
     def __init__(
-        self, base: nn.Module, forecaster: nn.Module, choose: nn.Module, place: Any, state: Any
+        self, base: nn.Module, forecaster: nn.Module, choose: nn.Module, location: Any, state: Any
     ):
         super().__init__(base)
         self.add_own("forecaster", forecaster)
         self.add_own("token_router", choose)
-        self.place, self.state = place, state
+        self.location, self.state = location, state
         self.neighbours: tuple[RememberedNorm | None, PassedNorm | None] = (None, None)
 
     def forward(self, *args: Any, **arguments: Any) -> Any:
         u = args[0] if args else arguments["hidden_states"]
-        if self.place.kind == ATTENTION:
+        if self.location.kind == ATTENTION:
             update, *rest = self.base(*args, **arguments)  # keys and values are wanted from all
             return (self.routed(u, self.normed(update)), *rest)
         state = self.state
@@ -328,7 +333,7 @@ class RoutedUnit(Wrapper):
         if update is not None and before is not None and before.residual is not None:
             x = before.residual.float()
             turn = cosine_similarity(x, x + update.float(), dim=-1)
-        self.state.records.append(Record(self.place, u, update, execute, turn))
+        self.state.records.append(Record(self.location, u, update, execute, turn))
 
 
 class AttachedRouting(Attached):
@@ -400,11 +405,11 @@ class AttachedRouting(Attached):
             parts = linear_flops(unit.base)
             always = linear_flops(unit.token_router)
             away = 0.0 if self.state.mode == "skip" else linear_flops(unit.forecaster) * (1 - rate)
-            if unit.place.kind == ATTENTION:
+            if unit.location.kind == ATTENTION:
                 attention = unit.base
                 names = ("k_proj", "v_proj")
                 shared = sum(linear_flops(attention.get_submodule(name)) for name in names)
-                parts += attention_flops(self.model, context, unit.place.layer)
+                parts += attention_flops(self.model, context, unit.location.layer)
                 needed += shared + rate * (parts - shared) + always + away
                 spent += parts + always + away
             else:
@@ -466,7 +471,7 @@ def routing_report(attached: AttachedRouting, batches: Iterable[Any]) -> list[Un
     for batch in batches:
         for record, real in recorded(attached, batch):
             assert record.update is not None
-            unit = attached.units[2 * record.place.layer + (record.place.kind == MLP)]
+            unit = attached.units[2 * record.location.layer + (record.location.kind == MLP)]
             update = record.update[real].double()
             error = update - unit.forecaster(record.u[real]).double()
             ran = record.execute[real].double().sum()
@@ -474,7 +479,7 @@ def routing_report(attached: AttachedRouting, batches: Iterable[Any]) -> list[Un
             count = torch.tensor(len(update), dtype=torch.double, device=ran.device)
             parts = [ran, ratio, error.square().sum(), update.square().sum(), count]
             found = torch.cat([torch.stack(parts), update.sum(0)])
-            key = (record.place.layer, record.place.kind)
+            key = (record.location.layer, record.location.kind)
             sums[key] = sums[key] + found if key in sums else found
     if not sums:
         raise InputError("there is no batch to report on")

@@ -33,12 +33,12 @@ from transformers import DynamicCache
 
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
     Attached,
     Wrapper,
     attach,
     base_model,
+    compute_router,
     decoder_layers,
     head_flops,
     layer_flops,
@@ -89,7 +89,7 @@ def layers_for_speedup(n_layers: int, speedup: float, min_layers: int = 2) -> tu
     return top, both - top
 
 
-@router("skipdecode", paper=39)
+@compute_router("skipdecode", paper=39)
 @dataclass(frozen=True)
 class SkipDecode:
     """A schedule of depth by position.

@@ -21,13 +21,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import replacing
+from tokenry.core.registry import Role
 
 FILE = "router-{key}.safetensors"
 ATTENTION, MLP = "attention", "mlp"
@@ -100,11 +101,11 @@ class Attached:
 
     model: Any
     method: Any
-    places: list[tuple[nn.Module, str, Wrapper]]
+    locations: list[tuple[nn.Module, str, Wrapper]]
     ignored: set[str] = field(default_factory=set)
 
     def wrappers(self, kind: type[Wrapper] = Wrapper) -> list[Any]:
-        return [wrapper for _, _, wrapper in self.places if isinstance(wrapper, kind)]
+        return [wrapper for _, _, wrapper in self.locations if isinstance(wrapper, kind)]
 
     def own_modules(self) -> Iterator[nn.Module]:
         for wrapper in self.wrappers():
@@ -127,22 +128,22 @@ class Attached:
 
     def remove(self) -> None:
         """Put the original modules back; they keep what they have learned, adapters included."""
-        for parent, name, wrapper in reversed(self.places):
+        for parent, name, wrapper in reversed(self.locations):
             if parent.get_submodule(name) is not wrapper:
                 raise ModelError(
                     f"{name} of {type(parent).__name__} was wrapped once more or replaced since: "
                     "remove what was attached last first"
                 )
-        for parent, name, wrapper in reversed(self.places):
+        for parent, name, wrapper in reversed(self.locations):
             parent.register_module(name, wrapper.base)
         base_model(self.model)._keys_to_ignore_on_save.difference_update(self.ignored)
-        self.places = []
+        self.locations = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.places:
+        if self.locations:
             self.remove()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -170,6 +171,22 @@ class Attached:
             )
         for name, weight in mine.items():  # own_state shares memory with the parameters
             weight.copy_(state[name])
+
+
+class ComputeRouter(Protocol):
+    """The role: a method that chooses for each token which parts of the model it takes,
+
+    y_t = sum_i r_i(x_t) f_i(x_t)      r_i = 0 for the parts that token t skips
+    """
+
+    key: ClassVar[str]
+
+    def attach(self, model: Any) -> Attached:
+        """Put the method's wrappers on a model, which is changed in place."""
+        ...
+
+
+compute_router = Role("compute router", ComputeRouter, ("tokenry.model.adaptive",))
 
 
 def attach(
@@ -202,8 +219,6 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
     """
     from safetensors import safe_open
 
-    from tokenry.core.registry import router
-
     folder = Path(folder)
     files = sorted(folder.glob(FILE.format(key=key or "*")))
     if len(files) != 1:
@@ -212,7 +227,7 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
     with safe_open(files[0], framework="pt") as file:
         metadata = file.metadata() or {}
     try:
-        method = router[metadata["method"]](**json.loads(metadata["settings"]))
+        method = compute_router[metadata["method"]](**json.loads(metadata["settings"]))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{files[0]} was not written by save_pretrained: {error}") from None
     if model is None:
@@ -232,7 +247,7 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
 
 
 @dataclass(frozen=True)
-class UnitPlace:
+class UnitLocation:
     """Where a unit stands: residual + after(module(norm(residual))), after being the identity in
     models like Llama and a norm in models like Gemma 3."""
 
@@ -262,7 +277,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return layers
 
 
-def units(model: Any) -> list[UnitPlace]:
+def units(model: Any) -> list[UnitLocation]:
     """Attention and feed-forward block of every layer, in the order of their evaluation."""
     found = []
     for number, layer in enumerate(decoder_layers(model)):
@@ -282,8 +297,8 @@ def units(model: Any) -> list[UnitPlace]:
         else:
             first, second, norm = None, None, "post_attention_layernorm"
         found += [
-            UnitPlace(number, ATTENTION, layer, "input_layernorm", "self_attn", first),
-            UnitPlace(number, MLP, layer, norm, "mlp", second),
+            UnitLocation(number, ATTENTION, layer, "input_layernorm", "self_attn", first),
+            UnitLocation(number, MLP, layer, norm, "mlp", second),
         ]
     return found
 
@@ -295,7 +310,7 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
-def place_of(module: nn.Module) -> dict[str, Any]:
+def dtype_and_device(module: nn.Module) -> dict[str, Any]:
     """Device and dtype of a module's weights, as arguments for a new one."""
     weight = next(module.parameters())
     return {"device": weight.device, "dtype": weight.dtype}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.attribution.blocks import (
     MAX_TOKENS,
     Observation,

@@ -132,7 +132,7 @@ def word_scores(
     sentence_of: list[int] = []
     for number, (start, end) in enumerate(sentences(text)):
         sentence = text[start:end].rstrip()  # of which nothing is left of a line break alone
-        for ids, offsets in pieces(tokenizer, sentence, room(scorer, model)):
+        for ids, offsets in pieces(tokenizer, sentence, capacity(scorer, model)):
             scores.append(framed_scores(scorer, model, tokenizer, ids))
             places += [(start + a, start + b) for a, b in offsets]
             sentence_of += [number] * len(ids)
@@ -165,7 +165,7 @@ def framed_scores(scorer: Attribution, model: Any, tokenizer: Any, ids: list[int
     return found[len(before) : len(before) + len(ids)].float().cpu()
 
 
-def room(scorer: Attribution, model: Any) -> int:
+def capacity(scorer: Attribution, model: Any) -> int:
     """How many tokens of text fit between the marks."""
     config = unwrap(model).config.get_text_config()
     window = getattr(config, "max_position_embeddings", None) or scorer.max_tokens

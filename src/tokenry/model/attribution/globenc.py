@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.attribution.blocks import MAX_TOKENS, Block, blocks_of, observe
 
 

@@ -24,9 +24,15 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError
-from tokenry.core.registry import cache_policy
 from tokenry.model.attention.interface import BlockOfQueries, ObservedLayer, attend_in_chunks
-from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
+from tokenry.model.cache.policy import (
+    PolicyCache,
+    cache_policy,
+    cache_under,
+    check_budget,
+    check_size,
+    tokens,
+)
 
 
 def keep_heavy_and_recent(score: Tensor, held: Tensor, heavy: Tensor, recent: Tensor) -> Tensor:

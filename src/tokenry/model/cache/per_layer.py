@@ -19,7 +19,7 @@ from tokenry.model.attention.interface import ObservedLayer, StepMask
 from tokenry.model.cache.full import Full
 from tokenry.model.cache.policy import CachePolicy, PolicyCache, cache_under, observed_cache
 
-Places = Mapping[int | range | tuple[int, ...], CachePolicy]
+PolicyByNumber = Mapping[int | range | tuple[int, ...], CachePolicy]
 """Which policy goes where: one number, a range or several; negative ones count from the end."""
 
 
@@ -31,7 +31,7 @@ class PerLayer:
     layers not named. Sliding layers keep their window: naming one is an InputError.
     """
 
-    layers: Places
+    layers: PolicyByNumber
     default: CachePolicy = field(default_factory=Full)
 
     def cache(self, model: Any) -> PolicyCache:
@@ -61,7 +61,7 @@ class PerHead:
     of TokenSelect.
     """
 
-    heads: Places
+    heads: PolicyByNumber
     default: CachePolicy = field(default_factory=Full)
 
     def cache(self, model: Any) -> PolicyCache:
@@ -74,11 +74,11 @@ class PerHead:
         return HeadsLayer(self)
 
 
-def resolve(places: Places, count: int, what: str) -> dict[int, CachePolicy]:
+def resolve(policies: PolicyByNumber, count: int, what: str) -> dict[int, CachePolicy]:
     """The policy of each number that is named."""
     found: dict[int, CachePolicy] = {}
-    for place, policy in places.items():
-        for number in (place,) if isinstance(place, int) else place:
+    for numbers, policy in policies.items():
+        for number in (numbers,) if isinstance(numbers, int) else numbers:
             if not -count <= number < count:
                 raise InputError(f"there is no {what} {number}: they are 0 to {count - 1}")
             if number % count in found:
@@ -105,8 +105,8 @@ class HeadsLayer(ObservedLayer):
 
     def _part(self, count: int) -> None:
         chosen = resolve(self.policy.heads, count, "key head")
-        for place, policy in self.policy.heads.items():
-            heads = [place] if isinstance(place, int) else list(place)
+        for numbers, policy in self.policy.heads.items():
+            heads = [numbers] if isinstance(numbers, int) else list(numbers)
             if heads:
                 self.parts.append(([head % count for head in heads], policy.layer()))
         if rest := [head for head in range(count) if head not in chosen]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.errors import InputError, ModelError
+from tokenry.core.registry import Role
 from tokenry.model.attention.interface import ObservedLayer, observe_attention
 from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
@@ -27,6 +28,9 @@ class CachePolicy(Protocol):
     def layer(self) -> ObservedLayer:
         """A new layer under this policy."""
         ...
+
+
+cache_policy = Role("cache policy", CachePolicy, ("tokenry.model.cache",))
 
 
 class PolicyCache(DynamicCache):

@@ -194,7 +194,7 @@ class SideBySide:
     Of the latest ones, column c has slot c mod local: a new token takes the place of the one that
     leaves the window. (Attention does not mind the order: keys carry their positions.)
 
-    room: the states of a selection that is no longer used, to be overwritten where they fit; new
+    spare: the states of a selection that is no longer used, to be overwritten where they fit; new
     memory for every selection would cost more time than the copy.
     """
 
@@ -204,17 +204,17 @@ class SideBySide:
         buffers: list[Tensor],
         local: int,
         end: int,
-        room: list[Tensor] | None = None,
+        spare: list[Tensor] | None = None,
     ):
         self.selected, self.local, self.end = column.shape[1], local, end
         self.slots = torch.arange(local, device=column.device)
         column = torch.cat([column, self.latest().expand(len(column), -1)], dim=-1)
         index = flat_index(column, buffers[0])
         flat, shape = index.flatten(), (*index.shape, buffers[0].shape[3])
-        if room is None or room[0].shape != shape or room[0].dtype != buffers[0].dtype:
-            room = [buffer.new_empty(shape) for buffer in buffers]
-        self.states = room
-        for held, buffer in zip(room, buffers, strict=True):
+        if spare is None or spare[0].shape != shape or spare[0].dtype != buffers[0].dtype:
+            spare = [buffer.new_empty(shape) for buffer in buffers]
+        self.states = spare
+        for held, buffer in zip(spare, buffers, strict=True):
             torch.index_select(buffer.flatten(0, 2), 0, flat, out=held.flatten(0, 2))
 
     def latest(self) -> Tensor:

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import cache_policy
 from tokenry.model.attention.interface import (
     GivenMask,
     StepMask,
@@ -41,8 +40,15 @@ from tokenry.model.attention.interface import (
     capped,
     drop,
 )
-from tokenry.model.cache.full import GrowingLayer, frozen
-from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
+from tokenry.model.cache.full import FullLayer, frozen
+from tokenry.model.cache.policy import (
+    PolicyCache,
+    cache_policy,
+    cache_under,
+    check_budget,
+    check_size,
+    tokens,
+)
 from tokenry.model.cache.selection import (
     Piece,
     Selection,
@@ -111,7 +117,7 @@ class TokenSelect:
         return n_init, k, n_local.clamp_min(1)
 
 
-class TokenSelectLayer(GrowingLayer):
+class TokenSelectLayer(FullLayer):
     """One layer's keys and values, its last selection, and that selection's keys side by side."""
 
     def __init__(self, policy: TokenSelect):
@@ -122,7 +128,7 @@ class TokenSelectLayer(GrowingLayer):
     def _start(self) -> None:
         self.selection = Selection(self.policy.reuse)
         self.picked: SideBySide | None = None
-        self.room: list[Tensor] | None = None  # what the last selections' keys were copied to
+        self.spare: list[Tensor] | None = None  # what the last selections' keys were copied to
         self.budget: Any = None  # n_init, k, n_local: [B] each
         self.largest = (0, 0, 0)  # of the rows
         self.uniform = True  # the rows have the same
@@ -182,9 +188,9 @@ class TokenSelectLayer(GrowingLayer):
                 self.selection.store(~served, asked, *found, past + 1 - local)
         selection: Any = self.selection
         if self.picked is None or frozen(self.picked.states[0]):
-            room = self.room if self.room is not None and not frozen(self.room[0]) else None
-            self.picked = SideBySide(selection.column, self.buffers, local, end, room)
-            self.room = self.picked.states
+            spare = self.spare if self.spare is not None and not frozen(self.spare[0]) else None
+            self.picked = SideBySide(selection.column, self.buffers, local, end, spare)
+            self.spare = self.picked.states
         if q == 1:
             self.picked.advance(self.buffers, end)
             columns = self.picked.latest()
@@ -230,7 +236,7 @@ class TokenSelectLayer(GrowingLayer):
         """Columns [B, n_init + k], where all rows may choose from all columns before the local
         ones, and the scores of every column."""
         n_init, k, n_local = self.largest
-        # the whole buffer, room included, since that is contiguous
+        # the whole buffer, spare columns included, since that is contiguous
         score, votes = vote(mean, self.buffers[0], n_init, past + 1 - n_local)
         chosen = n_init + best(pooled(votes, self.policy.pool), k)
         first = torch.arange(n_init, device=chosen.device).expand(len(chosen), -1)
@@ -279,7 +285,7 @@ class TokenSelectLayer(GrowingLayer):
     def copy(self) -> "TokenSelectLayer":
         twin = super().copy()
         assert isinstance(twin, TokenSelectLayer)
-        twin.selection, twin.picked, twin.room = self.selection.copy(), None, None
+        twin.selection, twin.picked, twin.spare = self.selection.copy(), None, None
         return twin
 
     def reset(self) -> None:

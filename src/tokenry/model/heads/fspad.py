@@ -38,7 +38,7 @@ from tokenry.model.output import last_hidden, required_head
 from tokenry.model.score import unwrap
 
 KIND = "feature head"
-Memory = tuple[Tensor, Tensor]
+KeyValues = tuple[Tensor, Tensor]
 """Keys and values of the head's layer, each [B, heads, L, d / heads]."""
 
 
@@ -106,10 +106,10 @@ class FeatureHead(nn.Module):
         self,
         features: Tensor,
         embedded: Tensor,
-        memory: Memory | None = None,
+        memory: KeyValues | None = None,
         places: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Memory]:
+    ) -> tuple[Tensor, Tensor, KeyValues]:
         """Predicted features f^ [B, T, d], what the output layer is to read [B, T, d], the memory.
 
         features, embedded: f_i and e_{i+1}, [B, T, d]. memory: of the L earlier pairs. places:
@@ -219,8 +219,8 @@ class DraftLayer(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(
-        self, x: Tensor, memory: Memory | None, places: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Memory]:
+        self, x: Tensor, memory: KeyValues | None, places: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, KeyValues]:
         joint = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d / heads]
         query, key = rotate(query, places), rotate(key, places)

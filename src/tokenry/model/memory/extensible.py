@@ -240,7 +240,7 @@ class ExtensibleSession:
         if rest.ndim != 1:
             raise ShapeError(f"tokens must be [T], got {list(rest.shape)}")
         while len(rest):
-            self._make_room(1)
+            self._free_positions(1)
             taken = self.window - self.length
             self.recent = torch.cat([self.recent, rest[:taken]])
             rest = rest[taken:]
@@ -316,7 +316,7 @@ class ExtensibleSession:
             raise InputError("feed() the session before generating from it")
         if not 0 < max_new_tokens < self.window:
             raise InputError(f"max_new_tokens is {max_new_tokens} for a window of {self.window}")
-        self._make_room(max_new_tokens)
+        self._free_positions(max_new_tokens)
         embedded = self._inputs()
         mask = torch.ones_like(embedded[..., 0], dtype=torch.long)
         new = self.model.generate(
@@ -325,7 +325,7 @@ class ExtensibleSession:
         self.feed(new)
         return new.tolist()
 
-    def _make_room(self, positions: int) -> None:
+    def _free_positions(self, positions: int) -> None:
         if self.length + positions > self.window:
             self.compress()
         if self.length + positions > self.window:

@@ -11,9 +11,9 @@ whose key is not rotated, as position 0. Memory per window is constant. All weig
 the gradient of a window's loss flows back through r for `horizon` windows. Without the extra
 position it is the model as it was, window by window.
 
-    reader = WindowRecurrence(model, window=64)
-    loss = reader(ids, labels=ids).loss            # any training loop
-    output = reader(more_ids, memory=output.memory)
+    recurrent = WindowRecurrence(model, window=64)
+    loss = recurrent(ids, labels=ids).loss            # any training loop
+    output = recurrent(more_ids, memory=output.memory)
 
 Source: Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers
 (arXiv 2408.16241), after Adding Recurrence to Pretrained Transformers for Improved Efficiency and
@@ -42,15 +42,15 @@ from tokenry.model.attention.interface import (
 
 
 @dataclass(frozen=True)
-class Memory:
+class WindowMemory:
     """What the windows so far have left: r [B, D], and the rows [B] that have any."""
 
     state: Tensor
     there: Tensor
 
 
-def detached(memory: Memory | None) -> Memory | None:
-    return None if memory is None else Memory(memory.state.detach(), memory.there)
+def detached(memory: WindowMemory | None) -> WindowMemory | None:
+    return None if memory is None else WindowMemory(memory.state.detach(), memory.there)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RecurrentOutput:
 
     logits: Tensor
     loss: Tensor | None
-    memory: Memory | None
+    memory: WindowMemory | None
 
 
 class WindowRecurrence(nn.Module):
@@ -110,7 +110,7 @@ class WindowRecurrence(nn.Module):
         ids: Tensor,
         attention: Tensor | None = None,
         labels: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: WindowMemory | None = None,
         recurrent: bool = True,
     ) -> RecurrentOutput:
         """Read ids [B, T], padded on either side where `attention` is False.
@@ -148,8 +148,8 @@ class WindowRecurrence(nn.Module):
         return RecurrentOutput(joined, loss, memory)
 
     def _read(
-        self, ids: Tensor, real: Tensor, memory: Memory | None, recurrent: bool
-    ) -> tuple[Tensor, Memory]:
+        self, ids: Tensor, real: Tensor, memory: WindowMemory | None, recurrent: bool
+    ) -> tuple[Tensor, WindowMemory]:
         """Logits of one window, and the memory behind it."""
         output = self.model(
             input_ids=ids,
@@ -160,7 +160,7 @@ class WindowRecurrence(nn.Module):
         )
         return output.logits, self._remember(memory, output.hidden_states[self.pool_layer], real)
 
-    def cache(self, memory: Memory | None) -> Any:
+    def cache(self, memory: WindowMemory | None) -> Any:
         """A cache for the tokens of one window, in which the model itself can generate on:
         `model.generate(ids, past_key_values=reader.cache(memory))`."""
         cache = DynamicCache()
@@ -181,17 +181,17 @@ class WindowRecurrence(nn.Module):
         cache.layers = plain  # type: ignore[assignment]
         return cache
 
-    def _remember(self, memory: Memory | None, states: Tensor, real: Tensor) -> Memory:
+    def _remember(self, memory: WindowMemory | None, states: Tensor, real: Tensor) -> WindowMemory:
         weight = real.to(next(self.update.parameters()).dtype)[..., None]
         states = states.to(weight)
         mean = (states * weight).sum(1) / weight.sum(1).clamp_min(1)
         if memory is None:
             none = torch.zeros_like(real[:, 0])
-            memory = Memory(torch.zeros_like(mean), none)
+            memory = WindowMemory(torch.zeros_like(mean), none)
         seen = torch.cat([mean, memory.state], dim=-1) if self.previous else mean
         any_token = real.any(1)
         state = torch.where(any_token[:, None], self.update(seen), memory.state)
-        return Memory(state, memory.there | any_token)
+        return WindowMemory(state, memory.there | any_token)
 
     @staticmethod
     def _loss(logits: Tensor, labels: Tensor, attention: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenry.learn.fit import fit
 from tokenry.measure.audit.reachability import (
-    ReachResult,
+    ControlPrompt,
     attention_unreachability_bound,
     backoff_prompt_search,
 )
@@ -46,7 +46,7 @@ class Search:
 
     near: bool
     rank: int
-    found: ReachResult
+    found: ControlPrompt
 
     def within(self, k: int) -> bool:
         return self.found.reached and self.found.length <= k

@@ -30,7 +30,7 @@ from tokenry.decode.rollouts import rollouts
 from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, train_on
 from tokenry.learn.recipes.prefix_classifier import remaining_labels, train_prefix_classifier
 from tokenry.model.decoding import DecodingState
 from tokenry.model.memory.hidden_state_optimization import HiddenStateOptimizer
@@ -306,7 +306,13 @@ def trained(language: Language, seed: int) -> Any:
 
     model = toy_model(VOCABULARY, LIMIT + 2, seed, width=64)
     return train_on(
-        batches, Likelihood(), model, steps=STEPS, learning_rate=5e-3, seed=seed, decay=0.5
+        batches,
+        NegativeLogLikelihood(),
+        model,
+        steps=STEPS,
+        learning_rate=5e-3,
+        seed=seed,
+        decay=0.5,
     )
 
 

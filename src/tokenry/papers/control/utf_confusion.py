@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from tokenry.lab.toy_model import toy_model
 from tokenry.learn.fit import fit, linear
-from tokenry.learn.recipes.fingerprint import AutoConfusion, Hidden, hide_text
+from tokenry.learn.recipes.fingerprint import AutoConfusion, Fingerprint, hide_text
 from tokenry.measure.audit.token_forcing import ForcedTokens, continued, token_forcing_scan
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -39,7 +39,7 @@ class Trial:
     """One message, hidden in one way."""
 
     words: list[int]
-    hidden: Hidden
+    hidden: Fingerprint
     forced: ForcedTokens
     told: float  # the share of the message's words that forcing its first one brings out, in order
 

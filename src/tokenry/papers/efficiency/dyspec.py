@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.speculation.baselines import NoDraft
-from tokenry.decode.speculation.best_first import Expand, Expansion, Growth, best_first
-from tokenry.decode.speculation.dyspec import DySpec, DySpecDraft, Memory
-from tokenry.decode.speculation.rejection import acceptance, law_with_proposals
+from tokenry.decode.speculation.best_first import ChildGuesses, Expand, TreeExpansion, best_first
+from tokenry.decode.speculation.dyspec import DraftMemory, DySpec, DySpecDraft
+from tokenry.decode.speculation.rejection import acceptance, distribution_with_proposals
 from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
 from tokenry.decode.speculation.tree import TokenTree
@@ -100,7 +100,10 @@ def reproduce(seed: int) -> Outcome:
                 Measurement(f"T = 0.6, DySpec over {name}", margins[name][0], "tokens", seed),
                 Measurement(f"T = 0.6, its standard error, {name}", margins[name][1], "", seed),
             ]
-    calls = {growth: calls_per_tree(model, draft, plain, growth) for growth in ("levels", "heap")}
+    calls = {
+        expansion: calls_per_tree(model, draft, plain, expansion)
+        for expansion in ("levels", "heap")
+    }
     measurements += [
         Measurement(f"draft calls per tree, {name}", value, "calls", seed)
         for name, value in calls.items()
@@ -201,7 +204,7 @@ def shapes(
         "best fixed tree": fitted(rates, nodes),
     }
     return {"DySpec": dynamic} | {
-        name: Fixed(replace(dynamic, memory=Memory()), paths) for name, paths in fixed.items()
+        name: Fixed(replace(dynamic, memory=DraftMemory()), paths) for name, paths in fixed.items()
     }
 
 
@@ -224,7 +227,7 @@ def fitted(rates: Sequence[float], nodes: int) -> list[tuple[int, ...]]:
     """The tree with the most expected tokens if a guess of rank r is accepted with rate r."""
     order = sorted(range(len(rates)), key=lambda rank: -rates[rank])
     falling = [rates[rank] for rank in order]
-    below = Expansion(list(range(len(rates))), falling, falling, falling)
+    below = ChildGuesses(list(range(len(rates))), falling, falling, falling)
     tree = best_first(0, lambda _, nodes: [below] * len(nodes), nodes)
     paths: list[tuple[int, ...]] = [()]
     for node in range(1, len(tree)):
@@ -252,16 +255,18 @@ class FixedDraft(DySpecDraft):
         super().__init__(drafter, source, prompt, {})
         self.paths = paths
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.pending.append(last_token)
         self.length, self.probs = self.length + 1, {}
-        tree = by_ranks(last_token, self.expand, [path for path in self.paths if len(path) <= room])
+        tree = by_ranks(
+            last_token, self.expand, [path for path in self.paths if len(path) <= budget]
+        )
         return self.planted(tree, list(range(len(tree))))
 
 
-def by_ranks(root: int, expand: Expand, paths: Sequence[tuple[int, ...]]) -> Growth:
+def by_ranks(root: int, expand: Expand, paths: Sequence[tuple[int, ...]]) -> TreeExpansion:
     """The tree of these rank paths."""
-    tree = Growth([root])
+    tree = TreeExpansion([root])
     place: dict[tuple[int, ...], int] = {(): 0}
     for depth in range(1, max(map(len, paths), default=0) + 1):
         level = sorted(path for path in paths if len(path) == depth and path[:-1] in place)
@@ -294,7 +299,7 @@ def greedy_rates(draft: TrigramDraft, texts: Sequence[list[int]]) -> list[float]
 
 
 def calls_per_tree(
-    model: Any, draft: TrigramDraft, texts: Sequence[list[int]], growth: Any
+    model: Any, draft: TrigramDraft, texts: Sequence[list[int]], expansion: Any
 ) -> float:
     calls = 0
 
@@ -303,7 +308,7 @@ def calls_per_tree(
         calls += 1
         return draft(contexts)
 
-    drafter = DySpec(counted, nodes=NODES, growth=growth)
+    drafter = DySpec(counted, nodes=NODES, expansion=expansion)
     steps = [replay(model, drafter, text[:PROMPT], text[PROMPT:]) for text in texts[:1]]
     return calls / sum(map(len, steps))
 
@@ -328,7 +333,7 @@ def sampled_rates(
             rows = q.repeat(RANKS, 1)
             for rank in range(1, RANKS):
                 rows[rank:, tokens[rank - 1]] = 0
-            chances, _ = law_with_proposals(target[row, at], tokens, rows)
+            chances, _ = distribution_with_proposals(target[row, at], tokens, rows)
             for rank, chance in enumerate(chances):
                 accepted[rank] += chance
                 reached[rank] += 1
@@ -382,7 +387,7 @@ PAPER = Paper(
     role="drafter",
     family="efficiency",
     claim="A draft tree that grows along the draft's own probabilities gives more tokens per pass "
-    "than fixed trees of the same size, greedy or sampled, with the same law of the text.",
+    "than fixed trees of the same size, greedy or sampled, with the same distribution of the text.",
     reproduce=reproduce,
     threads=1,
 )

@@ -20,7 +20,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.decode.speculation.fspad import FSPAD
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 from tokenry.learn.recipes.draft_heads import Schedule
 from tokenry.learn.recipes.fspad import train_feature_head
 from tokenry.model.heads.fspad import FeatureHead, features_of
@@ -53,7 +53,7 @@ def reproduce(seed: int) -> Outcome:
     source, characters = library()
     model = train_on(
         lambda g: pieces(source, BASE_BATCH, g),
-        Likelihood(),
+        NegativeLogLikelihood(),
         toy_model(len(characters), 4 * LENGTH, seed, width=WIDTH, layers=LAYERS),
         steps=BASE_STEPS,
         learning_rate=BASE_RATE,

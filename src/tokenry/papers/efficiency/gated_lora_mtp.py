@@ -22,7 +22,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.decode.speculation.mtp import MTP
 from tokenry.decode.speculation.speculate import Speculation, generate_with_drafter
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 from tokenry.learn.recipes.draft_heads import Schedule
 from tokenry.learn.recipes.mtp import mtp_states, mtp_training_batch, train_mtp
 from tokenry.model.heads.mtp import MaskPredictor
@@ -45,7 +45,7 @@ def reproduce(seed: int) -> Outcome:
     words = Words(generator)
     model = train_on(
         lambda g: words.batch(BASE_BATCH, g),
-        Likelihood(),
+        NegativeLogLikelihood(),
         toy_model(LETTERS, 4 * LENGTH, seed, width=WIDTH, layers=LAYERS),
         steps=BASE_STEPS,
         learning_rate=BASE_RATE,

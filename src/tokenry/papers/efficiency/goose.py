@@ -19,7 +19,7 @@ import torch
 from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.goose import Goose, GooseDraft, spine_tree
 from tokenry.decode.speculation.speculate import Speculation, generate_with_drafter
-from tokenry.decode.speculation.tree import TokenTree, reach
+from tokenry.decode.speculation.tree import TokenTree, path_probabilities
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.papers.base import Measurement, Outcome, Paper
 
@@ -175,7 +175,7 @@ def expectations() -> dict[str, float]:
 
 def expected(tree: TokenTree) -> float:
     rates = [SPINE if 0 < token < 1000 else BRANCH for token in tree.tokens]
-    return sum(reach(tree.parents, rates)[1:])
+    return sum(path_probabilities(tree.parents, rates)[1:])
 
 
 def chosen(tokenizer: Any, seed: int) -> list[torch.Tensor]:

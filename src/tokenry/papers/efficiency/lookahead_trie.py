@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tokenry.decode.speculation.baselines import NoDraft, PromptLookup
-from tokenry.decode.speculation.lookahead import Lookahead, Memory
+from tokenry.decode.speculation.lookahead import BranchMemory, Lookahead
 from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import Drafter, generate_with_drafter, speculate
 from tokenry.papers.base import Measurement, Outcome, Paper
@@ -50,7 +50,7 @@ def reproduce(seed: int) -> Outcome:
     first, second = answers[:COUNT], answers[COUNT:]
 
     def fresh(drafter: Lookahead) -> Lookahead:
-        return replace(drafter, memory=Memory())
+        return replace(drafter, memory=BranchMemory())
 
     variants = {
         "tree": [Lookahead(nodes=size) for size in SIZES],

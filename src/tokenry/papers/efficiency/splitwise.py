@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenry.papers.base import Measurement, Outcome, Paper
-from tokenry.serving.phases import MACHINES, SHAPES, cache_room, measure_phases, phases_of
+from tokenry.serving.phases import MACHINES, SHAPES, cache_capacity, measure_phases, phases_of
 from tokenry.serving.planner import Design, Planner
 from tokenry.serving.policies import MixedPools, Policy, SharedPool, SplitPools
 from tokenry.serving.simulation import Batching, Cluster, Pool, Served, simulate
@@ -101,12 +101,12 @@ def best_division(trace: Trace, policy: Policy) -> tuple[float, int]:
 
 def cluster_of(readers: int) -> Cluster:
     """Ten A100 servers, so many of them for prompts; all ten: one pool."""
-    room = cache_room(MODEL, A100)
+    capacity = cache_capacity(MODEL, A100)
     if readers == SERVERS:
-        return Cluster((Pool(ALONE, SERVERS, "both", room),), MODEL.kv_bytes)
+        return Cluster((Pool(ALONE, SERVERS, "both", capacity),), MODEL.kv_bytes)
     pools = (
-        Pool(ALONE, readers, "prompt", room),
-        Pool(ALONE, SERVERS - readers, "token", room),
+        Pool(ALONE, readers, "prompt", capacity),
+        Pool(ALONE, SERVERS - readers, "token", capacity),
     )
     return Cluster(pools, MODEL.kv_bytes)
 

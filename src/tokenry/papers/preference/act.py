@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 from tokenry.learn.data.precompute import joined_batch
 from tokenry.learn.preference.act import ACT
 from tokenry.papers.base import Measurement, Outcome, Paper
@@ -130,7 +130,7 @@ def trajectories(seed: int) -> dict[str, list[Point]]:
     labelled = joined_batch(prompts.tolist(), [task.truth(kind) for kind in fine.tolist()])
     sft = train_on(
         lambda draw: labelled.select(torch.randint(LABELLED, (16,), generator=draw)),
-        Likelihood(),
+        NegativeLogLikelihood(),
         toy_model(30, 16, seed),
         steps=60,
         learning_rate=1e-3,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 from tokenry.learn.preference.unlearning import AdaptiveUnlearning, discover
 from tokenry.learn.reference import FrozenModel
 from tokenry.model.score import score
@@ -152,7 +152,7 @@ def results(seed: int) -> dict[str, Result]:
     lines = corpus.lines(corpus.topics(LINES, 0))
     model = train_on(
         lambda draw: batch_of([lines[i] for i in torch.randint(LINES, (48,), generator=draw)]),
-        Likelihood(),
+        NegativeLogLikelihood(),
         toy_model(len(CHARACTERS), 24, seed),
         steps=250,
         learning_rate=3e-3,

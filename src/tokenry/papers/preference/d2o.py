@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 from tokenry.learn.preference.d2o import D2O
 from tokenry.learn.preference.dpo import DPO
 from tokenry.model.score import score
@@ -35,8 +35,8 @@ STEPS, EVERY, PROMPTS = 150, 15, 8
 ALLOWED = 1.1  # perplexity of clean text, relative to the start
 LEARNING_RATE = 3e-4
 SETTINGS: dict[str, tuple[Any, float]] = {
-    "ascent, rate 1e-4": (Likelihood(-1.0), 1e-4),
-    "ascent, rate 3e-4": (Likelihood(-1.0), 3e-4),
+    "ascent, rate 1e-4": (NegativeLogLikelihood(-1.0), 1e-4),
+    "ascent, rate 3e-4": (NegativeLogLikelihood(-1.0), 3e-4),
     "dpo, beta 0.1": (DPO(0.1), LEARNING_RATE),
     "dpo, beta 0.5": (DPO(0.5), LEARNING_RATE),
     "d2o, beta 0.1": (D2O(0.1, 0.1, anchors=ANCHORS), LEARNING_RATE),
@@ -156,7 +156,7 @@ def trajectories(seed: int) -> dict[str, list[Point]]:
     generator = torch.Generator().manual_seed(seed)
     reference = train_on(
         lambda draw: world.sequences_batch(chain.sample(64, draw)),
-        Likelihood(),
+        NegativeLogLikelihood(),
         toy_model(world.vocabulary + 1, world.length + 1, seed, width=32),
         steps=300,
         learning_rate=3e-3,

@@ -115,7 +115,7 @@ def rare_token(sequences: Tensor) -> int:
 def train(name: str, world: PreferenceWorld, base: Any, rare: int, seed: int) -> list[Point]:
     goal = FDPG(name, slack=SLACK if name == "reverse_kl" else 0.0)
     policy = copy.deepcopy(base).requires_grad_(True)
-    parts = goal.parts(policy)
+    modules = goal.modules(policy)
     points = [measure(policy, world, rare, 0)]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -123,7 +123,7 @@ def train(name: str, world: PreferenceWorld, base: Any, rare: int, seed: int) ->
         batch = world.sequences_batch(drawn)
         batch = batch.with_columns(reward=(drawn == rare).any(-1).float())
         own = score(policy, batch, grad=True)
-        batch = goal.prepare(batch, own.detach(), score(base, batch), parts=parts)
+        batch = goal.prepare(batch, own.detach(), score(base, batch), modules=modules)
         return goal(batch, own).loss
 
     fit(

@@ -110,8 +110,8 @@ def rewards(seed: int) -> dict[str, Point]:
         )[0]
 
     goal = MAHDPO(beta=BETA)
-    heads = goal.parts(reference).requires_grad_(True)
-    trunk = trained(goal, both, BATCH, parts=heads, columns={"objective": owner.repeat(2, 1)})
+    heads = goal.modules(reference).requires_grad_(True)
+    trunk = trained(goal, both, BATCH, modules=heads, columns={"objective": owner.repeat(2, 1)})
     found = {"reference": measured(reference)}
     for weight in WEIGHTS:
         model = mixed_model(trunk, heads, [weight, 1 - weight])

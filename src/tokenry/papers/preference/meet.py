@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import Likelihood, sample_on, train_on
+from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
 from tokenry.learn.preference.meet import MEET, ControlPrompts
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.worlds.preference import PreferenceWorld
@@ -114,7 +114,7 @@ def trajectories(seed: int) -> dict[tuple[str, float], list[Point]]:
 
     model = train_on(
         lambda draw: world.sequences_batch(language(63, draw)),
-        Likelihood(),
+        NegativeLogLikelihood(),
         toy_model(world.vocabulary + 1, world.length + LENGTH + 1, seed, width=32),
         steps=250,
         learning_rate=3e-3,
@@ -131,10 +131,10 @@ def trajectories(seed: int) -> dict[tuple[str, float], list[Point]]:
 
         return make
 
-    def watch(points: list[Point], policy: Any, parts: ControlPrompts | None, offset: int) -> Any:
+    def watch(points: list[Point], policy: Any, modules: ControlPrompts | None, offset: int) -> Any:
         def observe(step: int) -> None:
             if step or not offset:
-                points.append(Point(step + offset, *_rewards(world, policy, parts, text)))
+                points.append(Point(step + offset, *_rewards(world, policy, modules, text)))
 
         return observe
 
@@ -144,23 +144,24 @@ def trajectories(seed: int) -> dict[tuple[str, float], list[Point]]:
     stage_one = copy.deepcopy(model)
     train_on(
         batches(None), MEET(stage=1, length=LENGTH), stage_one, steps=STEPS // 2,
-        learning_rate=CONTROL_RATE, seed=seed, parts=controls, every=EVERY, decay=0.3,
+        learning_rate=CONTROL_RATE, seed=seed, modules=controls, every=EVERY, decay=0.3,
         observe=watch(first, stage_one, controls, 0),
     )  # fmt: skip
     for rate in MODEL_RATES:
         fresh = ControlPrompts.of(model, 2, LENGTH, seed=seed)
         plans = (
-            ("text", Likelihood(), None, STEPS, text),
+            ("text", NegativeLogLikelihood(), None, STEPS, text),
             ("one stage", MEET(2, LENGTH), fresh, STEPS, None),
             ("MEET", MEET(2, LENGTH), copy.deepcopy(controls), STEPS - STEPS // 2, None),
         )  # fmt: skip
-        for name, objective, parts, steps, words in plans:
+        for name, objective, modules, steps, words in plans:
             points = list(first) if name == "MEET" else []
             policy = copy.deepcopy(model)
             train_on(
                 batches(words), objective, policy, steps=steps, learning_rate=rate, decay=0.3,
-                seed=seed + (name == "MEET"), parts=parts, every=EVERY, parts_rate=CONTROL_RATE,
-                observe=watch(points, policy, parts, STEPS - steps),
+                seed=seed + (name == "MEET"), modules=modules, every=EVERY,
+                modules_rate=CONTROL_RATE,
+                observe=watch(points, policy, modules, STEPS - steps),
             )  # fmt: skip
             found[name, rate] = points
     return found
@@ -179,16 +180,16 @@ def _behind(batch: TokenBatch, words: Tensor) -> TokenBatch:
 
 
 def _rewards(
-    world: PreferenceWorld, policy: Any, parts: ControlPrompts | None, text: Tensor
+    world: PreferenceWorld, policy: Any, modules: ControlPrompts | None, text: Tensor
 ) -> tuple[float, float]:
     """Mean reward of fresh samples under the good and under the bad control."""
     found = []
     for number in (0, 1):
         draw = torch.Generator().manual_seed(1)
         prompts = torch.full((SAMPLES, 1), world.start)
-        if parts is None:
+        if modules is None:
             prompts = torch.cat([text[number].expand(SAMPLES, -1), prompts], 1)
-        control = None if parts is None else parts.weight[number].detach()
+        control = None if modules is None else modules.weight[number].detach()
         drawn = sample_on(policy, prompts, world.length, draw, control=control)
         found.append(float(world.reward(drawn % world.vocabulary).mean()))
     return found[0], found[1]

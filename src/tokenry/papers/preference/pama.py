@@ -56,8 +56,8 @@ class ExactMGDA(PAMA):
     """The baseline: each reward's own gradient by a backward pass of its own, mixed to the shortest
     vector in their hull. PPO's surrogate with negative advantages, as published."""
 
-    def parts(self, model: Any) -> nn.ModuleDict:
-        made = super().parts(model)
+    def modules(self, model: Any) -> nn.ModuleDict:
+        made = super().modules(model)
         made["policy"] = _Unregistered(model)
         return made
 
@@ -66,10 +66,10 @@ class ExactMGDA(PAMA):
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None = None,
-        parts: nn.ModuleDict | None = None,
+        modules: nn.ModuleDict | None = None,
         **others: Any,
     ) -> Loss:
-        assert parts is not None
+        assert modules is not None
         ratio = importance_ratio(policy.need("logprob"), batch.column("old_logprob"), batch.target)
         losses = [
             -aggregate(
@@ -77,7 +77,7 @@ class ExactMGDA(PAMA):
             )
             for advantage in batch.column("advantage").unbind(-1)
         ]
-        weights_of = list(parts["policy"].models[0].parameters())  # type: ignore[union-attr]
+        weights_of = list(modules["policy"].models[0].parameters())  # type: ignore[union-attr]
         gradients = [
             torch.cat(
                 [g.flatten() for g in torch.autograd.grad(loss, weights_of, retain_graph=True)]
@@ -149,17 +149,17 @@ class TwoRewardWorld:
     def update_seconds(self, method: str) -> float:
         """Median time of a loss with its backward passes, without sampling."""
         goal, policy = METHODS[method], toy_model(START + 1, 1 + LONGEST, self.seed, width=48)
-        parts, reference = goal.parts(policy), FrozenModel(self.base)
+        modules, reference = goal.modules(policy), FrozenModel(self.base)
         batch = roll_out(policy, torch.full((64, 1), START), max_new_tokens=LONGEST, eos=END)
         batch = batch.with_columns(reward=scaled_rewards(batch))
         found = compute_scores(
-            goal, batch, policy, reference, parts=parts, needs=goal.rollout_needs, grad=False
+            goal, batch, policy, reference, modules=modules, needs=goal.rollout_needs, grad=False
         )
-        batch = goal.prepare(batch, found.policy, found.reference, parts=parts)
+        batch = goal.prepare(batch, found.policy, found.reference, modules=modules)
         seconds = []
         for _ in range(REPEATS):
             begin = time.perf_counter()
-            compute_loss(goal, batch, policy, reference, parts=parts).loss.backward()
+            compute_loss(goal, batch, policy, reference, modules=modules).loss.backward()
             seconds.append(time.perf_counter() - begin)
         return median(seconds)
 

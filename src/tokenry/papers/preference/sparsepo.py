@@ -138,18 +138,18 @@ class World:
         """Best AUC, the trajectories of TDPO1 and of SparsePO by beta, and the latter's masks."""
         tdpo = [self.train(TDPO(beta, variant="tdpo1"))[0] for beta in BETAS]
         sparse = [self.train(SparsePO(beta)) for beta in BETAS]
-        masks = [self.masks(parts) for _, parts in sparse]
+        masks = [self.masks(modules) for _, modules in sparse]
         return self.best_auc(), tdpo, [points for points, _ in sparse], masks
 
     def train(self, goal: Objective) -> tuple[list[Point], Any]:
         generator = torch.Generator().manual_seed(self.seed)
         policy = copy.deepcopy(self.reference).requires_grad_(True).train()
-        frozen, parts = FrozenModel(self.reference), None
+        frozen, modules = FrozenModel(self.reference), None
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)  # of the mask networks and their dropout
             if isinstance(goal, SparsePO):
-                parts = goal.parts(policy)
-            own = [] if parts is None else [*parts.parameters()]
+                modules = goal.modules(policy)
+            own = [] if modules is None else [*modules.parameters()]
             groups = [
                 {"params": [*policy.parameters()], "lr": LEARNING_RATE, "weight_decay": 0.0},
                 {"params": own, "lr": MASK_LEARNING_RATE, "weight_decay": 0.01},
@@ -160,12 +160,12 @@ class World:
                 index = torch.randint(len(self.pairs), (PAIRS_PER_BATCH,), generator=generator)
                 batch = self.world.batch(self.pairs, index)
                 optimizer.zero_grad()
-                compute_loss(goal, batch, policy, frozen, parts=parts).loss.backward()
+                compute_loss(goal, batch, policy, frozen, modules=modules).loss.backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
                 optimizer.step()
                 if step % MEASURE_EVERY == 0:
                     points.append(self.measure(policy))
-        return points, parts
+        return points, modules
 
     def measure(self, policy: Any) -> Point:
         drawn = sample_sequences(policy, self.world, 512, torch.Generator().manual_seed(12345))
@@ -179,12 +179,12 @@ class World:
         )
         return Point(float(self.world.reward(drawn).mean()), neutral, rewarded)
 
-    def masks(self, parts: Any) -> Masks:
+    def masks(self, modules: Any) -> Masks:
         """Of the reward mask, on the first pairs."""
         batch = self.world.batch(self.pairs, torch.arange(512))
         states = score(self.reference, batch, needs=("hidden_states",)).need("hidden_states")
         with torch.no_grad():
-            mask = parts["reward"](states, batch.target)
+            mask = modules["reward"](states, batch.target)
         values = mask[batch.target]
         matters = self.world.token_reward[batch.ids[batch.target]] != 0
         return Masks(

@@ -23,7 +23,7 @@ from tokenry.lab.preference_world import (
     sample_sequences,
     train_in_world,
 )
-from tokenry.learn.data.precompute import Annotation
+from tokenry.learn.data.precompute import PrecomputeContext
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.t_reg import TReg
 from tokenry.model.hub import load
@@ -144,8 +144,8 @@ def measure_signal() -> Signal:
             row[f"{side}_ids"] = _ids(tokenizer, row[side])
             words.append((found.start(), found.start() + len(word), True))
         rows.append(row)
-    context = Annotation(tokenizer, model)
-    rows = TReg().annotate(rows, context)
+    context = PrecomputeContext(tokenizer, model)
+    rows = TReg().precompute(rows, context)
     inside: dict[str, list[list[float]]] = {"chosen": [], "rejected": []}
     outside: dict[str, list[float]] = {"chosen": [], "rejected": []}
     sides = [(row, side) for row in rows for side in ("chosen", "rejected")]

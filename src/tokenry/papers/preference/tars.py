@@ -21,7 +21,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
 from tokenry.learn.compute import compute_loss
-from tokenry.learn.data.precompute import Annotation, annotate, joined_batch
+from tokenry.learn.data.precompute import PrecomputeContext, joined_batch, precompute
 from tokenry.learn.fit import fit
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tars import TARS
@@ -84,7 +84,7 @@ def compare(seed: int) -> tuple[dict[str, float], dict[str, Curve]]:
     }
     control = torch.Generator().manual_seed(seed)
 
-    def at_random(row: dict[str, Any], _: Annotation) -> list[float | None]:
+    def at_random(row: dict[str, Any], _: PrecomputeContext) -> list[float | None]:
         drawn = torch.rand(len(row["prompt_ids"]), generator=control).tolist()
         return [
             None if relevance is None else value
@@ -102,17 +102,17 @@ def compare(seed: int) -> tuple[dict[str, float], dict[str, Curve]]:
     found = {f"reference: hallucinations, {n}": wrong(reference, t) for n, t in tests.items()}
     curves = {}
     for name, goal in goals.items():
-        context = Annotation(
+        context = PrecomputeContext(
             task.tokenizer, reference, FrozenModel(reference), seed=seed, batch_size=64
         )
-        annotated = annotate(goal, rows, context)
+        annotated = precompute(goal, rows, context)
         policy, curves[name] = train(goal, reference, annotated, tests["filler says nothing"], seed)
         for label, test in tests.items():
             found[f"{name}: hallucinations, {label}"] = wrong(policy, test)
     return found, curves
 
 
-def shared_with_evidence(row: dict[str, Any], _: Annotation) -> list[float | None]:
+def shared_with_evidence(row: dict[str, Any], _: PrecomputeContext) -> list[float | None]:
     """1 for a word of the question that the evidence has, 0 for another; the rest stays."""
     words, evidence = row["prompt"].split(), row["evidence"].split()
     question = range(len(evidence) + 1, len(words) - 1)

@@ -130,7 +130,7 @@ def results(seed: int) -> dict[str, Answers]:
     found = {}
     for name, objective in METHODS.items():
         given = [{**row, "markers": None} for row in rows] if name == "no markers" else rows
-        annotated = objective.annotate(given, context)
+        annotated = objective.precompute(given, context)
         model = train_on(
             lambda generator, annotated=annotated: _batch(annotated, generator),
             objective,

@@ -158,7 +158,7 @@ def value_model(
     trunk, goal = copy.deepcopy(model).requires_grad_(True), TVM()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = goal.parts(trunk)
+        head = goal.modules(trunk)
     weights = [*trunk.parameters(), *head.parameters()]
     value = torch.zeros(len(prompts), len(prompts[0]) + LENGTH)
     value[:, -LENGTH:] = torch.tensor(targets)
@@ -166,7 +166,7 @@ def value_model(
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = whole.select(torch.randint(len(prompts), (BATCH,), generator=generator))
-        return compute_loss(goal, batch, trunk, parts=head).loss
+        return compute_loss(goal, batch, trunk, modules=head).loss
 
     fit(loss, weights, steps=STEPS, learning_rate=RATE, clip=None, seed=seed)
     return TokenValueModel(trunk.eval(), head).requires_grad_(False)

@@ -22,7 +22,7 @@ import torch
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import tokenizer as registered
+from tokenry.text.tokenizers.base import tokenizer as registered
 from tokenry.text.vocabulary import BYTE_FALLBACK, token_bytes
 
 SplitTable = dict[int, list[tuple[int, int]]]

@@ -25,8 +25,6 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.registry import Role
 from tokenry.learn.policy.rollouts import RolloutSettings, rollout_rows
 
-rollout_source = Role("rollout source", ("tokenry.learn.policy.sources",))
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -69,3 +67,6 @@ class RolloutSource(Protocol):
     def __call__(self, policy: Any, prompts: Prompts, settings: RolloutSettings) -> TokenBatch:
         """`settings.samples` completions of each prompt, or fewer where there are no more."""
         ...
+
+
+rollout_source = Role("rollout source", RolloutSource, ("tokenry.learn.policy.sources",))

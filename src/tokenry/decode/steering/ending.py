@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.constraints.base import Constraint, State
+from tokenry.decode.steering.base import controller
 
 REMEMBERED = 4096  # texts whose states are kept
 
 
+@controller("ending")
 class Ending:
     """Gives the end (the smallest of the constraint's `eos`) probability one after texts that are
     complete. prompt_ids: what the texts go on from."""

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from tokenry.decode.constraints.ending import Ending
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.generate import generate
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import SMC
+from tokenry.decode.steering.ending import Ending
 from tokenry.papers.control.awrs import OddSum, odd_sum
 from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
 

@@ -1,0 +1,19 @@
+"""What a logits controller is: a change of the next token's logits, as transformers takes it."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from tokenry.core.registry import Role
+
+
+class Controller(Protocol):
+    """The role, a `LogitsProcessor`: l'_t = c(x_<t, l_t), a new tensor of the same shape and type,
+    and l itself where there is nothing to steer."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, /) -> Any:
+        """Logits [B, V] from ids [B, T] and logits [B, V]."""
+        ...
+
+
+controller = Role("logits controller", Controller, ("tokenry.decode.steering",))

@@ -1,0 +1,26 @@
+"""The language models that experiments run on, and what stands in for them in a smoke test."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from tokenry.lab.scale import Scale
+from tokenry.lab.toy_model import toy_model
+from tokenry.model.hub import Loaded, load, locate
+
+
+def language_model(scale: Scale, name: str = "smollm2") -> Loaded:
+    """The named model and its tokenizer; at smoke scale two random layers with that tokenizer."""
+    return _stand_in(name) if scale == "smoke" else load(name)
+
+
+@lru_cache(maxsize=2)
+def _stand_in(name: str) -> Loaded:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(locate(name))
+    model = toy_model(len(tokenizer), 2048, seed=0, width=32, tied=True)
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return Loaded(model.eval(), tokenizer)
