@@ -85,7 +85,9 @@ def desk(request, tmp_path, monkeypatch, tiny_tokenizer, tiny_model_of):
     monkeypatch.setenv("TOKENRY_HOME", str(home))
     monkeypatch.chdir(folder)
     stored = {key: catalogue.read_result(key) for key in catalogue.papers()}
-    monkeypatch.setattr(catalogue, "reproduce", lambda key, seed=0: (stored[key], None))
+    monkeypatch.setattr(
+        catalogue, "reproduce", lambda key, seed, scale: {"scale": scale} | stored[key]
+    )
     monkeypatch.setattr("tokenry.app.demo.run.run", lambda output, model, seed: None)
     return folder
 

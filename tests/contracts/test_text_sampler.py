@@ -17,8 +17,8 @@ from tokenry.core.registry import Entry
 from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.guard import Guard
 from tokenry.decode.samplers.request import Request, TextSampler, text_sampler
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 LIMIT, CALLS, PARTICLES = 4, 150, 40
 Build = Callable[[ToyLM], TextSampler]

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.adaptive.dual_ffn import DuoLLM
-from tokenry.model.adaptive.informed_routing import InformedRouting, Learned
+from tokenry.model.adaptive.informed_routing import InformedRouting
+from tokenry.model.adaptive.routing_rules import Learned
 from tokenry.model.adaptive.skipdecode import SkipDecode
 from tokenry.model.adaptive.wrapping import (
     Wrapper,

@@ -64,6 +64,8 @@ class Prompts:
 
 @runtime_checkable
 class RolloutSource(Protocol):
+    """Where the completions come from that a policy learns from."""
+
     def __call__(self, policy: Any, prompts: Prompts, settings: RolloutSettings) -> TokenBatch:
         """`settings.samples` completions of each prompt, or fewer where there are no more."""
         ...
