@@ -15,8 +15,8 @@ from role_cases import cases
 from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.request import Request, text_sampler
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 LIMIT, CALLS, PARTICLES = 4, 150, 40
 

@@ -40,6 +40,7 @@ from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
 from tokenry.core.scores import Scores
 from tokenry.core.signals import TopK, measured, signal, surprisal
 from tokenry.core.signals import divergence as divergence_signal
+from tokenry.model import compat
 from tokenry.model.hub import Loaded
 from tokenry.model.score import score
 from tokenry.text.alignment import Span, project, shared_spans
@@ -311,8 +312,7 @@ class _Reading:
             raise InputError("there is nothing to inspect in an empty text")
         start = start_ids(tokenizer)
         prefix = [] if ids[: len(start)] == start else start  # the text may carry it already
-        config = model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or window
+        limit = compat.window(model) or window
         every = token_bytes(tokenizer)
         return _Reading(
             model, tokenizer, every, torch.tensor(ids), prefix, start, min(window, limit)

@@ -20,7 +20,7 @@ Generation Studio (arXiv 2306.15926). The paper's masks judge each token's strin
 (`token_mask` here); those that hold for the words of the text are ours.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,7 @@ from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.decode.constraints.words import WordConstraint, WordState
 from tokenry.decode.steering.base import Example, controller
 from tokenry.decode.steering.word_filters import AllOf, AnyWord, WordFilter
+from tokenry.text.vocabulary import token_bytes
 
 Row = tuple[int, ...]
 
@@ -176,10 +177,7 @@ def token_mask(
 
 def vocab_strings(tokenizer: Any) -> list[str]:
     """The string of every token, leading space kept; "" for special tokens."""
-    from tokenry.text.vocabulary import token_bytes
-
-    pieces: Sequence[bytes] = token_bytes(tokenizer)
-    return [piece.decode(errors="replace") for piece in pieces]
+    return [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
 
 
 def accepts_everything(filter: WordFilter) -> bool:

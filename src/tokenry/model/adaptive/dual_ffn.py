@@ -3,14 +3,14 @@
     y = x + FFN[r](norm(x)),   r in {small, big} or {small, big, skip},   FFN[skip] = 0
 
 A route r = (r_1 .. r_L) says which one a token takes in each layer; attention is shared. Trained
-under random routes (`learn.recipes.adaptive.train_random_routes`), all routes work, and each token
+under random routes (`learn.recipes.dual_ffn.train_random_routes`), all routes work, and each token
 can be asked what the best one would have been, given its true next token x[t + 1]:
 
     loss_t(r) = -log p(x[t + 1] | x[<= t]; r),      best route of budget b: argmin over |r|_big = b
 
 with the default route for the tokens before it (all big; reconstructed), whose keys and values are
 therefore shared by all routes. A learned router per layer chooses by P = softmax(W x / tau), and is
-trained with lambda (mean P(big) - b / L)^2 (`learn.recipes.adaptive.train_routers`).
+trained with lambda (mean P(big) - b / L)^2 (`learn.recipes.dual_ffn.train_routers`).
 
 The best route knows the answer: a minimum over C(L, b) nearly exchangeable losses is low by chance.
 `RouteLosses.expected_minimum` gives what chance alone would, and `RouteLosses.by_entropy` the loss

@@ -379,3 +379,12 @@ def _own_names_to_base(module: Any, state: Any, prefix: str, *rest: Any) -> None
         name = key.removeprefix(prefix)
         if name.split(".")[0] not in own:
             state[f"{prefix}base.{name}"] = state.pop(key)
+
+
+def batch_parts(batch: Any) -> tuple[Tensor, Tensor]:
+    """ids and attention mask of a batch given as ids [B, T] or as a mapping."""
+    if isinstance(batch, Tensor):
+        return batch, torch.ones_like(batch)
+    ids = batch["input_ids"]
+    attention = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(ids)
+    return ids, attention

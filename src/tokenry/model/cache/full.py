@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention.interface import ObservedLayer, StepMask, attend_densely
+from tokenry.model.attention.dense import attend_densely
+from tokenry.model.attention.masks import StepMask
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.policy import Example, PolicyCache, cache_policy, cache_under
 
 COLUMNS = 512  # buffers have a multiple of this many columns

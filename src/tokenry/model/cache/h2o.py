@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError
-from tokenry.model.attention.interface import BlockOfQueries, ObservedLayer, attend_in_chunks
+from tokenry.model.attention.dense import attend_in_chunks
+from tokenry.model.attention.masks import BlockOfQueries
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.policy import (
     Example,
     PolicyCache,

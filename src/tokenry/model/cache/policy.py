@@ -14,7 +14,8 @@ from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.registry import Role
-from tokenry.model.attention.interface import ObservedLayer, observe_attention
+from tokenry.model.attention.interface import observe_attention
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
 

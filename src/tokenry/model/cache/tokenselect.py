@@ -29,17 +29,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout as drop
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention.interface import (
-    GivenMask,
-    StepMask,
-    attend_densely,
-    attend_to,
-    capped,
-    drop,
-)
+from tokenry.model.attention.dense import attend_densely, attend_to, capped
+from tokenry.model.attention.masks import GivenMask, StepMask
 from tokenry.model.cache.full import FullLayer, frozen
 from tokenry.model.cache.policy import (
     Example,
