@@ -226,6 +226,5 @@ class FlopsSaved:
 
 
 def _examples() -> list[Example]:
-    from tokenry.model.adaptive.routing_rules import Learned
 
     return [Example(InformedRouting(5, 6), [lambda attached: attached.using(Learned())])]
