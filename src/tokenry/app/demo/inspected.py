@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tokenry.app.demo.page import FAINT, INK, SECOND, Section, inline_svg, new_axes, new_figure
-from tokenry.measure.inspect import Inspection, inspect
+from tokenry.measure.inspect import inspect
+from tokenry.measure.inspection import Inspection
 
 PARAGRAPH = (
     "Paris is the capital of France. It stands on the river Seine. London is the capital of "
