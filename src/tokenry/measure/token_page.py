@@ -1,7 +1,7 @@
 """Web pages of coloured tokens: one file, no outside resource, light and dark, wide and narrow.
 
-Every token is a <span> whose background's strength is a CSS variable, so that a script can colour it
-by another signal; details stand beside it on hover.
+Every token is a <span> whose background's strength is a CSS variable, so that a script can colour
+it by another signal; details stand beside it on hover.
 """
 
 from __future__ import annotations
@@ -99,12 +99,8 @@ def coloured(text: str, heat: float | None, detail: str, first: bool = False) ->
 def table(titles: list[str], rows: list[list[Any]], signed: tuple[str, ...] = ()) -> str:
     """Texts, and numbers on the right; `signed` columns have their sign even where it is +."""
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    cells = (
-        "".join(
-            _cell(value, title, title in signed) for value, title in zip(row, titles, strict=True)
-        )
-        for row in rows
-    )
+    plus = [title in signed for title in titles]
+    cells = ("".join(map(_cell, row, titles, plus)) for row in rows)
     body = "".join(f"<tr>{row}</tr>\n" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
