@@ -1,6 +1,5 @@
 """What the verbs share: where output goes, and how files are read and written."""
 
-import codecs
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.core.errors import InputError
-from tokenry.core.files import write_whole
+from tokenry.core.files import decoded, write_whole
 
 Model = Annotated[
     str,
@@ -133,7 +132,7 @@ def read_text(path: str | Path) -> str:
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
     try:
-        return decoded(path.read_bytes(), str(path))
+        return one_kind_of_line(decoded(path.read_bytes(), str(path)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
@@ -142,19 +141,14 @@ def standard_input() -> str:
     if sys.stdin is None:
         raise InputError("standard input is closed: there is nothing to read at -")
     binary = getattr(sys.stdin, "buffer", None)  # as bytes: the locale's encoding may not be UTF-8
-    return sys.stdin.read() if binary is None else decoded(binary.read(), "standard input")
+    if binary is None:
+        return sys.stdin.read()
+    return one_kind_of_line(decoded(binary.read(), "standard input"))
 
 
-def decoded(data: bytes, source: str) -> str:
-    """UTF-8, or UTF-16 with its mark, without the mark. Raises InputError."""
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
+def one_kind_of_line(text: str) -> str:
+    """Lines that end with one newline each, as Python reads text."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
