@@ -10,6 +10,7 @@ from tokenry.app.terminal import (
     check_writable,
     load,
     notes,
+    plain_table,
     print_json,
     results,
     working,
@@ -153,7 +154,6 @@ def summary(run: RunReport) -> list[str]:
 
 def show(run: RunReport, rows: int) -> None:
     """The summary, and the tokens whose log-probability changed most."""
-    from rich.table import Table
     from rich.text import Text
 
     console = results()
@@ -162,9 +162,7 @@ def show(run: RunReport, rows: int) -> None:
     tokens = largest_changes(run.report)[:rows]
     if not tokens:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in COLUMNS:
-        table.add_column(title, justify="right" if "nats" in title else "left")
+    table = plain_table(*COLUMNS, numbers=[title for title in COLUMNS if "nats" in title])
     for token, side, log_ratio, kl, before in tokens:
         colour = "green" if log_ratio > 0 else "red"
         table.add_row(

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +41,16 @@ def notes() -> Any:
     from rich.console import Console
 
     return Console(file=sys.stderr, highlight=False)
+
+
+def plain_table(*titles: str, numbers: Collection[str] = (), gap: int = 2) -> Any:
+    """A table without lines, with its first columns; those of `numbers` stand on the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    for title in titles:
+        table.add_column(title, justify="right" if title in numbers else "left")
+    return table
 
 
 @contextmanager
@@ -135,6 +145,13 @@ def read_text(path: str | Path) -> str:
         return one_kind_of_line(decoded(path.read_bytes(), str(path)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def text_or_file(text: str | None, file: Path | None) -> str:
+    """The text of an argument, of `-` (standard input), or of `--file`. Raises InputError."""
+    if (text is None) == (file is None):
+        raise InputError("give a text or --file, one of them")
+    return read_text(file or "-") if file or text == "-" else text or ""
 
 
 def standard_input() -> str:
