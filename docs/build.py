@@ -1,18 +1,31 @@
-"""Builds docs/gallery/ and docs/guide/objectives.md from results/*.json. `make docs` runs it."""
+"""Builds what no one keeps by hand; `make docs` runs it.
 
+docs/gallery/ and docs/guide/objectives.md from results/*.json, docs/reference/ from the packages,
+and the README's table of methods from the roles.
+"""
+
+import importlib.util
+import inspect
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
+from tokenry.core.registry import roles
 from tokenry.lab.plots import Plot
 from tokenry.lab.plots import draw as draw_plots
 from tokenry.learn.objective import objective
 from tokenry.papers import catalogue
+from tokenry.papers.base import Paper
 
 FOLDER = Path(__file__).parent
 GALLERY = FOLDER / "gallery"
+REFERENCE = FOLDER / "reference"
+README = FOLDER.parent / "README.md"
+LAYERS = ("core", "text", "tasks", "codecs", "model", "decode", "measure", "learn", "lab")
+TABLE = ("<!-- methods: written by docs/build.py -->\n", "<!-- end of methods -->\n")
 
 
 def figure(value: float, unit: str) -> str:
@@ -180,7 +193,80 @@ def objectives_page() -> list[str]:
     return [*lines, ""]
 
 
+def methods() -> list[str]:
+    """A row for each role with its methods, then for what the other papers are."""
+    papers = catalogue.papers()
+    numbered = {paper.number: paper for paper in papers.values() if paper.number is not None}
+    lines = ["| role | what it is | methods |", "|---|---|---|"]
+    told = set()
+    for role in roles():
+        cells = []
+        for entry in role:
+            paper = numbered.get(entry.paper)
+            told.add(entry.paper)
+            cells.append(f"`{entry.key}`" if paper is None else linked(f"`{entry.key}`", paper))
+        summary = inspect.getdoc(role.protocol) or ""
+        sentence = " ".join(summary.partition("\n\n")[0].split()).partition(". ")[0]
+        sentence = sentence.removeprefix("The role: ").rstrip(".,")
+        lines.append(f"| {role.name} | {cell(sentence)} | {', '.join(cells)} |")
+    others: dict[str, list[str]] = {}
+    for paper in papers.values():
+        if paper.number is not None and paper.number not in told:
+            others.setdefault(paper.role, []).append(linked(f"`{paper.key}`", paper))
+    names = [f"| {role} | | {', '.join(links)} |" for role, links in sorted(others.items())]
+    return [*lines, *names]
+
+
+def linked(text: str, paper: Paper) -> str:
+    return f"[{text}](https://arxiv.org/abs/{paper.arxiv})"
+
+
+def with_methods(text: str) -> str:
+    """The README with its table of methods as the roles have it."""
+    before, start, rest = text.partition(TABLE[0])
+    _, end, after = rest.partition(TABLE[1])
+    return before + start + "\n".join(methods()) + "\n" + end + after
+
+
+def reference(layer: str) -> list[str]:
+    """Every module of a layer that says what it is, below the folder that it is in."""
+    root = importlib.import_module(f"tokenry.{layer}")
+    lines, folder = [f"# `tokenry.{layer}`", ""], layer
+    names = sorted(
+        module.name for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}.")
+    )
+    for name in sorted(names, key=lambda name: (name.count("."), name)):
+        file = Path(importlib.util.find_spec(name).origin)  # type: ignore[arg-type, union-attr]
+        if file.stat().st_size == 0 or file.name == "__init__.py":
+            continue
+        inside = name.rpartition(".")[0].removeprefix("tokenry.")
+        if inside != folder:
+            folder = inside
+            lines += [f"## `{folder.removeprefix(f'{layer}.')}`", ""]
+        lines += [f"::: {name}", ""]
+    return lines
+
+
+LAYERS = (
+    "core",
+    "text",
+    "tasks",
+    "codecs",
+    "model",
+    "decode",
+    "measure",
+    "learn",
+    "lab",
+    "serving",
+)
+
+
 def main(draw: bool = True) -> None:
+    shutil.rmtree(REFERENCE, ignore_errors=True)
+    REFERENCE.mkdir()
+    for layer in (*LAYERS, "serving"):
+        REFERENCE.joinpath(f"{layer}.md").write_text("\n".join(reference(layer)))
+    README.write_text(with_methods(README.read_text(encoding="utf-8")), encoding="utf-8")
     FOLDER.joinpath("guide", "objectives.md").write_text("\n".join(objectives_page()))
     shutil.rmtree(GALLERY, ignore_errors=True)
     GALLERY.mkdir()

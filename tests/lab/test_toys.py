@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from tokenry.lab.plots import bars, curves, draw
+from tokenry.lab.plots import MOST, bars, curves, draw
 from tokenry.lab.toys import trained
 
 
@@ -51,3 +53,12 @@ def test_pictures_have_a_line_a_run_and_a_legend_entry_a_method():
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["dpo", "tdpo"]
     assert left.lines[0].get_color() == left.lines[1].get_color() != left.lines[2].get_color()
     assert [patch.get_height() for patch in right.patches] == [1, 2, 3]
+
+
+def test_a_long_line_keeps_its_ends_and_its_shape():
+    plot = curves({"a": [(step, step / 3) for step in range(1000)]}, "x", "y")
+    points = plot.series["a"]
+    assert len(points) == MOST
+    assert (points[0], points[-1]) == ((0.0, 0.0), (999.0, 333.0))
+    assert all(y == pytest.approx(x / 3, rel=1e-5) for x, y in points)
+    assert max(b[0] - a[0] for a, b in pairwise(points)) <= 9  # 999 / 119, rounded

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.serving.machines import Pool
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import MACHINES, SHAPES, MeasuredPhases
 from tokenry.serving.planner import (
     Design,

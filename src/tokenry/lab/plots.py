@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Points = Iterable[tuple[float, float]]
+MOST = 120
+"""Points of a line that are kept: more than a picture shows."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,36 @@ class Plot:
 def curves(lines: Mapping[str, Points], xlabel: str, ylabel: str, log: str = "") -> Plot:
     """A line for each label -> [(x, y), ...].
 
-    A label that ends in a number in brackets, "dpo [3]", is one of several runs of "dpo": the runs
+    Of more than `MOST` points as many are kept, evenly, with the first and the last. A label that
+    ends in a number in brackets, "dpo [3]", is one of several runs of "dpo": the runs
     share a colour, are drawn faintly, and stand in the legend once.
     """
-    series = {name: [(float(x), float(y)) for x, y in points] for name, points in lines.items()}
+    series = {
+        name: _thinned([(_short(x), _short(y)) for x, y in points])
+        for name, points in lines.items()
+    }
     return Plot("curves", series, xlabel, ylabel, log)
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], ylabel: str, xlabel: str = "") -> Plot:
     """Bars in groups: label -> {place: height}; each label has one colour."""
     series = {
-        label: [(str(place), float(height)) for place, height in heights.items()]
+        label: [(str(place), _short(height)) for place, height in heights.items()]
         for label, heights in groups.items()
     }
     return Plot("bars", series, xlabel, ylabel)
+
+
+def _short(value: float) -> float:
+    """Six digits: a picture shows no more."""
+    return float(f"{float(value):.6g}")
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= MOST:
+        return points
+    step = (len(points) - 1) / (MOST - 1)
+    return [points[round(number * step)] for number in range(MOST)]
 
 
 def draw(plots: Sequence[Plot], figure: Any) -> None:

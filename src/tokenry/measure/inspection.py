@@ -136,12 +136,12 @@ class Inspection:
         scored = self.scored_by(name).tolist()
         return [heat if seen else None for heat, seen in zip(heats, scored, strict=True)]
 
-    def to_html(self, shown: str = "surprisal") -> str:
+    def to_html(self, signal: str = "surprisal") -> str:
         """A self-contained page: coloured tokens, details on hover, a choice of signals."""
-        self._signal(shown)
-        return _page(self, shown)
+        self._signal(signal)
+        return _page(self, signal)
 
-    def to_rich(self, shown: str = "surprisal", width: int | None = None) -> Text:
+    def to_rich(self, signal: str = "surprisal", width: int | None = None) -> Text:
         """The text for the terminal, each token's background coloured by a signal.
 
         width: columns; lines then end where a word begins, or inside one that is longer than a line
@@ -151,7 +151,7 @@ class Inspection:
 
         result, texts = Text(), _whole_characters(self.pieces)
         breaks = set() if width is None else _line_breaks(texts, width)
-        for position, heat in enumerate(self.heat(shown)):
+        for position, heat in enumerate(self.heat(signal)):
             if position in breaks:
                 result.append("\n")
             result.append(texts[position], style=_terminal_style(heat))

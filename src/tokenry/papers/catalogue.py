@@ -28,6 +28,9 @@ from tokenry.lab.scale import Scale
 from tokenry.papers.base import Outcome, Paper
 
 PACKAGE = "tokenry.papers"
+POINT = re.compile(
+    r"\[\s+([^\s,]+|\"[^\"\n]*\"),\s+([-+.\de]+)\s+\]"
+)  # (x, y) of a plot, on one line
 DECLARATION = re.compile(r"^PAPER = Paper\(", re.MULTILINE)
 
 
@@ -121,7 +124,8 @@ def write_result(result: dict[str, Any], folder: Path) -> Path:
     target = folder / file_name(result["key"], result["scale"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        write_whole(target, POINT.sub(r"[\1, \2]", text) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     return target

@@ -2,8 +2,6 @@
 
 phases      how long reading a prompt and writing a token take on a machine
 trace       when requests come, and how long their prompts and answers are
-machines    pools of equal ones, and one machine with its work
-policies    which machine reads a prompt, and which writes its tokens
 simulation  the cluster: queues, batches, and the key-value caches that travel
 planner     latency targets, and the cheapest machines that meet them
 """

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenry.core.checks import within
-from tokenry.serving.machines import Instance, Role, of_role, shortest, with_capacity
+from tokenry.core.errors import InputError
+from tokenry.serving.instances import Instance, Role
 
 
 class Policy(Protocol):
@@ -112,3 +113,27 @@ def first_open(
         if pool and is_open(best := shortest(pool, load)):
             return best
     return None
+
+
+def shortest(machines: Sequence[Instance], load: Callable[[Instance], float]) -> Instance:
+    """The machine with the smallest load; of equal ones the first."""
+    return min(machines, key=lambda machine: (load(machine), machine.number))
+
+
+def of_role(machines: Sequence[Instance], role: Role, tokens: int) -> list[Instance]:
+    pool = [machine for machine in machines if machine.role == role]
+    if not pool:
+        raise InputError(f"this policy needs machines whose role is {role!r}, the cluster has none")
+    return with_capacity(pool, tokens)
+
+
+def with_capacity(machines: Sequence[Instance], tokens: int) -> list[Instance]:
+    """The machines whose memory holds so many tokens. Raises InputError where none does."""
+    able = [machine for machine in machines if machine.capacity >= tokens]
+    if not able:
+        raise InputError(
+            f"a request of {tokens} tokens does not fit a machine whose memory holds "
+            f"{max(machine.capacity for machine in machines):.0f}: take machines with more memory "
+            "or leave the request out"
+        )
+    return able

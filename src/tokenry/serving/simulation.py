@@ -34,8 +34,8 @@ import numpy as np
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError
 from tokenry.core.extras import require_extra
-from tokenry.serving.machines import Instance, Pool, with_capacity
-from tokenry.serving.policies import Policy
+from tokenry.serving.instances import Instance, Pool
+from tokenry.serving.policies import Policy, with_capacity
 from tokenry.serving.trace import Trace
 
 Batching = Literal["mixed", "prompts first"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenry.papers.base import Measurement, Outcome, Paper
-from tokenry.serving.machines import Pool
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import MACHINES, SHAPES, cache_capacity, measure_phases, phases_of
 from tokenry.serving.planner import Design, Planner
 from tokenry.serving.policies import MixedPools, Policy, SharedPool, SplitPools

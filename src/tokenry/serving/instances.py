@@ -1,15 +1,13 @@
-"""The machines of a cluster: pools of equal ones, and one machine with its work."""
+"""Machines of a cluster: pools of equal ones, and one of them at work."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.errors import InputError
 from tokenry.serving.phases import PhaseModel
 
 Role = Literal["both", "prompt", "token", "mixed"]
@@ -64,27 +62,3 @@ class Instance:
         foreign = self.pending_prompt if self.home == "token" else self.assigned
         if self.role == "mixed" and not foreign:
             self.role = self.home
-
-
-def shortest(machines: Sequence[Instance], load: Callable[[Instance], float]) -> Instance:
-    """The machine with the smallest load; of equal ones the first."""
-    return min(machines, key=lambda machine: (load(machine), machine.number))
-
-
-def of_role(machines: Sequence[Instance], role: Role, tokens: int) -> list[Instance]:
-    pool = [machine for machine in machines if machine.role == role]
-    if not pool:
-        raise InputError(f"this policy needs machines whose role is {role!r}, the cluster has none")
-    return with_capacity(pool, tokens)
-
-
-def with_capacity(machines: Sequence[Instance], tokens: int) -> list[Instance]:
-    """The machines whose memory holds so many tokens. Raises InputError where none does."""
-    able = [machine for machine in machines if machine.capacity >= tokens]
-    if not able:
-        raise InputError(
-            f"a request of {tokens} tokens does not fit a machine whose memory holds "
-            f"{max(machine.capacity for machine in machines):.0f}: take machines with more memory "
-            "or leave the request out"
-        )
-    return able
