@@ -226,5 +226,4 @@ class FlopsSaved:
 
 
 def _examples() -> list[Example]:
-
     return [Example(InformedRouting(5, 6), [lambda attached: attached.using(Learned())])]
