@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
-from tokenry.core.fused import LinearHead
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import FORWARD_KL
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
     DATA,

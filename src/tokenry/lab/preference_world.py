@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import REVERSE_KL
+from tokenry.core.divergences import REVERSE_KL
 from tokenry.decode.sample import sample
 from tokenry.lab.table import Table
 from tokenry.lab.toy_model import toy_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (

@@ -35,8 +35,9 @@ from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import encoded, start_ids
 from tokenry.core.checks import in_range
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.core.signals import divergence as divergence_signal
 from tokenry.core.signals import signal, surprisal

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from tokenry.core.aggregate import MODES, full_precision, per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
-from tokenry.core.divergence import k1, k2, k3
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.kl_estimators import k1, k2, k3
 from tokenry.core.scores import Scores
 from tokenry.learn.policy.surrogate import Bound, clip_surrogate
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.lab.preference_world import fit_reference, sample_sequences
 from tokenry.learn.fit import fit
 from tokenry.learn.policy.f_dpg import FDPG, f_dpg_loss, pseudo_reward

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.lab.preference_world import (
     WorldPoint,
     fit_reference,

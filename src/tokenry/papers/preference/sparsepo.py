@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import REVERSE_KL
+from tokenry.core.divergences import REVERSE_KL
 from tokenry.lab.preference_world import fit_reference, sample_sequences
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.objective import Objective
