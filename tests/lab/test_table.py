@@ -4,7 +4,7 @@ import pytest
 
 from tokenry.core.errors import InputError
 from tokenry.lab.outcome import verdict
-from tokenry.lab.table import Evidence, Table, over_seeds, paired, student_cdf
+from tokenry.lab.table import Evidence, Table, items_above, over_seeds, paired, student_cdf
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,8 @@ def test_items_are_paired_one_by_one():
     assert paired([1, 2, 3], [0, 2, 4]).margins == (1, 0, -1)
     with pytest.raises(ValueError, match="zip"):
         paired([1], [1, 2])
+
+
+def test_items_are_above_a_bound_one_by_one():
+    assert items_above([True, False, 0.75], 0.5).margins == (0.5, -0.5, 0.25)
+    assert items_above([2.0]).margins == (2.0,)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.tasks.documentation import passages
+from tokenry.tasks.documentation import passages, source_code
 
 
 def test_passages_are_cuts_of_different_modules_by_seed(tiny_tokenizer):
@@ -17,3 +17,11 @@ def test_passages_are_cuts_of_different_modules_by_seed(tiny_tokenizer):
 def test_too_few_long_modules_are_refused(tiny_tokenizer):
     with pytest.raises(InputError, match="only 0 of 1 modules have 10000000 tokens"):
         passages(tiny_tokenizer, 10_000_000, 1, seed=0, modules=("csv",))
+
+
+def test_passages_can_be_of_the_source_instead(tiny_tokenizer):
+    modules = ("csv", "random")
+    found = passages(tiny_tokenizer, 60, 2, seed=1, modules=modules, text=source_code)
+    sources = [tiny_tokenizer(source_code(name))["input_ids"] for name in modules]
+    for row in found.tolist():
+        assert any(row == ids[i : i + 60] for ids in sources for i in range(len(ids) - 59))

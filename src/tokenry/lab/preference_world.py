@@ -8,24 +8,23 @@ measured on fresh samples.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.divergences import REVERSE_KL
 from tokenry.decode.sample import sample
+from tokenry.lab.frontiers import gap_at_equal
 from tokenry.lab.table import Table
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toys import trained
-from tokenry.learn.compute import compute_loss
-from tokenry.learn.fit import fit, linear
+from tokenry.lab.toy_training import NegativeLogLikelihood, fit_toy, train_copy
 from tokenry.learn.objective import Objective
+from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel
 from tokenry.model.score import score
 from tokenry.tasks.worlds.preference import Pairs, PreferenceWorld
@@ -37,7 +36,8 @@ class WorldPoint:
 
     step: optimizer steps so far. reward: mean true reward of samples. kl: KL(policy || reference)
     over samples of the policy. chosen_kl, rejected_kl: KL(reference || policy) along the chosen and
-    rejected training completions. entropy: of the policy, over its samples.
+    rejected training completions. entropy: of the policy, over its samples. neutral_kl: the part of
+    `kl` where the token that came has no reward.
     """
 
     step: int
@@ -46,6 +46,7 @@ class WorldPoint:
     chosen_kl: float
     rejected_kl: float
     entropy: float
+    neutral_kl: float
 
 
 def world_model(world: PreferenceWorld, seed: int, width: int = 64, layers: int = 2) -> Any:
@@ -59,16 +60,14 @@ def fit_reference(
 ) -> Any:
     """A transformer fitted to fresh samples of the language by maximum likelihood; kept."""
 
-    def train(model: Any) -> None:
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            batch = world.sequences_batch(world.language.sample(batch_size, generator))
-            scores = score(model, batch, needs=("logprob",), grad=True)
-            return -scores.need("logprob").sum() / batch.target.sum()
+    def batches(generator: torch.Generator) -> TokenBatch:
+        return world.sequences_batch(world.language.sample(batch_size, generator))
 
-        halfway = linear(decay=0.5)
-        fit(loss, model, steps=steps, learning_rate=3e-3, schedule=halfway, clip=None, seed=seed)
-
-    return trained(lambda: world_model(world, seed), train, repr(world), seed, steps, batch_size)
+    size = world.vocabulary + 1
+    return fit_toy(
+        batches, size, world.length + 1, seed, data=(world, batch_size), steps=steps,
+        start=world.start,
+    )  # fmt: skip
 
 
 POINT = {
@@ -77,12 +76,13 @@ POINT = {
     "chosen sequence KL": ("chosen_kl", "nats"),
     "rejected sequence KL": ("rejected_kl", "nats"),
     "sample entropy": ("entropy", "nats"),
+    "KL on neutral tokens": ("neutral_kl", "nats"),
 }
 """What a `WorldPoint` is called in a table of measurements: label -> (field, unit)."""
 
 
 def add_point(
-    table: Table, name: str, point: WorldPoint, seed: int, labels: Iterable[str] = tuple(POINT)
+    table: Table, name: str, point: WorldPoint, seed: int, labels: Iterable[str] = tuple(POINT)[:5]
 ) -> None:
     """Measurements "NAME: LABEL" of a point, of these labels of `POINT`."""
     for label in labels:
@@ -132,6 +132,17 @@ class PreferenceBench:
         """Further sequences of the reference, [count, length]: others at each call."""
         return sample_sequences(self.reference, self.world, count, self._data[2])
 
+    def draw(self, policy: Any, seed: int) -> Tensor:
+        """`samples` sequences of a policy, [samples, length]."""
+        generator = torch.Generator().manual_seed(seed)
+        return sample_sequences(policy, self.world, self.samples, generator)
+
+    def log_ratio(self, policy: Any, sequences: Tensor) -> Tensor:
+        """log policy / reference of every token, [N, length]."""
+        batch = self.world.sequences_batch(sequences)
+        own, frozen = (score(m, batch).need("logprob")[:, 1:] for m in (policy, self.reference))
+        return own - frozen
+
     def train(self, objective: Objective, **options: Any) -> tuple[Any, list[WorldPoint]]:
         """The policy trained from the reference, and its measurements on the way."""
         names = ("steps", "batch_size", "learning_rate", "measure_every", "samples")
@@ -152,54 +163,42 @@ def train_in_world(
     reference: Any,
     pairs: Pairs,
     *,
-    steps: int = 300,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
     measure_every: int = 50,
     samples: int = 1024,
-    frozen: Mapping[str, Any] | None = None,
     columns: Mapping[str, Tensor] | None = None,
-    modules: Any = None,
+    chosen_only: bool = False,
+    **options: Any,
 ) -> tuple[Any, list[WorldPoint]]:
     """Train a copy of the reference on the pairs; the policy and its measurements on the way.
 
-    The same seed gives every objective the same batches. frozen: further frozen models by name.
-    columns: the data columns that the objective needs, [2, N, length] per token or [2, N] per row:
-    those of the chosen, then of the rejected sequences. modules: the objective's own weights, made
-    with `objective.modules(model)`; when left out they are made here.
+    The same seed gives every objective the same batches.
+
+    Args:
+        columns: the data columns that the objective needs, [2, N, length] per token or [2, N] per
+            row: those of the chosen, then of the rejected sequences.
+        chosen_only: batches of the chosen sequences, for likelihood training.
+        options: of `train_copy` and `train_on`: steps, learning rate, seed, frozen, modules.
     """
-    policy = copy.deepcopy(reference).requires_grad_(True).train()
     held = FrozenModel(reference)
-    others = {name: FrozenModel(model) for name, model in (frozen or {}).items()}
-    if modules is None and hasattr(objective, "modules"):
-        modules = objective.modules(policy)  # type: ignore[attr-defined]
-    if not getattr(objective, "trains_policy", True):
-        policy.requires_grad_(False)
-    weights = [*policy.parameters(), *([] if modules is None else modules.parameters())]
 
-    def measure(step: int) -> WorldPoint:
-        return measure_in_world(policy, world, held, pairs, step, samples=samples)
-
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def batches(generator: torch.Generator) -> TokenBatch:
         index = torch.randint(len(pairs), (batch_size,), generator=generator)
         batch = world.batch(pairs, index)
-        batch = batch.with_columns(
-            **{name: _of_rows(column, index) for name, column in (columns or {}).items()}
-        )
-        return compute_loss(objective, batch, policy, held, frozen=others, modules=modules).loss
+        rows = {name: _of_rows(column, index) for name, column in (columns or {}).items()}
+        batch = batch.with_columns(**rows)
+        return batch.select(slice(batch_size)) if chosen_only else batch
 
-    points = [measure(0)]
-    fit(
-        loss,
-        weights,
-        steps=steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        observe=lambda step, _: points.append(measure(step)),
+    return train_copy(
+        batches,
+        objective,
+        reference,
+        measure=lambda step, policy: measure_in_world(
+            policy, world, held, pairs, step, samples=samples
+        ),
         every=measure_every,
+        **options,
     )
-    return policy.eval(), points
 
 
 def _of_rows(column: Tensor, index: Tensor) -> Tensor:
@@ -221,6 +220,7 @@ def measure_in_world(
     """Measure a policy on `samples` fresh sequences of its own, and along the training pairs."""
     own = sample_sequences(policy, world, samples, torch.Generator().manual_seed(seed))
     batch = world.sequences_batch(own)
+    neutral = world.token_reward[own] == 0
     frozen = reference(batch, ("hidden",))
     needs = ("divergence", "entropy")
     drawn = score(policy, batch, needs=needs, reference=frozen, divergence=REVERSE_KL)
@@ -234,6 +234,7 @@ def measure_in_world(
         chosen_kl=float(chosen.mean()),
         rejected_kl=float(rejected.mean()),
         entropy=float(drawn.need("entropy").sum(-1).mean()),
+        neutral_kl=float((drawn.need("divergence")[:, 1:] * neutral).sum(-1).mean()),
     )
 
 
@@ -252,38 +253,47 @@ def sample_sequences(
     return torch.tensor(drawn)
 
 
-def reward_at_kl(points: list[WorldPoint], kl: float) -> float | None:
-    """The reward a trajectory had when its KL first passed `kl`, by linear interpolation."""
-    for before, after in pairwise(points):
-        low, high = sorted((before.kl, after.kl))
-        if low <= kl <= high and high > low:
-            share = (kl - before.kl) / (after.kl - before.kl)
-            return before.reward + share * (after.reward - before.reward)
-    return None
+def fine_tune(
+    model: Any, world: PreferenceWorld, seed: int, steps: int, texts: int = 200, junk: float = 0.15
+) -> Any:
+    """A copy that has read noisy texts in a good style, the optimum of beta = 1.
 
-
-def frontier_gap(
-    ours: list[list[WorldPoint]], theirs: list[list[WorldPoint]], levels: int = 9
-) -> float:
-    """Mean difference of two methods' best rewards at equal KL, over the KLs that both passed.
-
-    Each method is a list of trajectories (one for each setting that it was tried with); at each
-    KL its best trajectory counts.
+    junk: the share of their tokens that are random.
     """
-    bounds = [(points[0].kl, max(p.kl for p in points)) for points in (*ours, *theirs)]
-    split = len(ours)
-    low = max(min(a for a, _ in bounds[:split]), min(a for a, _ in bounds[split:]))
-    high = min(max(b for _, b in bounds[:split]), max(b for _, b in bounds[split:]))
-    gaps = []
-    for level in range(levels):
-        kl = low + (high - low) * level / (levels - 1)
-        best = [
-            max(
-                (r for r in (reward_at_kl(points, kl) for points in method) if r is not None),
-                default=None,
-            )
-            for method in (ours, theirs)
-        ]
-        if best[0] is not None and best[1] is not None:
-            gaps.append(best[0] - best[1])
-    return sum(gaps) / len(gaps) if gaps else 0.0
+    generator = torch.Generator().manual_seed(seed)
+    good = world.optimum(1.0).sample(texts, generator)
+    noisy = torch.rand(good.shape, generator=generator) < junk
+    random = torch.randint(world.vocabulary, good.shape, generator=generator)
+    read = torch.where(noisy, random, good)
+
+    def batches(_: torch.Generator) -> TokenBatch:
+        return world.sequences_batch(read[torch.randint(texts, (32,), generator=generator)])
+
+    options: dict[str, Any] = {"steps": steps, "learning_rate": 2e-3, "decay": 0.5, "clip": None}
+    return train_copy(batches, NegativeLogLikelihood(), model, **options)[0]
+
+
+def fresh_samples(model: Any, world: PreferenceWorld, count: int, seed: int = 12345) -> TokenBatch:
+    """Sequences of a model as a batch; the same random numbers for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    return world.sequences_batch(sample_sequences(model, world, count, generator))
+
+
+def sampled_kl(policy: Any, other: Any, batch: TokenBatch) -> float:
+    """KL(policy || other) of whole sequences in nats, estimated on samples of the policy."""
+    own, base = (score(model, batch).need("logprob") for model in (policy, other))
+    return float(sequence_sum(own - base, batch).mean())
+
+
+def mean_rewards(
+    model: Any, worlds: Sequence[PreferenceWorld], samples: int, seed: int
+) -> list[float]:
+    """Mean true rewards of a model's samples under several worlds of one language."""
+    draw = torch.Generator().manual_seed(seed)
+    sequences = sample_sequences(model, worlds[0], samples, draw)
+    return [float(world.reward(sequences).mean()) for world in worlds]
+
+
+def frontier_gap(ours: list[list[WorldPoint]], theirs: list[list[WorldPoint]]) -> float:
+    """Mean difference of two methods' best rewards at equal KL (`gap_at_equal`)."""
+    return gap_at_equal([frontier(points) for points in ours], [frontier(p) for p in theirs])

@@ -13,10 +13,10 @@ degrees of freedom says: P(T < t).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenry.core.errors import InputError
 
@@ -133,9 +133,14 @@ def over_seeds(
         yield seed, run(seed)
 
 
-def paired(one: Sequence[float] | Iterable[float], other: Iterable[float]) -> Evidence:
-    """one - other, item by item."""
+def paired(one: Iterable[Any], other: Iterable[Any]) -> Evidence:
+    """one - other, item by item: numbers, truth values, or tensors [n]."""
     return Evidence(tuple(float(a) - float(b) for a, b in zip(one, other, strict=True)))
+
+
+def items_above(values: Iterable[Any], bound: float = 0.0) -> Evidence:
+    """value - bound, item by item: the margins of "their mean is above the bound"."""
+    return Evidence(tuple(float(value) - bound for value in values))
 
 
 def student_cdf(t: float, degrees: int) -> float:

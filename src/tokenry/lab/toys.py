@@ -29,7 +29,7 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
         build: makes the untrained model; called every time.
         train: trains it in place; called only when the cache has no such model.
         recipe: everything that decides the result: seed, sizes, steps, data. Values whose repr says
-            all about them.
+            all about them; a function stands for the source of its module.
 
     Returns:
         The model in evaluation mode, its weights without gradients.
@@ -49,9 +49,10 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
 
 
 def _digest(build: Callable[..., Any], train: Callable[..., Any], recipe: tuple[Any, ...]) -> str:
-    sources = [_source(function) for function in (build, train)]
+    sources = [_source(part) for part in (build, train, *recipe) if callable(part)]
+    values = [part for part in recipe if not callable(part)]
     versions = installed("torch", "transformers")
-    return hashlib.sha256(repr((recipe, sources, versions)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((values, sources, versions)).encode()).hexdigest()[:24]
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -1,10 +1,12 @@
 """Passages of real English and code: the documentation of Python's own modules, as `help()` prints
-it. It is on every machine, long, and no model was given these cuts of it."""
+it, and their source. It is on every machine, long, and no model was given these cuts of it."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import pydoc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,21 +18,35 @@ MODULES = ("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "
 MODULES += ("json", "logging", "pathlib", "random", "sqlite3", "statistics", "tarfile", "threading")
 
 
+def printed_help(module: str) -> str:
+    """What `help()` prints about a module."""
+    return pydoc.plain(pydoc.render_doc(module))
+
+
+def source_code(module: str) -> str:
+    """The Python source of a module."""
+    return inspect.getsource(importlib.import_module(module))
+
+
 def passages(
-    tokenizer: Any, length: int, count: int, seed: int, modules: Sequence[str] = MODULES
+    tokenizer: Any,
+    length: int,
+    count: int,
+    seed: int,
+    modules: Sequence[str] = MODULES,
+    text: Callable[[str], str] = printed_help,
 ) -> Tensor:
     """Ids [count, length]: one passage each of `count` modules, cut at a random place.
 
-    How long a module's documentation is depends on the version of Python; shorter ones are passed
-    over. InputError if fewer than `count` are long enough.
+    text: of a module, by its name. How long it is depends on the version of Python; shorter ones
+    are passed over. InputError if fewer than `count` are long enough.
     """
     generator = torch.Generator().manual_seed(seed)
     rows: list[list[int]] = []
     for index in torch.randperm(len(modules), generator=generator).tolist():
         if len(rows) == count:
             break
-        text = pydoc.plain(pydoc.render_doc(modules[index]))
-        ids = tokenizer(text, verbose=False)["input_ids"]
+        ids = tokenizer(text(modules[int(index)]), verbose=False)["input_ids"]
         if len(ids) >= length:
             start = int(torch.randint(0, len(ids) - length + 1, (1,), generator=generator))
             rows.append(ids[start : start + length])

@@ -12,8 +12,8 @@ from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.prefix_trie import DEAD, Node
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import run_smc
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum, total_variation
 
 LIMIT = 5
 MODEL = ToyLM(vocab_size=4, order=1, eos=0, scale=1.5, seed=6)

@@ -10,8 +10,8 @@ from tokenry.decode.generate import generate
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.steering.ending import Ending
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 
 def test_only_complete_texts_are_made_to_end():

@@ -45,7 +45,15 @@ def test_stage_one_leaves_every_weight_of_the_model_as_it_was():
         modules = objective.modules(reference)
         start = modules.weight.detach().clone()
         policy, _ = train_in_world(
-            objective, world, reference, pairs, steps=2, batch_size=4, samples=4, modules=modules
+            objective,
+            world,
+            reference,
+            pairs,
+            steps=2,
+            batch_size=4,
+            samples=4,
+            modules=modules,
+            learning_rate=1e-3,
         )
         assert (modules.weight != start).any(dim=-1).all()
         found[stage] = policy

@@ -7,7 +7,7 @@ import torch
 
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.tasks.preferences import helpful_pairs
-from tokenry.tasks.worlds.preference import MarkovPolicy, PreferenceWorld
+from tokenry.tasks.worlds.preference import MarkovPolicy, PreferenceWorld, opposed
 
 SMALL = PreferenceWorld(seed=2, vocabulary=3, length=4, liked=1, disliked=1)
 ALL = torch.tensor(list(itertools.product(range(3), repeat=4)))
@@ -114,3 +114,33 @@ def test_shipped_pairs_are_whole_distinct_and_disjoint():
         assert pair["chosen"] != pair["rejected"]
     with pytest.raises(UnknownNameError, match="heldout"):
         helpful_pairs("held-out")  # type: ignore[arg-type]
+
+
+def test_the_optimum_at_a_kl_has_that_kl_and_no_tilt_has_more_reward_there():
+    policy = SMALL.optimum_at(0.8)
+    assert policy.kl(SMALL.language) == pytest.approx(0.8, rel=1e-6)
+    beta = 0.37
+    other = SMALL.optimum(beta)
+    same = SMALL.optimum_at(other.kl(SMALL.language))
+    torch.testing.assert_close(same.logprob, other.logprob, rtol=1e-6, atol=1e-6)
+
+
+def test_foresight_is_the_chance_of_a_token_with_reward():
+    chance = SMALL.foresight(ALL)
+    chain, matters = SMALL.language.logprob[0].exp(), SMALL.token_reward != 0
+    assert chance.shape == ALL.shape
+    torch.testing.assert_close(chance[:, 0], chain[-1, matters].sum().expand(len(ALL)))
+    torch.testing.assert_close(chance[:, 1:], chain[ALL[:, :-1]][..., matters].sum(-1))
+
+
+def test_an_opposed_taste_contradicts_four_tokens_and_shares_the_language():
+    world = PreferenceWorld(seed=5)
+    taste = opposed(world)
+    product = world.token_reward * taste.token_reward
+    assert product.sum() == -4
+    assert (product != 0).sum() == 4
+    assert sorted(taste.token_reward[world.token_reward == 0].tolist()) == [-1.0] + 16 * [0.0] + [
+        1.0
+    ]
+    assert torch.equal(taste.language.logprob, world.language.logprob)
+    assert taste.pairs(4, torch.Generator().manual_seed(0)).chosen.shape == (4, 10)

@@ -15,7 +15,7 @@ so the best reachable reward at every KL is known, without sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -114,6 +114,11 @@ class PreferenceWorld:
     def start(self) -> int:
         return self.vocabulary
 
+    @property
+    def prompt(self) -> Tensor:
+        """The one prompt there is, [1, 1]."""
+        return torch.tensor([[self.start]])
+
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -139,6 +144,11 @@ class PreferenceWorld:
         """r(y), [N]."""
         return self.token_reward[sequences].sum(-1)
 
+    def batch_reward(self, batch: TokenBatch) -> Tensor:
+        """r(y) of a batch's rows, [B] float32; the start token, drawn again, earns 0."""
+        table = torch.cat([self.token_reward, torch.zeros(1, dtype=torch.float64)]).float()
+        return (table[batch.ids] * batch.target).sum(-1)
+
     def optimum(self, beta: float) -> MarkovPolicy:
         """argmax of E[r] - beta KL(pi || language): the closed form that RLHF and DPO aim at."""
         base, tilt = self._tables[0], self.token_reward / beta
@@ -150,6 +160,26 @@ class PreferenceWorld:
             steps.append(joint - total[:, None])
             log_z = total[:-1]
         return MarkovPolicy(torch.stack(steps[::-1]))
+
+    def foresight(self, sequences: Tensor) -> Tensor:
+        """P(the next token carries reward | the one before it), of every token, [N, length]."""
+        chance = self.language.logprob[0].exp()[:, self.token_reward != 0].sum(-1)
+        start = sequences.new_full((len(sequences), 1), self.start)
+        return chance[torch.cat([start, sequences[:, :-1]], 1)]
+
+    def optimum_at(self, kl: float) -> MarkovPolicy:
+        """The optimum at this KL from the language, in nats: no policy has more reward there.
+
+        By bisection on beta in [0.01, 1000].
+        """
+        low, high = 1e-2, 1e3
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            if self.optimum(middle).kl(self.language) > kl:
+                low = middle
+            else:
+                high = middle
+        return self.optimum(high)
 
     def pairs(
         self, count: int, generator: torch.Generator, sequences: Tensor | None = None
@@ -191,3 +221,26 @@ class PreferenceWorld:
         target = attention.clone()
         target[:, 0] = False
         return TokenBatch(ids, attention, target)
+
+
+@dataclass(frozen=True)
+class Taste(PreferenceWorld):
+    """A world's language with another table of rewards, [V]; pairs are labelled by it."""
+
+    table: tuple[float, ...] = ()
+
+    @property
+    def token_reward(self) -> Tensor:
+        return torch.tensor(self.table, dtype=torch.float64)
+
+
+def opposed(world: PreferenceWorld) -> Taste:
+    """A taste that conflicts with the world's: two liked and two disliked tokens change sides, the
+    others of both are neutral, one neutral token becomes liked and one disliked."""
+    own = world.token_reward
+    liked, disliked, neutral = ((own == value).nonzero()[:, 0] for value in (1, -1, 0))
+    other = torch.zeros_like(own)
+    other[torch.cat([disliked[:2], neutral[:1]])] = 1.0
+    other[torch.cat([liked[:2], neutral[1:2]])] = -1.0
+    shape = {field.name: getattr(world, field.name) for field in fields(world)}
+    return Taste(**shape, table=tuple(other.tolist()))
