@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import Role
 from tokenry.core.scores import Scores

@@ -32,8 +32,9 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import encoded, start_ids
 from tokenry.core.checks import in_range
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.core.signals import TopK, measured, signal, surprisal
 from tokenry.core.signals import divergence as divergence_signal

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tokenry.core.aggregate import MODES, aggregate, masked_sum
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, one_of
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Objective, Unit, View
