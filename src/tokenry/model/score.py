@@ -24,7 +24,7 @@ from tokenry.model.compat import unwrap
 from tokenry.model.output import last_hidden, linear_head
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
-NAMED = re.compile(r"divergence\(\w+\)")
+NAMED = re.compile(r"divergence\([\w@]+\)")
 
 
 def score(
