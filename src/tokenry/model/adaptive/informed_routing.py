@@ -41,6 +41,7 @@ from tokenry.model.adaptive.routed_units import (
     Rule,
     TokenRouter,
 )
+from tokenry.model.adaptive.routing_rules import Learned
 from tokenry.model.adaptive.wrapping import (
     ATTENTION,
     Attached,
@@ -225,6 +226,4 @@ class FlopsSaved:
 
 
 def _examples() -> list[Example]:
-    from tokenry.model.adaptive.routing_rules import Learned
-
     return [Example(InformedRouting(5, 6), [lambda attached: attached.using(Learned())])]
