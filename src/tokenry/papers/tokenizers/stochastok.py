@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy, pad
 from tokenry.lab.toy_model import toy_model
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.suites.lang_game import LangGame, Question
+from tokenry.text.tokenizers.bpe import BPE
 from tokenry.text.tokenizers.stochastok import StochasTok
 
 VOCABULARY = 1200
@@ -163,20 +164,8 @@ def tiny_model(vocabulary: int, seed: int) -> Any:
 @cache
 def prepared() -> tuple[Any, list[str], list[int]]:
     """Tokenizer, the WORDS most frequent words of 3-9 letters, the corpus in ordinary ids."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     texts = docstrings()
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer = BPE(special=(), frequency=1).train(texts, VOCABULARY)
     counts = Counter(word for text in texts for word in re.findall(r"\b[a-z]{3,9}\b", text))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     ids = [token for row in tokenizer(texts)["input_ids"] for token in row]
