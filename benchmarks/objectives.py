@@ -176,7 +176,7 @@ def run(key: str, world: Any, others: dict[str, Any], budget: dict[str, Any], se
     rewards = []
     if is_on_policy(objective):
         guide = others["guide"]
-        rewards = [implicit_reward(world, guide), brevity][: getattr(objective, "num_rewards", 1)]
+        rewards = [implicit_reward(world, guide), brevity][: objective.num_rewards]
     with tempfile.TemporaryDirectory() as folder:
         return train(
             objective,

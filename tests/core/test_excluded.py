@@ -46,7 +46,7 @@ ONE = {
 }
 TWO = {
     "kl": kl,
-    "signal": signals.divergence,
+    "signal": lambda p, q: signals.divergence(q, reference=p),
     "renyi_half": lambda p, q: divergence.renyi(p, q, 0.5),
     "renyi_two": lambda p, q: divergence.renyi(p, q, 2.0),
     **{kind.name: lambda p, q, kind=kind: divergence.divergence(p, q, kind) for kind in KINDS},

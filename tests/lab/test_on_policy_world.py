@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.lab.on_policy_world import roll_out, train_on_policy
+from tokenry.lab.on_policy_world import roll_out, samples_until, train_on_policy
 from tokenry.learn.policy.pama import PAMA
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.pro import PRO
@@ -124,3 +124,23 @@ def test_an_objective_of_pairs_is_refused(tiny_llama):
         train(DPO(), tiny_llama, count_of(7))
     with pytest.raises(InputError, match="multiple"):
         train(PPO(), tiny_llama, count_of(7), samples=3)
+
+
+def test_the_policy_is_measured_before_on_the_way_and_at_the_end(tiny_llama):
+    seen = []
+    policy, points = train(
+        PPO(), tiny_llama, count_of(7), steps=3, updates=2, every=2,
+        measure=lambda step, policy: seen.append((step, policy)),
+    )  # fmt: skip
+    assert [step for step, _ in seen] == [0, 2, 3]
+    assert all(one is policy for _, one in seen)
+    assert [point.samples for point in points] == [8, 16, 24]
+
+
+def test_samples_until_a_reward_is_first_reached():
+    path = [(0, 1.0), (64, 2.0), (128, 1.5), (192, 4.0)]
+    assert samples_until(path, 1.5) == 32
+    assert samples_until(path, 2.0) == 64
+    assert samples_until(path, 3.0) == pytest.approx(128 + 64 * 1.5 / 2.5)
+    assert samples_until(path, 0.5) == 0
+    assert samples_until(path, 9.0) == 192  # never: all there were

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import MeasuredPhases
 from tokenry.serving.policies import MixedPools, SharedPool, SplitPools, shortest
-from tokenry.serving.simulation import Cluster, Link, Pool, simulate
+from tokenry.serving.simulation import Cluster, Link, simulate
 from tokenry.serving.trace import Trace, poisson_trace
 
 # a millisecond per prompt token; 50 ms a step, and 1 ms for each further request in the batch

@@ -121,13 +121,13 @@ def _reference_of(record: dict[str, Any], folder: str) -> tuple[Any, str]:
 
 
 def _data_of(record: dict[str, Any], folder: str) -> Path:
-    from tokenry.learn.objective import is_on_policy, is_supervised
+    from tokenry.learn.objective import is_on_policy
     from tokenry.learn.objective import objective as objectives
 
     file = record.get("data", {}).get("file")
     name = record["objective"]
     kind = objectives[name] if name in objectives.names() else None
-    if is_on_policy(kind) or is_supervised(kind):
+    if kind is not None and (is_on_policy(kind) or kind.supervised):
         raise InputError(f"{name} did not learn from pairs: give some to report on with --pairs")
     if not file:
         raise InputError(f"the run in {folder} was not trained on a file: give pairs with --pairs")

@@ -22,7 +22,8 @@ from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.generate import Prompt, ends, generate, prompt_ids
 from tokenry.decode.samplers.base import TokenSampler
 from tokenry.decode.samplers.masked import Masked
-from tokenry.decode.samplers.smc import Samples, smc
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import smc
 from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState

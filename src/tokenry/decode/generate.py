@@ -25,7 +25,8 @@ from tokenry.decode.samplers.request import (
     TextSampler,
     text_sampler,
 )
-from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts, Samples
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts
 from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model.decoding import DecodingState
 

@@ -22,8 +22,9 @@ from tokenry.decode.sample import sample
 from tokenry.lab.frontiers import gap_at_equal
 from tokenry.lab.table import Table
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import fit_toy, train_copy
+from tokenry.lab.toy_training import NegativeLogLikelihood, fit_toy, train_copy
 from tokenry.learn.objective import Objective
+from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel
 from tokenry.model.score import score
 from tokenry.tasks.worlds.preference import Pairs, PreferenceWorld
@@ -250,6 +251,38 @@ def sample_sequences(
         generator=generator,
     )
     return torch.tensor(drawn)
+
+
+def fine_tune(
+    model: Any, world: PreferenceWorld, seed: int, steps: int, texts: int = 200, junk: float = 0.15
+) -> Any:
+    """A copy that has read noisy texts in a good style, the optimum of beta = 1.
+
+    junk: the share of their tokens that are random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    good = world.optimum(1.0).sample(texts, generator)
+    noisy = torch.rand(good.shape, generator=generator) < junk
+    random = torch.randint(world.vocabulary, good.shape, generator=generator)
+    read = torch.where(noisy, random, good)
+
+    def batches(_: torch.Generator) -> TokenBatch:
+        return world.sequences_batch(read[torch.randint(texts, (32,), generator=generator)])
+
+    options: dict[str, Any] = {"steps": steps, "learning_rate": 2e-3, "decay": 0.5, "clip": None}
+    return train_copy(batches, NegativeLogLikelihood(), model, **options)[0]
+
+
+def fresh_samples(model: Any, world: PreferenceWorld, count: int, seed: int = 12345) -> TokenBatch:
+    """Sequences of a model as a batch; the same random numbers for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    return world.sequences_batch(sample_sequences(model, world, count, generator))
+
+
+def sampled_kl(policy: Any, other: Any, batch: TokenBatch) -> float:
+    """KL(policy || other) of whole sequences in nats, estimated on samples of the policy."""
+    own, base = (score(model, batch).need("logprob") for model in (policy, other))
+    return float(sequence_sum(own - base, batch).mean())
 
 
 def mean_rewards(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
@@ -72,16 +71,15 @@ def compute_scores(
         if model_of is None:
             raise missing_source(objective, source)
         found[source] = model_of(batch, tuple(quantities), **_top_k(objective, quantities))
-    own = getattr(objective, "prefix", None)
     policy = score(
         model,
         batch,
         needs=by_source.get("policy", ["logprob"]),
         reference=found.get("reference"),
-        divergence=getattr(objective, "divergence", FORWARD_KL),
+        divergence=objective.divergence,
         others={name: scores for name, scores in found.items() if name != "reference"},
         **_top_k(objective, by_source.get("policy", ())),
-        prefix=own(batch, modules) if own is not None else None,
+        prefix=objective.prefix(batch, modules),
         grad=grad,
     )
     others: dict[str, Any] = {k: v for k, v in found.items() if k != "reference"}
@@ -95,9 +93,9 @@ def _compared_with(need: str) -> str | None:
     return match[1] if match else None
 
 
-def _top_k(objective: Any, quantities: Collection[str]) -> dict[str, int]:
+def _top_k(objective: Objective, quantities: Collection[str]) -> dict[str, int]:
     """How many likeliest tokens are wanted, where any are."""
-    return {"top_k": getattr(objective, "top_k", 10)} if "topk" in quantities else {}
+    return {"top_k": objective.top_k} if "topk" in quantities else {}
 
 
 def compute_loss(

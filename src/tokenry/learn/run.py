@@ -26,12 +26,10 @@ from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
     PAIR,
     Objective,
-    completions_of,
+    check_hooks,
     data_columns,
     frozen_sources,
     is_on_policy,
-    is_supervised,
-    required_completions,
 )
 from tokenry.learn.objective import objective as objectives
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
@@ -258,6 +256,7 @@ def _chosen(
         objective = user_objective(objective)
     known = objectives[objective] if isinstance(objective, str) else objective
     kind = known if isinstance(known, type) else type(known)
+    check_hooks(kind)
     chosen = sort_settings(settings, kind)
     given = isinstance(objective, str | type)
     make = kind if given else partial(_changed, objective)
@@ -349,10 +348,10 @@ def _dataset(
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, with its columns, and where it came from."""
-    sampled, supervised = is_on_policy(objective), is_supervised(objective)
+    sampled, supervised = is_on_policy(objective), objective.supervised
     kinds = SUPERVISED if supervised else ("prompt",) if sampled else ("preference",)
     own = supervised or sampled
-    completions = _completions(objective) if own else required_completions(objective)
+    completions = _completions(objective) if own else objective.required_completions
     # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
     kind = options.pop("data_format")
@@ -383,7 +382,7 @@ def _dataset(
 
 
 def _completions(objective: Any) -> tuple[str, ...]:
-    return () if is_on_policy(objective) else completions_of(objective)
+    return () if is_on_policy(objective) else objective.completions
 
 
 def _columns(objective: Any) -> tuple[str, ...]:

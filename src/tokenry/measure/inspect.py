@@ -38,8 +38,9 @@ from tokenry.core.checks import in_range
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
 from tokenry.core.scores import Scores
+from tokenry.core.signals import TopK, measured, signal, surprisal
 from tokenry.core.signals import divergence as divergence_signal
-from tokenry.core.signals import signal, surprisal
+from tokenry.model import compat
 from tokenry.model.hub import Loaded
 from tokenry.model.score import score
 from tokenry.text.alignment import Span, project, shared_spans
@@ -54,6 +55,7 @@ UNITS = {
     "entropy": "nats",
     "varentropy": "nats²",
     "margin": "nats",
+    "topk-entropy": "nats",
     "difference": "nats",
 }
 
@@ -205,15 +207,15 @@ def inspect(
     """
     kind = divergence_named(divergence) if isinstance(divergence, str) else divergence
     names = list(dict.fromkeys(["surprisal", *signals]))
-    measures = {name: signal[name] for name in names if name not in ("divergence", "difference")}
-    if against is None and len(measures) < len(names):
-        raise InputError("the signals divergence and difference need a second model (against)")
+    check_signals(names, against is not None)
+    alone = [name for name in names if not _compares(name)]
+    compared = {"divergence", *(name for name in names if _compares(name))} - {"difference"}
     in_range("top_k", top_k, "[0, inf)", integer=True)
     in_range("window", window, "[4, inf)", integer=True)
     reading = _Reading.of(model, tokenizer, text, window)
     other = None if against is None else _Reading.of(against.model, against.tokenizer, text, window)
     shared = other is not None and _same_vocabulary(tokenizer, other.tokenizer)
-    if other is not None and not shared and "divergence" in names:
+    if other is not None and not shared and (compared & set(names)):
         raise VocabularyError(
             f"{reading.name} and {other.name} have different vocabularies, so their next-token "
             'distributions have no divergence; ask for "difference", on shared bytes'
@@ -225,14 +227,16 @@ def inspect(
         other = replace(reading, model=other.model)
 
     def measure(logits: Tensor, targets: Tensor, *others: Tensor) -> dict[str, Tensor]:
-        values = {name: function(logits, targets) for name, function in measures.items()}
         best = logits.topk(min(top_k, logits.shape[-1]))
-        values["top_ids"] = best.indices
-        values["top_logprobs"] = best.values - logits.logsumexp(-1, keepdim=True)
+        topk = TopK(best.indices, best.values - logits.logsumexp(-1, keepdim=True))
+        values = {name: measured(name, logits, targets, topk=topk) for name in alone}
+        values |= {"top_ids": topk.ids, "top_logprobs": topk.logprobs}
         for other_logits in others:
             width = min(logits.shape[-1], other_logits.shape[-1])  # padding of the output layer
-            pair = logits[:, :width], other_logits[:, :width]
-            values["divergence"] = divergence_signal(*pair, kind)
+            own, reference = logits[:, :width], other_logits[:, :width]
+            for name in sorted(compared - {"divergence"}):
+                values[name] = measured(name, own, targets, reference=reference, topk=topk)
+            values["divergence"] = divergence_signal(own, reference=reference, kind=kind)
             values["other_surprisal"] = surprisal(other_logits, targets)
         return values
 
@@ -267,6 +271,23 @@ def inspect(
     )
 
 
+def check_signals(names: Sequence[str], two_models: bool) -> None:
+    """Refuse signals that an inspection cannot show: unknown ones, and those that need what it does
+    not have. Raises UnknownNameError and InputError."""
+    known = [*signal.names(), "difference"]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("signal", name, known)
+        if _compares(name) and not two_models:
+            raise InputError(f"the signal {name} needs a second model: --against, or against=")
+        if name != "difference" and "counts" in signal.entry(name).needs:
+            raise InputError(f"the signal {name} needs counts of tokens: call it from Python")
+
+
+def _compares(name: str) -> bool:
+    return name == "difference" or "reference" in signal.entry(name).needs
+
+
 def readable(piece: bytes) -> str:
     """A token's bytes as text; bytes that are no whole character are spelled \\xNN."""
     return piece.decode(errors="backslashreplace")
@@ -291,8 +312,7 @@ class _Reading:
             raise InputError("there is nothing to inspect in an empty text")
         start = start_ids(tokenizer)
         prefix = [] if ids[: len(start)] == start else start  # the text may carry it already
-        config = model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or window
+        limit = compat.window(model) or window
         every = token_bytes(tokenizer)
         return _Reading(
             model, tokenizer, every, torch.tensor(ids), prefix, start, min(window, limit)

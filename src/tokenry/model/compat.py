@@ -482,7 +482,16 @@ def own_distribution(model: Any) -> Iterator[None]:
 
 def window(model: Any) -> int | None:
     """Tokens that the model has positions for; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def padding_id(generation_config: Any) -> int:
+    """What a running `generate` pads ended rows with; 0 where it has no padding token."""
+    pad = generation_config._pad_token_tensor
+    return 0 if pad is None else int(pad)
 
 
 def of_row(given: Any, row: int) -> Any:
@@ -528,5 +537,5 @@ def withheld_arguments() -> dict[str, Any]:
     frame = sys._getframe(1)
     while frame is not None and "custom_generate" not in frame.f_locals:
         frame = frame.f_back
-    found = {} if frame is None else frame.f_locals
-    return {name: found.get(name) for name in ("assistant_model", "streamer", "synced_gpus")}
+    given = {} if frame is None else frame.f_locals
+    return {name: given.get(name) for name in ("assistant_model", "streamer", "synced_gpus")}

@@ -387,6 +387,8 @@ def _convert(gguf: Path, ready: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tokenry.model import compat
+
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = read.config
@@ -396,7 +398,7 @@ def _convert(gguf: Path, ready: Path) -> None:
     plain.generation_config = read.generation_config
     plain.save_pretrained(ready)
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = compat.window(plain)
     tokenizer.save_pretrained(ready)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tokenry.core.errors import ModelError
 from tokenry.core.fused import LinearHead
 from tokenry.model import compat
+from tokenry.model.kernels.packed import PackedLinear
 from tokenry.model.modes import evaluating
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -63,8 +64,6 @@ def output_logits(model: Any, states: Tensor) -> Tensor:
 
 def output_layer(model: Any) -> Any:
     """The output layer, without the faster layout of `model.kernels.packed`."""
-    from tokenry.model.kernels.packed import PackedLinear
-
     layer = compat.unwrap(model).get_output_embeddings()
     return layer.linear if isinstance(layer, PackedLinear) else layer
 

@@ -289,9 +289,11 @@ def measure_phases(
     """
     import torch
 
+    from tokenry.model import compat
+
     if min(*prompts, *batches, context, repeats) < 1:
         raise InputError("prompts, batches, context and repeats must be positive")
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = compat.window(model)
     longest = max(*prompts, context + repeats + 1)
     if window is not None and longest > window:
         raise ModelError(f"{longest} tokens do not fit the model's window of {window}")

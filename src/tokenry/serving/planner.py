@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import (
     Machine,
     PhaseModel,
@@ -27,7 +28,7 @@ from tokenry.serving.phases import (
     phases_of,
 )
 from tokenry.serving.policies import MixedPools, Policy, SharedPool
-from tokenry.serving.simulation import Cluster, Link, Pool, simulate
+from tokenry.serving.simulation import Cluster, Link, simulate
 from tokenry.serving.targets import (
     SLO,
     Latencies,

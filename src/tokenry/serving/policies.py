@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Protocol
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-
-if TYPE_CHECKING:
-    from tokenry.serving.simulation import Instance
-
-Role = Literal["both", "prompt", "token", "mixed"]
+from tokenry.serving.instances import Instance, Role
 
 
 class Policy(Protocol):

@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.learn.recipes.adaptive import fit_forecasters
-from tokenry.model.adaptive.informed_routing import (
-    FeatureForecaster,
-    InformedRouting,
-    Learned,
-    Lowest,
-    Sampled,
-    TokenRouter,
-    lowest,
-    oracle_route,
-    routing_report,
-    sparsity_loss,
-    turn_loss,
-)
+from tokenry.learn.recipes.informed_routing import fit_forecasters, sparsity_loss, turn_loss
+from tokenry.model.adaptive.informed_routing import InformedRouting
+from tokenry.model.adaptive.routed_units import FeatureForecaster, TokenRouter
+from tokenry.model.adaptive.routing_report import routing_report
+from tokenry.model.adaptive.routing_rules import Learned, Lowest, Sampled, lowest, oracle_route
 from tokenry.model.adaptive.wrapping import linear_flops
 
 IDS = torch.randint(2, 64, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -244,7 +235,7 @@ def test_generation_under_learned_routers_is_the_teacher_forced_one(routed):
 
 def test_oracle_learned_random_errors_at_the_same_rate(tiny_model):
     """At an equal execute rate: oracle <= learned <= random in the error of what is forecast."""
-    from tokenry.learn.recipes.adaptive import start_token_routers
+    from tokenry.learn.recipes.informed_routing import start_token_routers
 
     attached = InformedRouting(rank=4, activation="identity").attach(copy.deepcopy(tiny_model))
     generator = torch.Generator().manual_seed(0)

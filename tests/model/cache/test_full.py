@@ -32,7 +32,7 @@ def test_a_buffer_that_grows_holds_what_concatenation_holds(tiny_llama, monkeypa
 
 def test_long_prompts_in_blocks_equal_one_table(tiny_model, monkeypatch):
     """Padding, a second turn, and more queries than a block holds."""
-    monkeypatch.setattr("tokenry.model.attention.interface.ROWS", 7)
+    monkeypatch.setattr("tokenry.model.attention.dense.ROWS", 7)
     ids, mask = ids_of(40, batch=2), torch.ones(2, 40, dtype=torch.long)
     mask[1, :9] = 0
     position = (mask.cumsum(1) - 1).clamp_min(0)

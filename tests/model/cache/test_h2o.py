@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention import interface as attention_module
-from tokenry.model.attention.interface import attend_in_chunks
+from tokenry.model.attention import dense as attention_module
+from tokenry.model.attention.dense import attend_in_chunks
 from tokenry.model.cache.h2o import H2O, H2OLayer, keep_heavy_and_recent
 from tokenry.model.cache.policy import PolicyCache, tokens
 from tokenry.model.cache.simulation import SimulatedCache

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.model.attention.interface import GivenMask
+from tokenry.model.attention.masks import GivenMask
 from tokenry.model.cache.full import Full, FullLayer
 from tokenry.model.cache.h2o import H2O, H2OLayer
 from tokenry.model.cache.per_layer import PerHead, PerLayer

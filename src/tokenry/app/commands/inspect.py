@@ -20,7 +20,7 @@ from tokenry.app.terminal import (
     write_text,
 )
 from tokenry.app.verb import require_only, require_use
-from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.errors import InputError
 
 JSON_HAS_ALL = "--json prints every token"
 
@@ -102,10 +102,10 @@ def inspect(
         check_writable(html)
     wanted = signal or (["difference"] if against is not None else ["surprisal", "entropy"])
     check_model(model)
-    check_signals(wanted, against is not None)
-    first = load(model)
     from tokenry.measure import inspect as measure
 
+    measure.check_signals(wanted, against is not None)  # before the model is loaded, not after
+    first = load(model)
     second = None if against is None else load(against)
     with working("scoring the text"):
         found = measure.inspect(
@@ -126,18 +126,6 @@ def inspect(
         show(found, wanted[0], rows)
     if html is not None:
         notes().print(f"written to {html}")
-
-
-def check_signals(names: list[str], two_models: bool) -> None:
-    """Unknown signals are an error before the model is loaded, not after."""
-    from tokenry.core.signals import signal
-
-    known = [*signal.names(), "difference"]
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("signal", name, known)
-        if name in ("difference", "divergence") and not two_models:
-            raise InputError(f"the signal {name} needs a second model: --against")
 
 
 def show(found: Any, shown: str, rows: int) -> None:

@@ -58,7 +58,7 @@ def listing() -> list[dict[str, Any]]:
         kind = objective[key]
         built = kind()
         bring = [f"--frozen {name}=MODEL" for name in frozen_sources(built)]
-        if is_on_policy(built) and getattr(built, "num_rewards", 1):
+        if is_on_policy(built) and built.num_rewards:
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {

@@ -21,7 +21,7 @@ from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Constraint
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.generate import ends, generate, prompt_ids
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 from tokenry.model.score import score
 
 WORDS = {"type": "string", "pattern": "^[A-Z][a-z]+( [A-Z][a-z]+)?$"}

@@ -43,7 +43,8 @@ from tokenry.decode.samplers.base import (
 )
 from tokenry.decode.samplers.prefix_trie import Node, visit
 from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
-from tokenry.decode.samplers.smc import Samples, run_smc
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import run_smc
 from tokenry.decode.samplers.texts import joined
 
 

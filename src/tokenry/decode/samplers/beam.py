@@ -34,7 +34,7 @@ from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, fitted_mask
 from tokenry.decode.samplers.request import Decoding, Request, text_sampler
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 from tokenry.model.hidden_decoding import HiddenDecoding
 
 

@@ -22,7 +22,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.request import Request, TextSampler, text_sampler
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 from tokenry.decode.samplers.texts import text_logprobs
 
 Scorer = Callable[[list[int], list[list[int]]], Sequence[float] | Tensor]

@@ -40,7 +40,8 @@ from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens, sampler
 from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
-from tokenry.decode.samplers.smc import Samples, run_smc
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import run_smc
 from tokenry.decode.samplers.texts import extended, joined
 
 Judge = Callable[[list[list[int]], list[bool]], Sequence[bool]]

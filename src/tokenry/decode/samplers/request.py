@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,9 +27,7 @@ from torch import Tensor
 from tokenry.core.checks import in_range
 from tokenry.core.registry import Role
 from tokenry.decode.constraints.base import Constraint
-
-if TYPE_CHECKING:
-    from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, list[list[int]]], None]
@@ -99,7 +97,7 @@ class TextSampler(Protocol):
         ...
 
 
-text_sampler = Role("sampler", TextSampler, ("tokenry.decode.samplers",))
+text_sampler = Role("text sampler", TextSampler, ("tokenry.decode.samplers",))
 
 
 def next_logprobs(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.samplers.request import Request
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 
 Kind = TypeVar("Kind", bound=Samples)
 

@@ -108,8 +108,7 @@ def speculative(
         if watcher is not None:
             watcher.end()
         longest = max(len(text.new_ids) for text in found)
-        pad = generation_config._pad_token_tensor
-        pad = 0 if pad is None else int(pad)
+        pad = compat.padding_id(generation_config)
         filled = [text.new_ids + [pad] * (longest - len(text.new_ids)) for text in found]
         sequences = torch.cat([input_ids, torch.tensor(filled, device=input_ids.device)], dim=1)
         if not generation_config.return_dict_in_generate:

@@ -20,7 +20,7 @@ Generation Studio (arXiv 2306.15926). The paper's masks judge each token's strin
 (`token_mask` here); those that hold for the words of the text are ours.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -30,13 +30,14 @@ from transformers import LogitsProcessor
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.decode.constraints.words import WordConstraint, WordState
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 from tokenry.decode.steering.word_filters import AllOf, AnyWord, WordFilter
+from tokenry.text.vocabulary import token_bytes
 
 Row = tuple[int, ...]
 
 
-@controller("ctgs", paper=62)
+@controller("ctgs", paper=62, examples=lambda: _examples())
 class VocabFilterProcessor(LogitsProcessor):
     """Keeps every word of a generated text within a filter; for `logits_processor=[...]`.
 
@@ -176,13 +177,22 @@ def token_mask(
 
 def vocab_strings(tokenizer: Any) -> list[str]:
     """The string of every token, leading space kept; "" for special tokens."""
-    from tokenry.text.vocabulary import token_bytes
-
-    pieces: Sequence[bytes] = token_bytes(tokenizer)
-    return [piece.decode(errors="replace") for piece in pieces]
+    return [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
 
 
 def accepts_everything(filter: WordFilter) -> bool:
     """Whether a filter is the empty one."""
     empty = isinstance(filter, AllOf) and all(map(accepts_everything, filter.parts))
     return empty or isinstance(filter, AnyWord)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.steering.word_filters import Length, WithoutLetters
+
+    words = WithoutLetters("e") | Length(2, 2)
+    return [
+        Example(
+            lambda t, length, _: VocabFilterProcessor(words, t, prompt_length=length),
+            lambda t, *_: VocabFilterProcessor(None, t),
+        )
+    ]

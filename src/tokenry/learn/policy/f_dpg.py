@@ -38,7 +38,7 @@ from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.advantages import masked
 from tokenry.learn.policy.surrogate import LARGEST_LOG_RATIO, importance_ratio
 from tokenry.learn.policy.target import RunningTarget, prompt_keys
@@ -59,7 +59,7 @@ def pseudo_reward(policy_logprob: Tensor, log_target: Tensor, divergence: FDiver
 
 @objective("f-dpg", paper=171)
 @dataclass(frozen=True)
-class FDPG:
+class FDPG(Objective):
     """f-divergence Distributional Policy Gradient. On-policy; the rewards define the target.
 
     Z belongs to a prompt and is a mean over its samples: draw many of each (or use one prompt).

@@ -31,7 +31,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit
 from tokenry.learn.policy.axes import (
     AGGREGATIONS,
     Clip,
@@ -72,7 +72,7 @@ Term = Callable[[TokenBatch, Scores, RolloutBatch], Tensor]  # -> scalar, to be 
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(Objective):
     """A policy objective put together from its axes.
 
     advantage, ratio, clip: see their Protocols above.
@@ -255,7 +255,7 @@ def _joined(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for group in groups for need in group))
 
 
-class Preset(ABC):
+class Preset(Objective, ABC):
     """A named assignment of axes: fields are hyper-parameters, `composed` puts them together.
 
     The objective that trainers see; everything is passed on to the `PolicyGradient` it stands for.

@@ -36,7 +36,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.advantages import whiten
 from tokenry.learn.policy.ppo import (
     CRITIC_NEEDS,
@@ -109,7 +109,7 @@ def pama_loss(
 
 @objective("pama", paper=134)
 @dataclass(frozen=True)
-class PAMA:
+class PAMA(Objective):
     """Pareto Multi-objective Alignment of several rewards, `row.reward` [B, n].
 
     kl: weight of the KL penalty inside every reward, in [0, inf). clip: in (0, 1), as in PPO.

@@ -26,7 +26,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
 from tokenry.learn.policy.surrogate import (
     clip_surrogate,
@@ -39,7 +39,7 @@ from tokenry.learn.policy.token_rewards import token_rewards
 
 @objective("ppo", paper=None)
 @dataclass(frozen=True)
-class PPO:
+class PPO(Objective):
     """Proximal Policy Optimization, the baseline of the on-policy family.
 
     kl: weight of the penalty on leaving the reference, per nat, in [0, inf).

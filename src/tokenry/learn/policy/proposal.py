@@ -39,7 +39,8 @@ from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.guard import start
 from tokenry.decode.samplers.rejection import Plain, reject
 from tokenry.decode.samplers.request import Request
-from tokenry.decode.samplers.smc import Samples, run_smc
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import run_smc
 from tokenry.learn.fit import check_precision
 from tokenry.learn.policy.f_dpg import f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.target import RunningTarget

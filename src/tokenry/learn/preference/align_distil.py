@@ -36,7 +36,7 @@ from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.extrapolate import extrapolate
 from tokenry.core.fused import fused_divergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 
 Against = Literal["reverse", "reference"]
 SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
@@ -44,7 +44,7 @@ SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
 
 @objective("align-distil-offline", paper=118)
 @dataclass(frozen=True)
-class OfflineAlignDistil:
+class OfflineAlignDistil(Objective):
     """AlignDistil on the completions of the preference data, chosen and rejected alike.
 
     beta: the reward's scale, in (0, inf); multiplies the loss.

@@ -34,7 +34,7 @@ from tokenry.core.checks import in_range, within
 from tokenry.core.divergence import FDivergence, divergence_named
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 
@@ -49,7 +49,7 @@ def f_dpo_loss(
 
 @objective("f-dpo", paper=172)
 @dataclass(frozen=True)
-class FDPO:
+class FDPO(Objective):
     """DPO with a divergence of one's choice: more diversity for a little less alignment.
 
     beta: strength of the pull towards the reference, in (0, inf); the paper uses 0.1. The same beta

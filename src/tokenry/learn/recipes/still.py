@@ -29,7 +29,8 @@ from torch import Tensor
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.learn.fit import fit, only_trainable
-from tokenry.model.memory.still import StillAttention, still_layers
+from tokenry.model.memory.still import still_layers
+from tokenry.model.memory.still_attention import StillAttention
 
 
 def attention_transfer_loss(model: Any, ids: Tensor, attention: Tensor | None = None) -> Tensor:

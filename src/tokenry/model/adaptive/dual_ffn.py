@@ -3,14 +3,14 @@
     y = x + FFN[r](norm(x)),   r in {small, big} or {small, big, skip},   FFN[skip] = 0
 
 A route r = (r_1 .. r_L) says which one a token takes in each layer; attention is shared. Trained
-under random routes (`learn.recipes.adaptive.train_random_routes`), all routes work, and each token
+under random routes (`learn.recipes.dual_ffn.train_random_routes`), all routes work, and each token
 can be asked what the best one would have been, given its true next token x[t + 1]:
 
     loss_t(r) = -log p(x[t + 1] | x[<= t]; r),      best route of budget b: argmin over |r|_big = b
 
 with the default route for the tokens before it (all big; reconstructed), whose keys and values are
 therefore shared by all routes. A learned router per layer chooses by P = softmax(W x / tau), and is
-trained with lambda (mean P(big) - b / L)^2 (`learn.recipes.adaptive.train_routers`).
+trained with lambda (mean P(big) - b / L)^2 (`learn.recipes.dual_ffn.train_routers`).
 
 The best route knows the answer: a minimum over C(L, b) nearly exchangeable losses is low by chance.
 `RouteLosses.expected_minimum` gives what chance alone would, and `RouteLosses.by_entropy` the loss
@@ -38,6 +38,7 @@ from tokenry.model import compat
 from tokenry.model.adaptive.wrapping import (
     MLP,
     Attached,
+    Example,
     Wrapper,
     apply_to_selected,
     attach,
@@ -77,7 +78,7 @@ def budget_loss(probability: Tensor, target: float) -> Tensor:
     return (probability.float().mean() - target).square()
 
 
-@compute_router("duo-llm", paper=42)
+@compute_router("duo-llm", paper=42, examples=lambda: _examples())
 @dataclass(frozen=True)
 class DuoLLM:
     """A small twin for every feed-forward block, and a router per layer.
@@ -384,3 +385,9 @@ def normal_minimum(count: int) -> float:
     density = (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
     above = torch.special.ndtr(-x)
     return float(torch.trapezoid(x * count * density * above ** (count - 1), x))
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(DuoLLM(4, True), [AttachedDuo.learned, lambda attached: attached.route("small")])
+    ]

@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ModelError, ShapeError
+from tokenry.model.attention.interface import attending_by
+from tokenry.model.modes import evaluation_mode
 from tokenry.model.score import unwrap
 
 MAX_TOKENS = 256
@@ -93,16 +95,8 @@ def observe(model: Any, ids: Tensor, max_tokens: int = MAX_TOKENS) -> Observatio
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Evaluation mode and the attention function that forms its probabilities, for a while."""
-    plain = unwrap(model)
-    previous = plain.config.get_text_config()._attn_implementation
-    training = model.training
-    plain.set_attn_implementation("eager")
-    model.eval()
-    try:
+    with evaluation_mode(model), attending_by(unwrap(model), "eager"):
         yield
-    finally:
-        plain.set_attn_implementation(previous)
-        model.train(training)
 
 
 def blocks_of(model: Any) -> list[Block]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.score import unwrap
+from tokenry.model import compat
 from tokenry.text.compression import (
     Mode,
     Reduce,
@@ -167,8 +167,7 @@ def framed_scores(scorer: Attribution, model: Any, tokenizer: Any, ids: list[int
 
 def capacity(scorer: Attribution, model: Any) -> int:
     """How many tokens of text fit between the marks."""
-    config = unwrap(model).config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None) or scorer.max_tokens
+    window = compat.window(compat.unwrap(model)) or scorer.max_tokens
     return max(1, min(scorer.max_tokens, window) - 2)
 
 

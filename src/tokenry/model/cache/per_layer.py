@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from tokenry.core.errors import InputError
-from tokenry.model.attention.interface import ObservedLayer, StepMask
+from tokenry.model.attention.masks import StepMask
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.full import Full
 from tokenry.model.cache.policy import CachePolicy, PolicyCache, cache_under, observed_cache
 

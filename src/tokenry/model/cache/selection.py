@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag, max_pool1d
 
-from tokenry.model.attention.interface import StepMask
+from tokenry.model.attention.masks import StepMask
 
 BLOCK = 512  # keys scored at a time
 

@@ -22,13 +22,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tokenry.model.attention.interface import (
-    BlockOfQueries,
-    ObservedLayer,
-    attend_in_chunks,
-    capped,
-    observe_attention,
-)
+from tokenry.model.attention.dense import attend_in_chunks, capped
+from tokenry.model.attention.interface import observe_attention
+from tokenry.model.attention.masks import BlockOfQueries
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.h2o import H2O, keep_heavy_and_recent
 from tokenry.model.cache.policy import observed_layers
 

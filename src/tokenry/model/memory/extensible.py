@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.files import replacing
+from tokenry.model import compat
 from tokenry.model.score import unwrap
 
 
@@ -99,7 +100,7 @@ class ExtensibleTokenizer(nn.Module):
         if ids.ndim != 2 or not ids.shape[1]:
             raise ShapeError(f"ids must be [B, T] with T >= 1, got {list(ids.shape)}")
         in_range("chunk", chunk, "[1, inf)", integer=True)
-        window = getattr(getattr(self.backbone, "config", None), "max_position_embeddings", None)
+        window = compat.window(self.backbone)
         if window and min(chunk, ids.shape[1]) > window:
             raise InputError(f"chunks of {chunk} tokens are longer than the tokenizer's {window}")
         B, T = ids.shape
@@ -216,7 +217,7 @@ class ExtensibleSession:
 
     def __post_init__(self) -> None:
         table = self._embeddings.weight
-        limit = getattr(unwrap(self.model).config.get_text_config(), "max_position_embeddings", 0)
+        limit = compat.window(unwrap(self.model)) or 0
         within(self, "[0, inf)", "window", integer=True)
         self.window = self.window or limit
         if self.window < 1 or 0 < limit < self.window:

@@ -33,12 +33,10 @@ from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.model.attention.interface import (
-    BlockOfQueries,
-    ObservedLayer,
-    attend_in_chunks,
-    observe_attention,
-)
+from tokenry.model.attention.dense import attend_in_chunks
+from tokenry.model.attention.interface import observe_attention
+from tokenry.model.attention.masks import BlockOfQueries
+from tokenry.model.attention.observed_layer import ObservedLayer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenry.lab.toy_model import toy_model
-from tokenry.learn.recipes.adaptive import train_random_routes, train_routers
+from tokenry.learn.recipes.dual_ffn import train_random_routes, train_routers
 from tokenry.model.adaptive.dual_ffn import (
     BIG,
     SMALL,

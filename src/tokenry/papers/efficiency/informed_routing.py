@@ -15,14 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.learn.recipes.adaptive import fit_forecasters, language_loss
-from tokenry.model.adaptive.informed_routing import (
-    AttachedRouting,
-    InformedRouting,
-    Lowest,
-    UnitReport,
-    routing_report,
-)
+from tokenry.learn.recipes.informed_routing import fit_forecasters
+from tokenry.learn.recipes.language_loss import language_loss
+from tokenry.model.adaptive.informed_routing import AttachedRouting, InformedRouting
+from tokenry.model.adaptive.routing_report import UnitReport, routing_report
+from tokenry.model.adaptive.routing_rules import Lowest
 from tokenry.papers.base import Measurement, Outcome, Paper
 
 LENGTH, TRAINING, HELD_OUT, BATCH = 128, 24, 4, 8

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tokenry.lab.toy_model import toy_model
-from tokenry.learn.recipes.adaptive import language_loss, optimise, train_on_schedule
+from tokenry.learn.recipes.language_loss import language_loss, optimise
+from tokenry.learn.recipes.skipdecode import train_on_schedule
 from tokenry.model.adaptive.skipdecode import (
     AttachedSkipDecode,
     SkipDecode,

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import MACHINES, SHAPES, cache_capacity, measure_phases, phases_of
 from tokenry.serving.planner import Design, Planner
 from tokenry.serving.policies import MixedPools, Policy, SharedPool, SplitPools
-from tokenry.serving.simulation import Batching, Cluster, Pool, Served, simulate
+from tokenry.serving.simulation import Batching, Cluster, Served, simulate
 from tokenry.serving.targets import SLO, latencies, max_rate_under_slo
 from tokenry.serving.trace import Trace, poisson_trace
 

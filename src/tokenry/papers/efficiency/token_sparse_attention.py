@@ -12,12 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.model.attention.token_sparse import (
-    TokenSparse,
-    low_drift_layers,
-    select_indices,
-    window_saliency,
-)
+from tokenry.model.attention.drift import low_drift_layers
+from tokenry.model.attention.token_sparse import TokenSparse, select_indices, window_saliency
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.documentation import passages
 
@@ -97,7 +93,7 @@ def reproduce(seed: int) -> Outcome:
                     found = logprobs(model, text)
                 kl = (dense.exp() * (dense - found)).sum(-1).mean()
                 divergence[way][place] += float(kl) / PASSAGES
-                pairs = [(int(n) / LENGTH) ** 2 for n in prefill.attended.values()]
+                pairs = [(int(n) / LENGTH) ** 2 for n in prefill.cost.attended.values()]
                 dense_layers = len(layers) - len(pairs)
                 share[way][place] += (sum(pairs) + dense_layers) / len(layers) / PASSAGES
             back = dropped_and_read_later([one for one in sparse.chosen if one is not None])

@@ -137,6 +137,11 @@ class PreferenceWorld:
     def start(self) -> int:
         return self.vocabulary
 
+    @property
+    def prompt(self) -> Tensor:
+        """The one prompt there is, [1, 1]."""
+        return torch.tensor([[self.start]])
+
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -161,6 +166,11 @@ class PreferenceWorld:
     def reward(self, sequences: Tensor) -> Tensor:
         """r(y), [N]."""
         return self.token_reward[sequences].sum(-1)
+
+    def batch_reward(self, batch: TokenBatch) -> Tensor:
+        """r(y) of a batch's rows, [B] float32; the start token, drawn again, earns 0."""
+        table = torch.cat([self.token_reward, torch.zeros(1, dtype=torch.float64)]).float()
+        return (table[batch.ids] * batch.target).sum(-1)
 
     def optimum(self, beta: float) -> MarkovPolicy:
         """argmax of E[r] - beta KL(pi || language): the closed form that RLHF and DPO aim at."""

@@ -1,24 +1,20 @@
-"""Training of adaptive depth and width: schedules, routes, forecasters and routers.
+"""Informed routing: forecasters, then the routers that know where they fail.
 
-    train_on_schedule       SkipDecode: fine-tune with every column at the depth it will have
-    train_random_routes     Duo-LLM, stage 1: big and small blocks together, routes at random
-    train_routers           Duo-LLM, stage 3: a router per layer under one global budget
-    fit_forecasters         informed routing, stage 1: closed form, reduced-rank ridge regression
+    fit_forecasters         stage 1: closed form, reduced-rank ridge regression
     train_forecasters       the same by gradient descent, with the activation in between
     start_token_routers     stage 1b: routers learn to tell which tokens are forecast best
     train_token_routers     stage 2: routers, straight-through, towards a share of tokens that run
 
-A batch is ids [B, T], or a mapping with `input_ids` and, if wanted, `attention_mask` and `labels`;
-a list of batches is gone through again and again. All functions return the loss of every step, and
-leave what they do not train as it was, its `requires_grad` included.
+All functions that train return the loss of every step, and leave what they do not train as it was,
+its `requires_grad` included.
 
-Sources: arXiv 2307.02628 (SkipDecode), 2410.10846 (Duo-LLM), 2510.13831 (informed routing). The
-closed form is ours, as is the annealing of Duo-LLM's temperature.
+Source: Informed Routing in LLMs: Smarter Token-Level Computation for Faster Inference (arXiv
+2510.13831). Ours: the closed form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,90 +23,13 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
-from tokenry.learn.fit import cosine, fit, only_trainable
-from tokenry.model import compat
-from tokenry.model.adaptive.dual_ffn import BIG, AttachedDuo, budget_loss
-from tokenry.model.adaptive.informed_routing import (
-    APPROXIMATE,
-    AttachedRouting,
-    FeatureForecaster,
-    Sampled,
-    batch_parts,
-    lowest,
-    recorded,
-    sparsity_loss,
-    turn_loss,
-)
-from tokenry.model.adaptive.skipdecode import AttachedSkipDecode
-
-Batches = Sequence[Any]
-
-
-def train_on_schedule(
-    attached: AttachedSkipDecode,
-    batches: Batches,
-    *,
-    steps: int,
-    learning_rate: float = 1e-4,
-    prompt_columns: int = 0,
-) -> list[float]:
-    """Fine-tune the model with every column at the depth that decoding will give it."""
-
-    def loss(step: int, batch: Any) -> Tensor:
-        return language_loss(attached.model, batch, prompt_columns=prompt_columns)
-
-    return optimise(trained(attached.model), loss, batches, steps, learning_rate)
-
-
-def train_random_routes(
-    attached: AttachedDuo,
-    batches: Batches,
-    *,
-    steps: int,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-) -> list[float]:
-    """Train the model and the small blocks with independent random routes for every token and
-    layer, so that every route works."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(step: int, batch: Any) -> Tensor:
-        routes = attached.random_routes(tuple(batch_parts(batch)[0].shape), generator)
-        with attached.route(routes):
-            return language_loss(attached.model, batch)
-
-    return optimise(trained(attached.model), loss, batches, steps, learning_rate)
-
-
-def train_routers(
-    attached: AttachedDuo,
-    batches: Batches,
-    *,
-    budget: float,
-    steps: int,
-    learning_rate: float = 1e-2,
-    weight: float = 10.0,
-    tau: tuple[float, float] = (2.0, 0.2),
-    hard: bool = False,
-) -> list[float]:
-    """Train the routers alone: L_LM + weight (mean P(big) - budget / L)^2.
-
-    budget: big blocks per token. tau: temperature, from the first step to the last; the blocks are
-    mixed by P, which low temperatures make nearly one choice.
-    """
-    target = budget / attached.layers
-    in_range("weight", weight, "[0, inf)")
-    in_range("budget", budget, f"[0, {attached.layers}]")  # the model's layers
-
-    def loss(step: int, batch: Any) -> Tensor:
-        at = step / max(steps - 1, 1)
-        with attached.learned(tau[0] * (tau[1] / tau[0]) ** at, hard=hard) as seen:
-            fit = language_loss(attached.model, batch)
-        return fit + weight * budget_loss(torch.stack(seen)[..., BIG], target)
-
-    routers = [weight for one in attached.wrappers() for weight in one.width_router.parameters()]
-    with only_trainable(attached.model, routers):
-        return optimise(routers, loss, batches, steps, learning_rate)
+from tokenry.learn.fit import only_trainable
+from tokenry.learn.recipes.language_loss import Batches, language_loss, optimise
+from tokenry.model.adaptive.informed_routing import AttachedRouting
+from tokenry.model.adaptive.routed_units import APPROXIMATE, FeatureForecaster, Record
+from tokenry.model.adaptive.routing_report import recorded
+from tokenry.model.adaptive.routing_rules import Sampled, lowest
+from tokenry.model.adaptive.wrapping import batch_parts
 
 
 @torch.no_grad()
@@ -274,41 +193,18 @@ def routers_of(attached: AttachedRouting) -> list[nn.Parameter]:
     return [weight for unit in attached.units for weight in unit.token_router.parameters()]
 
 
-def language_loss(model: Any, batch: Any, **options: Any) -> Tensor:
-    """Mean loss of the next token over the real tokens but the first of each row; with `labels`
-    in the batch, over those that are not -100."""
-    ids, attention = batch_parts(batch)
-    compat.require_left_padding(model, attention)
-    output = model(input_ids=ids, attention_mask=attention, use_cache=False, **options)
-    real = attention.bool()
-    scored = real[:, 1:] & real[:, :-1]
-    if not isinstance(batch, Tensor) and "labels" in batch:
-        scored = scored & (batch["labels"][:, 1:] != -100)
-    return cross_entropy(output.logits[:, :-1][scored].float(), ids[:, 1:][scored])
+def sparsity_loss(execute: Sequence[Tensor], target: float, weight: float = 8.0) -> Tensor:
+    """weight |(1 - target) - rho|. execute: the mean of g_0 of each unit; rho: their mean."""
+    rho = torch.stack([part.float() for part in execute]).mean()
+    return weight * (1 - target - rho).abs()
 
 
-def optimise(
-    weights: Iterable[nn.Parameter],
-    loss_of: Callable[[int, Any], Tensor],
-    batches: Batches,
-    steps: int,
-    learning_rate: float,
-    clip: float | None = 1.0,
-) -> list[float]:
-    """Adam with a cosine that ends at a tenth of the learning rate; the loss of every step."""
-    in_range("steps", steps, "[1, inf)", integer=True)
-    if not len(batches):
-        raise InputError("training needs batches; there are none")
-    return fit(
-        lambda step, _: loss_of(step, batches[step % len(batches)]),
-        weights,
-        steps=steps,
-        learning_rate=learning_rate,
-        schedule=cosine(end=0.1),
-        optimizer=torch.optim.Adam,
-        clip=clip,
-    )
-
-
-def trained(model: Any) -> list[nn.Parameter]:
-    return [weight for weight in model.parameters() if weight.requires_grad]
+def turn_loss(records: Sequence[Record]) -> Tensor:
+    """Mean over units of sum g_1 (1 - cos(x, x + F(u))) / (sum g_1 + 1): what is approximated
+    should not turn the residual much."""
+    parts = []
+    for record in records:
+        assert record.turn is not None
+        away = 1 - record.execute.float()
+        parts.append((away * (1 - record.turn)).sum() / (away.sum() + 1))
+    return torch.stack(parts).mean()

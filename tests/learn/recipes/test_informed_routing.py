@@ -1,4 +1,4 @@
-"""Training of adaptive depth and width: closed forms, what moves, what stays."""
+"""Informed routing: the closed form is the best of its rank, routers keep their share."""
 
 import copy
 
@@ -7,26 +7,18 @@ import torch
 from torch import nn
 
 from tokenry.core.errors import InputError
-from tokenry.learn.recipes.adaptive import (
+from tokenry.learn.recipes.informed_routing import (
     fit_forecasters,
-    language_loss,
     reduced_rank_ridge,
     set_forecaster,
     start_token_routers,
     train_forecasters,
-    train_on_schedule,
-    train_random_routes,
-    train_routers,
     train_token_routers,
 )
-from tokenry.model.adaptive.dual_ffn import BIG, DuoLLM
-from tokenry.model.adaptive.informed_routing import (
-    FeatureForecaster,
-    InformedRouting,
-    Learned,
-    routing_report,
-)
-from tokenry.model.adaptive.skipdecode import SkipDecode
+from tokenry.model.adaptive.informed_routing import InformedRouting
+from tokenry.model.adaptive.routed_units import FeatureForecaster
+from tokenry.model.adaptive.routing_report import routing_report
+from tokenry.model.adaptive.routing_rules import Learned
 
 
 def batches_of(count=2, rows=8, length=16, seed=0):
@@ -146,69 +138,6 @@ def test_forecasters_are_tuned_when_asked(tiny_llama):
     changed = moved(attached.model, before)
     assert any("forecaster" in name for name in changed)
     assert all("forecaster" in name or "token_router" in name for name in changed)
-
-
-def test_random_routes_make_small_blocks_useful(tiny_llama):
-    attached = DuoLLM(inner=8).attach(copy.deepcopy(tiny_llama))
-    batches = [ids % 8 + 2 for ids in batches_of(2)]
-    with torch.no_grad(), attached.route("small"):
-        untrained = float(language_loss(attached.model, batches[0]))
-    losses = train_random_routes(attached, batches, steps=40, learning_rate=3e-3)
-    assert losses[-1] < losses[0]
-    for kind in ("small", "big"):
-        with torch.no_grad(), attached.route(kind):
-            assert float(language_loss(attached.model, batches[0])) < untrained
-    again = DuoLLM(inner=8).attach(copy.deepcopy(tiny_llama))
-    assert train_random_routes(again, batches, steps=3) == pytest.approx(
-        train_random_routes(DuoLLM(inner=8).attach(copy.deepcopy(tiny_llama)), batches, steps=3)
-    )
-
-
-@pytest.mark.parametrize("budget", [1, 2])
-def test_routers_keep_to_one_global_budget(tiny_llama, budget):
-    attached = DuoLLM(inner=8).attach(copy.deepcopy(tiny_llama))
-    batches = batches_of()
-    before = weights_of(attached.model)
-    train_routers(attached, batches, budget=budget, steps=60, learning_rate=5e-2, weight=100.0)
-    assert all("width_router" in name for name in moved(attached.model, before))
-    with attached.learned(tau=0.2, hard=False) as seen, torch.no_grad():
-        attached.model(batches[0], use_cache=False)
-    share = float(torch.stack(seen)[..., BIG].mean())
-    assert share == pytest.approx(budget / 3, abs=0.1)
-    with pytest.raises(InputError, match="budget"):
-        train_routers(attached, batches, budget=4, steps=1)
-
-
-def test_fine_tuning_on_the_schedule_lowers_its_loss(tiny_llama):
-    model = copy.deepcopy(tiny_llama)
-    batches = [ids % 8 + 2 for ids in batches_of(2)]
-    labels = batches[0].clone()
-    labels[:, :9] = -100
-    with SkipDecode(3, 2, 8).attach(model) as attached:
-        batch = {"input_ids": batches[0], "labels": labels}
-        losses = train_on_schedule(
-            attached, [batch], steps=30, learning_rate=3e-3, prompt_columns=8
-        )
-        assert losses[-1] < losses[0]
-    with pytest.raises(InputError, match="batches"):
-        train_on_schedule(attached, [], steps=3)
-
-
-def test_the_language_loss_is_that_of_transformers(tiny_llama):
-    ids = batches_of(1)[0]
-    expected = float(tiny_llama(ids, labels=ids).loss.detach())
-    assert float(language_loss(tiny_llama, ids).detach()) == pytest.approx(expected, rel=1e-5)
-    labels = ids.clone()
-    labels[:, :5] = -100
-    expected = float(tiny_llama(ids, labels=labels).loss.detach())
-    batch = {"input_ids": ids, "labels": labels}
-    assert float(language_loss(tiny_llama, batch).detach()) == pytest.approx(expected, rel=1e-5)
-    attention = torch.ones_like(ids)
-    attention[0, 10:] = 0
-    labels = ids.masked_fill(attention == 0, -100)
-    expected = float(tiny_llama(ids, attention_mask=attention, labels=labels).loss.detach())
-    batch = {"input_ids": ids, "attention_mask": attention}
-    assert float(language_loss(tiny_llama, batch).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_linear_forecasters_have_no_activation():
