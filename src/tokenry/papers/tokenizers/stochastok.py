@@ -24,7 +24,7 @@ SMOKE = {"pretraining": 2, "fine_tuning": 2, "tests": 6, "batch": 4, "block": 16
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Two seeds, from `100 seed`; at large scale one, with eight and thirteen times as many steps."""
+    """Two seeds, from `100 seed`; at large scale one, with about ten times as many steps."""
     seeds, every, size = at(scale, full=(2, 50, FULL), smoke=(2, 2, SMOKE), large=(1, 500, LARGE))
     table, lines = Table(), {}
     right, loss = {0.0: [], P: []}, {0.0: [], P: []}
