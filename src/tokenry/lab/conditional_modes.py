@@ -19,6 +19,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.exact_mode import exact_mode
+from tokenry.decode.prefix_classifier import LengthAttribute
 from tokenry.decode.rollouts import rollouts
 from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
@@ -109,7 +110,7 @@ def search_modes(
         (drawn,) = rollouts(model, [[dialect]], samples, seed=generator, **options)
         valid, logprob = [], {"guided": [], "masked": [], "sampled": []}
         for length in lengths:
-            q = classifier.length_attribute(model, ends, length)
+            q = LengthAttribute.of(classifier, model, ends, length)
             guided = BeamSearch(q, beams=beams)(request(anything), 1)
             exactly = Length(length, length, range(VOCABULARY), ends)
             masked = BeamSearch(beams=beams)(request(exactly), 1)

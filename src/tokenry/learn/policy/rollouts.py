@@ -83,15 +83,40 @@ def sample_rollouts(
         temperature=settings.temperature,
         leave=False,
     )
-    width = max(map(len, drawn))
-    completions = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in drawn])
-    lengths = torch.tensor([len(row) for row in drawn])
-    new = (torch.arange(width) < lengths[:, None]).to(prompts.device)
+    return rollout_rows(prompts, attention, rows, drawn, pad_id=pad_id)
+
+
+def rollout_rows(
+    prompts: Tensor,
+    attention: Tensor,
+    of: Sequence[int] | Tensor,
+    completions: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[bool]] | None = None,
+    *,
+    pad_id: int = 0,
+    **columns: Tensor,
+) -> TokenBatch:
+    """Rollouts from their parts: prompts as they are padded, and completions behind them.
+
+    Args:
+        prompts, attention: [B, T]. of: [N], the prompt of each completion, its `group`.
+        completions: N lists of ids. chosen: which of them the policy chose, the targets; None: all.
+        columns: of the completions, [N, ...].
+    """
+    device = prompts.device
+    rows = torch.as_tensor(of, dtype=torch.long, device=device)
+    width = max(map(len, completions))
+
+    def padded(lists: Sequence[Sequence[Any]], value: int | bool) -> Tensor:
+        return torch.tensor([[*row, *[value] * (width - len(row))] for row in lists], device=device)
+
+    new = padded([[True] * len(row) for row in completions], False)
     old = attention.bool()[rows]
-    ids = torch.cat([prompts[rows], completions.to(prompts.device)], 1)
+    ids = torch.cat([prompts[rows], padded(completions, pad_id)], 1)
     mask = torch.cat([old, new], 1)
-    target = torch.cat([torch.zeros_like(old), new], 1)
-    return TokenBatch(torch.where(mask, ids, pad_id), mask, target, rows)
+    own = new if chosen is None else padded(chosen, False)
+    target = torch.cat([torch.zeros_like(old), own], 1)
+    return TokenBatch(torch.where(mask, ids, pad_id), mask, target, rows, columns)
 
 
 def reward_rollouts(
