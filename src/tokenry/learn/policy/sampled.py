@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, data_columns, is_on_policy, is_supervised
+from tokenry.learn.objective import HOOKS, Loss, Objective, data_columns, is_on_policy
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(Objective):
     """Another objective, on sampled completions; in everything else it is that objective.
 
     Args:
@@ -26,30 +26,20 @@ class Sampled:
             completions are told apart by more than the policy knows.
     """
 
-    objective: Any
+    objective: Objective
 
     rollout_needs: ClassVar[tuple[str, ...]] = ()
     num_rewards: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         name = type(self.objective).__name__
-        if is_on_policy(self.objective) or not is_supervised(self.objective):
+        if is_on_policy(self.objective) or not self.objective.supervised:
             raise InputError(f"{name} does not learn from given texts, so none can be sampled")
         if columns := data_columns(self.objective):
             raise InputError(f"{name} needs {', '.join(columns)}, which samples do not have")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.objective.needs
-
-    @property
-    def unit(self) -> Unit:
-        return self.objective.unit
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("objective", "precompute"):
-            raise AttributeError(name)
-        return getattr(self.objective, name)
+        own = {"prepare", "precompute", "rollout_needs", "num_rewards"}
+        for name in HOOKS - own:
+            object.__setattr__(self, name, getattr(self.objective, name))
 
     def prepare(self, batch: TokenBatch, policy: Scores, *given: Any, **others: Any) -> TokenBatch:
         """The completions are all that the loss takes from a rollout."""
