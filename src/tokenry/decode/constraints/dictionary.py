@@ -17,7 +17,7 @@ no token of well-formed UTF-8 is refused and there is no dead end; only the end 
 
 Source: DICTDIS: Dictionary Constrained Disambiguation for Improved NMT (arXiv 2210.06996), whose
 own constraints are soft: a model is trained to copy the candidates
-(`learn.recipes.sequence_to_sequence.copy_mixture`). The hard form, for any language model, is ours.
+(`model.layers.copy_mixture`). The hard form, for any language model, is ours.
 """
 
 from __future__ import annotations
