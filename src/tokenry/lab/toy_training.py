@@ -147,7 +147,7 @@ def train_on(
     modules_rate: float | None = None,
     decay: float = 0.0,
     clip: float | None = 1.0,
-    observe: Callable[[int], None] | None = None,
+    observe: Callable[[int], Any] | None = None,
     every: int = 50,
 ) -> Any:
     """Train `model` in place on `steps` batches; the model, in evaluation mode.
@@ -156,7 +156,7 @@ def train_on(
     frozen model that is needed, if one is. modules_rate: learning rate of `modules`, if another
     (an objective may say its own). decay: over this share of the steps, the last ones, learning
     rates fall to 0. clip: largest norm of a gradient. observe: called with the number of steps
-    done, before the first, after each `every` and after the last.
+    done, before the first, after each `every` and after the last; the run ends when it says True.
     """
     model.train().requires_grad_(objective.trains_policy)
     groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
@@ -185,6 +185,13 @@ def train_on(
         every=every,
     )
     return model.eval()
+
+
+def completed(prompts: Tensor, completions: Tensor) -> TokenBatch:
+    """Rows of prompts [B, T] and completions [B, L]; the completions count."""
+    ids = torch.cat([prompts, completions], 1)
+    target = (torch.arange(ids.shape[1]) >= prompts.shape[1]).expand(len(ids), -1)
+    return TokenBatch(ids, torch.ones_like(target), target)
 
 
 @torch.no_grad()
