@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,7 +14,13 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import ModelError
 from tokenry.decode.rollouts import rollouts
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import NegativeLogLikelihood, completed, train_copy, train_on
+from tokenry.lab.toy_training import (
+    NegativeLogLikelihood,
+    completed,
+    from_rows,
+    train_copy,
+    train_on,
+)
 from tokenry.lab.toys import trained
 from tokenry.learn.data.precompute import joined_batch
 from tokenry.measure.probes.critical_tokens import (
@@ -145,11 +151,12 @@ class SumsBench:
         return {"positive": tune(right), "negative": tune(wrong)}
 
     @cached_property
-    def pairs(self) -> list[tuple[Solution, Solution]]:
+    def pairs(self) -> list[dict[str, list[int]]]:
         """The first right solution of a problem, and the first with its most frequent wrong answer:
         confident errors are worth unlearning."""
         wrong, right = self._drawn[0]
-        return [(right[n][0], self._most_frequent(wrong[n])) for n in right if n in wrong]
+        chosen = [(right[n][0], self._most_frequent(wrong[n])) for n in right if n in wrong]
+        return [{"prompt_ids": p, "chosen_ids": y, "rejected_ids": z} for (p, y), (_, z) in chosen]
 
     def _most_frequent(self, paths: list[Solution]) -> Solution:
         (answer, _), *_ = Counter(self.task.answer(ids) for _, ids in paths).most_common()
@@ -158,12 +165,7 @@ class SumsBench:
     def train(self, objective: Any, learning_rate: float) -> Any:
         """A copy of the reference trained on the pairs."""
 
-        def batches(draw: torch.Generator) -> TokenBatch:
-            rows = torch.randint(len(self.pairs), (self.batch_size,), generator=draw)
-            sides = zip(*(self.pairs[row] for row in rows.tolist()), strict=True)
-            batch = as_batch([path for side in sides for path in side])
-            return replace(batch, group=torch.arange(self.batch_size).repeat(2))
-
+        batches = from_rows(objective, self.pairs, self.batch_size)
         return train_copy(
             batches, objective, self.reference, frozen=self.tuned, steps=self.steps,
             learning_rate=learning_rate, seed=self.seed,
