@@ -176,5 +176,5 @@ def test_wrong_arguments_say_what_is_wrong():
         aggregate(VALUES, MASK.float())
     with pytest.raises(ShapeError, match=r"\[B, T\]"):
         aggregate(VALUES[0], MASK[0])
-    with pytest.raises(ShapeError, match="weights"):
+    with pytest.raises(ShapeError, match=r"one per row \[2, 1\]; got \[4\]"):
         aggregate(VALUES, MASK, weights=torch.ones(4))
