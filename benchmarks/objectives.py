@@ -101,7 +101,7 @@ class ToyWorld:
         return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", pad_token="<s>")
 
     def measure(self, model: Any, prefix: Any = None) -> dict[str, float]:
-        from tokenry.core.divergence import REVERSE_KL
+        from tokenry.core.divergences import REVERSE_KL
         from tokenry.model.score import score
 
         sequences = self._samples(model, prefix)
@@ -176,7 +176,7 @@ def run(key: str, world: Any, others: dict[str, Any], budget: dict[str, Any], se
     rewards = []
     if is_on_policy(objective):
         guide = others["guide"]
-        rewards = [implicit_reward(world, guide), brevity][: getattr(objective, "num_rewards", 1)]
+        rewards = [implicit_reward(world, guide), brevity][: objective.num_rewards]
     with tempfile.TemporaryDirectory() as folder:
         return train(
             objective,

@@ -12,6 +12,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.core.errors import InputError
 from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
@@ -23,9 +24,9 @@ PROMPTS = [
 NEW = 24
 
 
-@pytest.fixture(params=drafters.names())
+@pytest.fixture(params=cases(drafters))
 def drafter(request):
-    return drafters[request.param]()
+    return request.param()
 
 
 @pytest.fixture(scope="session")

@@ -12,28 +12,22 @@ from functools import cache
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
-from tokenry.core.fused import LinearHead
+from tokenry.core.divergence import divergence
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
     DATA,
+    Example,
     Objective,
     check_needs,
-    completions_of,
     count_units,
     is_on_policy,
 )
 from tokenry.learn.objective import objective as objectives
 
-KEYS = objectives.names()
-V, PAIRS, LENGTH = 5, 3, 7
-
-# Values of data columns, where uniform random numbers in (0, 1) are not what the method reads.
-COLUMNS = {
-    ("AdaptiveUnlearning", "tri"): lambda batch, values: (values * 2.99).floor() * batch.target,
-    ("MAHDPO", "objective"): lambda batch, values: (batch.group % 2).double(),
-}
+V, PAIRS = 5, 3
 
 
 def make_batch(generator, extra=0, side="right", completions=2):
@@ -63,11 +57,11 @@ def make_logits(batch, generator, dtype=torch.float64, scale=1.0):
     return (by_place(batch, generator, V) * scale).to(dtype)
 
 
-def with_columns(objective, batch, seed=11):
+def with_columns(example, batch, seed=11):
     """The columns that the objective needs of the data."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
-    for need in objective.needs:
+    for need in example.objective.needs:
         source, _, name = need.partition(".")
         if source not in DATA:
             continue
@@ -75,7 +69,7 @@ def with_columns(objective, batch, seed=11):
             values = by_place(batch, generator).sigmoid() * batch.target
         else:
             values = torch.rand(len(batch.ids), generator=generator, dtype=torch.float64)
-        make = COLUMNS.get((type(objective).__name__, name))
+        make = example.columns.get(name)
         made[name] = values if make is None else make(batch, values)
     return batch.with_columns(**made)
 
@@ -94,9 +88,7 @@ def make_scores(objective, batch, logits_of, needs=None):
             "logprob": lambda: field(logp.gather(-1, batch.ids[..., None])[..., 0]),
             "entropy": lambda: field(-(logp.exp() * logp).sum(-1)),
             "divergence": lambda: field(
-                divergence(
-                    logits_of["reference"], logits, getattr(objective, "divergence", FORWARD_KL)
-                )
+                divergence(logits_of["reference"], logits, objective.divergence)
             ),
             "hidden": lambda: states,
             "hidden_states": lambda: (states * 0.5, states),
@@ -115,11 +107,10 @@ def make_scores(objective, batch, logits_of, needs=None):
 
     policy, reference = scores("policy"), scores("reference") if found["reference"] else None
     others = {s: scores(s) for s in found if s not in ("policy", "reference")}
-    if hasattr(objective, "modules"):
-        torch.manual_seed(5)
-        modules = objective.modules(tiny_model())
-        if modules is not None:
-            others["modules"] = modules.double().eval()
+    torch.manual_seed(5)
+    modules = objective.modules(tiny_model())
+    if modules is not None:
+        others["modules"] = modules.double().eval()
     return policy, reference, others
 
 
@@ -149,11 +140,11 @@ def tiny_model():
 class Case:
     """A batch and the logits of every model that the objective asks for."""
 
-    def __init__(self, objective, extra=0, side="right", dtype=torch.float64, scale=1.0, seed=0):
+    def __init__(self, example, extra=0, side="right", dtype=torch.float64, scale=1.0, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        self.objective = objective
-        self.batch = make_batch(generator, extra, side, len(completions_of(objective)))
-        needs = (*objective.needs, *getattr(objective, "rollout_needs", ()))
+        self.objective = objective = example.objective
+        self.batch = make_batch(generator, extra, side, len(objective.completions))
+        needs = (*objective.needs, *objective.rollout_needs)
         names = {need.partition(".")[0] for need in needs} - set(DATA)
         self.logits = {
             name: make_logits(self.batch, generator, dtype, scale)
@@ -162,12 +153,12 @@ class Case:
         if is_on_policy(objective):
             self.prepare()
         else:
-            self.batch = with_columns(objective, self.batch)
+            self.batch = with_columns(example, self.batch)
 
     def prepare(self):
         """A rollout: sampled from a policy that has moved a little since."""
         generator = torch.Generator().manual_seed(7)
-        count = getattr(self.objective, "num_rewards", 1)
+        count = self.objective.num_rewards
         shape = (len(self.batch.ids),) if count <= 1 else (len(self.batch.ids), count)
         reward = torch.randn(shape, generator=generator, dtype=torch.float64)
         old = {**self.logits, "policy": self.logits["policy"] * 0.95}
@@ -187,14 +178,19 @@ class Case:
         return self.objective(batch or self.batch, own, reference, **others)
 
 
-@pytest.fixture(params=KEYS)
-def objective(request):
-    return objectives[request.param]()
+@pytest.fixture(params=cases(objectives, lambda kind: Example(kind())))
+def example(request):
+    return request.param()
 
 
 @pytest.fixture
-def case(objective):
-    return Case(objective)
+def objective(example):
+    return example.objective
+
+
+@pytest.fixture
+def case(example):
+    return Case(example)
 
 
 def test_follows_the_protocol(objective):
@@ -232,8 +228,8 @@ def test_a_metric_named_loss_averages_to_the_loss(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_magnitude_1e4_do_not_overflow(objective, dtype):
-    case = Case(objective, dtype=dtype, scale=1e4)
+def test_logits_of_magnitude_1e4_do_not_overflow(example, dtype):
+    case = Case(example, dtype=dtype, scale=1e4)
     logits = {name: value.float() for name, value in case.logits.items()}
     policy = logits["policy"].clone().requires_grad_()
     result = case.loss(policy, logits=logits)
@@ -262,9 +258,9 @@ def test_bfloat16_scores_give_a_float32_loss(case):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("extra", [0, 4])
-def test_padding_changes_nothing(objective, side, extra):
+def test_padding_changes_nothing(example, side, extra):
     def value(*arguments):
-        return Case(objective, *arguments, seed=3).loss().loss
+        return Case(example, *arguments, seed=3).loss().loss
 
     torch.testing.assert_close(value(extra, side), value(0, "right"))
 
@@ -278,7 +274,7 @@ def test_the_order_of_pairs_changes_nothing(case):
 
 
 def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(objective, case):
-    if not getattr(objective, "separable", True):
+    if not objective.separable:
         pytest.skip("couples the rows of a batch, as it says")
     batch, place = case.batch, torch.arange(len(case.batch.ids)) % PAIRS
     total, units, sums = 0.0, 0, {}
@@ -322,7 +318,7 @@ def test_even_garbage_in_the_scores_outside_the_target_does_not_matter(case):
 
 
 def test_value_when_policy_and_reference_agree(objective, case):
-    if not hasattr(objective, "at_reference"):
+    if objective.at_reference is None:
         pytest.skip("no documented value")
     same = {**case.logits, "policy": case.logits["reference"]}
     assert case.loss(logits=same).loss.item() == pytest.approx(objective.at_reference, abs=1e-6)
@@ -330,12 +326,12 @@ def test_value_when_policy_and_reference_agree(objective, case):
 
 def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stops(case):
     """In float64, along random directions."""
-    if hasattr(case.objective, "detaches"):
+    if case.objective.detaches:
         pytest.skip(f"held constant inside, with a test of its own: {case.objective.detaches}")
     objective, batch, policy = case.objective, case.batch, case.logits["policy"]
     generator = torch.Generator().manual_seed(9)
     held = case.scores()[0]
-    stops = objective.stopped(batch) if hasattr(objective, "stopped") else {}
+    stops = objective.stopped(batch)
 
     def documented(logits):
         own, reference, others = case.scores(logits)

@@ -58,7 +58,7 @@ CASES = [
 @pytest.mark.parametrize(("role", "key", "name", "whole"), CASES, ids=lambda value: str(value))
 def test_numbers_outside_their_range_are_refused_by_name(tiny_tokenizer, role, key, name, whole):
     build = ROLES[role][key]
-    needs = {} if role in ("token sampler", "sampler") else NEEDS[key](tiny_tokenizer)
+    needs = {} if role in ("token sampler", "text sampler") else NEEDS[key](tiny_tokenizer)
     needs = {n: v for n, v in needs.items() if n in inspect.signature(build).parameters}
     build(**needs)  # as it stands it can be built
     wrong = [math.nan, "1", -math.inf]

@@ -8,6 +8,7 @@ from tokenry.lab.preference_world import (
     WorldPoint,
     frontier_gap,
     mean_rewards,
+    searched,
     train_in_world,
     world_model,
 )
@@ -79,3 +80,25 @@ def test_frontiers_are_of_reward_over_kl():
 
     gap = frontier_gap([way((0, 0), (2, 4))], [way((0, 0), (2, 2))])
     assert gap == pytest.approx(1.0)
+
+
+def test_search_completes_the_starts(bench):
+    starts = torch.tensor([[0, 3], [5, 1], [7, 7]])
+    texts = searched(WORLD, bench.reference, starts, (1, 3), copies=4)
+    assert {name: rows.shape for name, rows in texts.items()} == {
+        "sampling": (12, 2), "greedy": (3, 2), "beam of 3": (3, 2),
+    }  # fmt: skip
+    with torch.no_grad():
+        for start, text in zip(starts, texts["greedy"], strict=True):
+            ids = torch.cat([torch.tensor([WORLD.start]), start])[None]
+            assert bench.reference(ids).logits[0, -1].argmax() == text[0]
+
+
+def test_another_start_is_the_reference_too(bench):
+    start = world_model(WORLD, seed=5)
+    policy, points = bench.train(DPO(0.1), start=start)
+    assert points[0].kl == pytest.approx(0, abs=1e-6)
+    drawn = bench.draw(policy, seed=1)
+    batch = WORLD.sequences_batch(drawn)
+    expected = (score(policy, batch).logprob - score(start, batch).logprob)[:, 1:]
+    torch.testing.assert_close(bench.log_ratio(policy, drawn, start), expected)

@@ -9,15 +9,16 @@ import torch
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, Comparison
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
-from tokenry.learn.objective import Loss, check_needs, frozen_sources
+from tokenry.learn.objective import Loss, Objective, check_needs, frozen_sources
 from tokenry.learn.reference import FrozenModel
 
 
 @dataclass(frozen=True)
-class FromTeacher:
+class FromTeacher(Objective):
     """KL(teacher || policy) of each token, on the teacher's likeliest tokens and the rest."""
 
     temperature: float = 2.0

@@ -20,7 +20,7 @@ from tokenry.learn.data import (
     preference_rows,
 )
 from tokenry.learn.data.precompute import PrecomputeContext, precompute
-from tokenry.learn.objective import Loss, completions_of, data_columns
+from tokenry.learn.objective import Loss, Objective, data_columns
 from tokenry.learn.preference.act import ACT
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.meet import MEET
@@ -119,7 +119,7 @@ def test_uneven_micro_batches_are_weighted_by_their_pairs(start):
 
 
 def test_a_token_mean_objective_is_normalised_by_tokens(start):
-    class TokenMean:
+    class TokenMean(Objective):
         """Mean surprisal of chosen and rejected tokens; its unit is the token."""
 
         needs = ("policy.logprob",)
@@ -204,7 +204,7 @@ def test_evaluation_is_exact_over_batches_of_any_size(start, tiny_tokenizer):
     assert found["eval_entropy"] > 0
 
 
-class SidesInTokens:
+class SidesInTokens(Objective):
     """A token-unit objective with a metric of each kind: by unit, by its own number, by vector."""
 
     needs = ("policy.logprob",)
@@ -232,7 +232,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(objective, start, tiny_tok
     rows, _ = preference_rows(PAIRS[:7], tiny_tokenizer)
     trainer = start(objective, model=start(DPO()).model.double())
     rows = precompute(objective, rows, PrecomputeContext(tiny_tokenizer, trainer.model))
-    completions, columns = completions_of(objective), data_columns(objective)
+    completions, columns = objective.completions, data_columns(objective)
     data = as_dataset(rows, completions, columns)
     trainer.data_collator = PreferenceCollator.of(tiny_tokenizer, completions, columns)
     found = []

@@ -31,25 +31,30 @@ T = TypeVar("T")
 class Entry:
     """One registered method: its key, the number of its paper in the catalogue, and the object.
 
-    examples: makes instances of it for the role's contract test, where the test cannot make them.
+    examples: what the role's contract test takes of it, where that is not one made of defaults; the
+    role's module says what an example is. needs: what it takes beside what every method of the role
+    takes, in the role's own words.
     """
 
     key: str
     paper: int | None
     value: Any
     examples: Callable[[], Iterable[Any]] | None = None
+    needs: tuple[str, ...] = ()
 
 
 @dataclass
 class Role:
     """A catalogue of interchangeable methods. Calling it registers, indexing it looks up.
 
-    protocol: what a method of this role is. packages: where its methods live.
+    protocol: what a method of this role is. packages: where its methods live. check: refuses, by an
+    error, what cannot be a method of this role.
     """
 
     name: str
     protocol: Any
     packages: tuple[str, ...]
+    check: Callable[[Entry], None] | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     discovered: bool = False
 
@@ -58,6 +63,7 @@ class Role:
         key: str,
         paper: int | None = None,
         examples: Callable[[], Iterable[Any]] | None = None,
+        needs: tuple[str, ...] = (),
     ) -> Callable[[T], T]:
         """Decorator that files a class or function under `key`."""
 
@@ -65,16 +71,23 @@ class Role:
             known = self.entries.get(key)
             if known is not None and known.value.__module__ != getattr(value, "__module__", None):
                 raise ValueError(f"{self.name} {key!r} is registered twice")
-            self.entries[key] = Entry(key, paper, value, examples)
+            entry = Entry(key, paper, value, examples, needs)
+            if self.check is not None:
+                self.check(entry)
+            self.entries[key] = entry
             return value
 
         return file
 
     def __getitem__(self, key: str) -> Any:
+        return self.entry(key).value
+
+    def entry(self, key: str) -> Entry:
+        """What is registered under `key`. UnknownNameError if nothing is."""
         self.discover()
         if key not in self.entries:
             raise UnknownNameError(self.name, key, self.entries)
-        return self.entries[key].value
+        return self.entries[key]
 
     def __iter__(self) -> Iterator[Entry]:
         self.discover()

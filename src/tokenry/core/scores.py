@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 
 
 @dataclass(frozen=True)

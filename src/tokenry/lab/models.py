@@ -24,3 +24,11 @@ def _stand_in(name: str) -> Loaded:
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return Loaded(model.eval(), tokenizer)
+
+
+def chat_prompt(tokenizer: Any, message: str) -> list[int]:
+    """The ids of a chat in which the user says this and the model is to answer."""
+    messages = [{"role": "user", "content": message}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]

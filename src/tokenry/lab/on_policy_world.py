@@ -101,13 +101,13 @@ def train_on_policy(
     if batch_size % samples:
         raise InputError(f"batch_size={batch_size} is not a multiple of samples={samples}")
     policy = copy.deepcopy(policy).requires_grad_(True).train()
-    if modules is None and hasattr(objective, "modules"):
+    if modules is None:
         modules = objective.modules(policy)
     models = {"reference": reference, **(frozen or {})}
     references = {name: _as_reference(model) for name, model in models.items() if model is not None}
     scoring: dict[str, Any] = {"reference": references.pop("reference", None), "frozen": references}
     scoring["modules"] = modules
-    needs = getattr(objective, "rollout_needs", ())
+    needs = objective.rollout_needs
     points: list[OnPolicyPoint] = []
     prepared: list[TokenBatch] = []  # the rollouts of the step, ready for its updates
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import REVERSE_KL
+from tokenry.core.divergences import REVERSE_KL
+from tokenry.decode.rollouts import rollouts
 from tokenry.decode.sample import sample
+from tokenry.decode.search import beam_search_policy
 from tokenry.lab.frontiers import gap_at_equal
 from tokenry.lab.table import Table
 from tokenry.lab.toy_model import toy_model
@@ -128,28 +130,37 @@ class PreferenceBench:
     def pairs(self) -> Pairs:
         return self._data[1]
 
+    @property
+    def generator(self) -> torch.Generator:
+        """What is drawn after the pairs is drawn from it."""
+        return self._data[2]
+
     def held_out(self, count: int) -> Tensor:
         """Further sequences of the reference, [count, length]: others at each call."""
-        return sample_sequences(self.reference, self.world, count, self._data[2])
+        return sample_sequences(self.reference, self.world, count, self.generator)
 
     def draw(self, policy: Any, seed: int) -> Tensor:
         """`samples` sequences of a policy, [samples, length]."""
         generator = torch.Generator().manual_seed(seed)
         return sample_sequences(policy, self.world, self.samples, generator)
 
-    def log_ratio(self, policy: Any, sequences: Tensor) -> Tensor:
-        """log policy / reference of every token, [N, length]."""
-        batch = self.world.sequences_batch(sequences)
-        own, frozen = (score(m, batch).need("logprob")[:, 1:] for m in (policy, self.reference))
+    def log_ratio(self, policy: Any, sequences: Tensor, reference: Any = None) -> Tensor:
+        """log policy / reference of every token, [N, length]; by default of the bench's own."""
+        batch, models = self.world.sequences_batch(sequences), (policy, reference or self.reference)
+        own, frozen = (score(model, batch).need("logprob")[:, 1:] for model in models)
         return own - frozen
 
-    def train(self, objective: Objective, **options: Any) -> tuple[Any, list[WorldPoint]]:
-        """The policy trained from the reference, and its measurements on the way."""
+    def train(
+        self, objective: Objective, *, start: Any = None, **options: Any
+    ) -> tuple[Any, list[WorldPoint]]:
+        """The policy trained from the reference (or from `start`, which is then the reference) and
+        its measurements on the way. options: of `train_in_world`, other `pairs` among them."""
         names = ("steps", "batch_size", "learning_rate", "measure_every", "samples")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         settings["seed"] = self.world.seed
         pairs = options.pop("pairs", self.pairs)
-        return train_in_world(objective, self.world, self.reference, pairs, **(settings | options))
+        start = start or self.reference
+        return train_in_world(objective, self.world, start, pairs, **(settings | options))
 
 
 def frontier(points: Iterable[WorldPoint]) -> list[tuple[float, float]]:
@@ -251,6 +262,28 @@ def sample_sequences(
         generator=generator,
     )
     return torch.tensor(drawn)
+
+
+def searched(
+    world: PreferenceWorld, policy: Any, starts: Tensor, widths: Sequence[int], copies: int = 8
+) -> dict[str, Tensor]:
+    """How a policy completes the first tokens of sequences [N, n], by the way it is searched.
+
+    Args:
+        widths: of beams; 1 is greedy. copies: samples of each start, drawn with the world's seed.
+
+    Returns:
+        {"sampling", "greedy", "beam of W"}: [rows, length - n] tokens.
+    """
+    prompts = [[world.start, *start] for start in starts.tolist()]
+    rest = world.length - starts.shape[1]
+    drawn = rollouts(policy, prompts, copies, max_new_tokens=rest, seed=world.seed)
+    found = {"sampling": torch.tensor(drawn).flatten(0, 1)}
+    for width in widths:
+        name = "greedy" if width == 1 else f"beam of {width}"
+        beams = beam_search_policy(policy, prompts, width, max_new_tokens=rest)
+        found[name] = torch.tensor(beams)
+    return found
 
 
 def fine_tune(

@@ -34,7 +34,7 @@ Batches = Callable[[torch.Generator], TokenBatch]
 
 
 @dataclass(frozen=True)
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(Objective):
     """Mean negative log-likelihood of the target tokens.
 
     direction: factor of the loss, in (-inf, inf); -1 is gradient ascent.
@@ -126,10 +126,8 @@ def train_copy(
     return policy, points
 
 
-def seeded_modules(objective: Any, model: Any, seed: int = 0) -> Any:
+def seeded_modules(objective: Objective, model: Any, seed: int = 0) -> Any:
     """The objective's own weights, drawn from a seed; None for one that has none."""
-    if not hasattr(objective, "modules"):
-        return None
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # torch initialises layers from the global generator
         return objective.modules(model)
@@ -160,11 +158,11 @@ def train_on(
     rates fall to 0. clip: largest norm of a gradient. observe: called with the number of steps
     done, before the first, after each `every` and after the last.
     """
-    model.train().requires_grad_(getattr(objective, "trains_policy", True))
+    model.train().requires_grad_(objective.trains_policy)
     groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
     if modules is not None:
-        rate = modules_rate or getattr(objective, "modules_learning_rate", None) or learning_rate
-        shrink = getattr(objective, "modules_weight_decay", 0.0)
+        rate = modules_rate or objective.modules_learning_rate or learning_rate
+        shrink = objective.modules_weight_decay or 0.0
         groups.append({"params": [*modules.parameters()], "lr": rate, "weight_decay": shrink})
     held = None if reference is None else FrozenModel(reference)
     others = {name: FrozenModel(other) for name, other in (frozen or {}).items()}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
@@ -66,7 +65,7 @@ def compute_scores(
     sources = {"reference": reference, **(frozen or {})}
     others: dict[str, Any] = {}
     if len(by_view) > 1:
-        views = objective.views(batch, modules)  # type: ignore[attr-defined]
+        views = objective.views(batch, modules)
         for name in sorted(by_view.keys() - {""}):
             if name not in views:
                 raise InputError(f'{type(objective).__name__} needs the view "{name}" and has none')
@@ -121,16 +120,15 @@ def _scored(
         scores[source] = model_of(batch, tuple(quantities), **_top_k(objective, quantities))
     if "policy" not in by_source:
         return scores
-    prefix = getattr(objective, "prefix", None)
     policy = score(
         model,
         batch,
         needs=by_source["policy"],
         reference=scores.get("reference"),
-        divergence=getattr(objective, "divergence", FORWARD_KL),
+        divergence=objective.divergence,
         others={**scores, **known},
         **_top_k(objective, by_source["policy"]),
-        prefix=prefix(batch, modules) if prefix is not None else None,
+        prefix=objective.prefix(batch, modules),
         grad=grad,
     )
     return scores | {"policy": policy}
@@ -141,9 +139,9 @@ def _compared_with(need: str) -> str | None:
     return match[1] if match else None
 
 
-def _top_k(objective: Any, quantities: Collection[str]) -> dict[str, int]:
+def _top_k(objective: Objective, quantities: Collection[str]) -> dict[str, int]:
     """How many likeliest tokens are wanted, where any are."""
-    return {"top_k": getattr(objective, "top_k", 10)} if "topk" in quantities else {}
+    return {"top_k": objective.top_k} if "topk" in quantities else {}
 
 
 def compute_loss(

@@ -26,12 +26,10 @@ from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
     PAIR,
     Objective,
-    completions_of,
+    check_hooks,
     data_columns,
     frozen_sources,
     is_on_policy,
-    is_supervised,
-    required_completions,
 )
 from tokenry.learn.objective import objective as objectives
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
@@ -265,6 +263,7 @@ def _chosen(objective: Any, settings: dict[str, Any]) -> tuple[Any, Any, dict[st
         objective = user_objective(objective)
     known = objectives[objective] if isinstance(objective, str) else objective
     kind = known if isinstance(known, type) else type(known)
+    check_hooks(kind)
     chosen = sort_settings(settings, kind)
     given = isinstance(objective, str | type)
     make = kind if given else partial(_changed, objective)
@@ -356,12 +355,12 @@ def _dataset(
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, with its columns, and where it came from."""
-    sampled, supervised = is_on_policy(objective), is_supervised(objective)
+    sampled, supervised = is_on_policy(objective), objective.supervised
     alone = sampled and not rollout.from_data
     given = (supervised and not sampled) or (sampled and not alone)
     kinds = SUPERVISED if given else ("prompt",) if sampled else ("preference",)
     own = supervised or sampled
-    completions = _completions(objective, rollout) if own else required_completions(objective)
+    completions = _completions(objective, rollout) if own else objective.required_completions
     # max_length leaves room behind a prompt for what is sampled: `fitting` knows how much that is
     options: dict[str, Any] = {**reading, **({"max_length": None} if alone else {})}
     kind = options.pop("data_format")
@@ -395,7 +394,7 @@ def _dataset(
 def _completions(objective: Any, rollout: RolloutSettings) -> tuple[str, ...]:
     if is_on_policy(objective):
         return ("completion",) if rollout.from_data else ()
-    return completions_of(objective)
+    return objective.completions
 
 
 def _source_of(settings: dict[str, Any]) -> dict[str, Any]:

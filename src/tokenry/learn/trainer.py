@@ -43,6 +43,7 @@ from tokenry.learn.objective import (
     Loss,
     Objective,
     Unit,
+    check_hooks,
     check_needs,
     count_units,
     frozen_sources,
@@ -122,8 +123,9 @@ class ObjectiveTrainer(FiniteTrainer):
     ):
         if not isinstance(dropout, bool):
             raise InputError(f"dropout must be true or false, got {dropout!r}")
+        check_hooks(type(objective))
         one_of(f"{type(objective).__name__}.unit", objective.unit, get_args(Unit))
-        needs = (*check_needs(objective), *getattr(objective, "rollout_needs", ()))
+        needs = (*check_needs(objective), *objective.rollout_needs)
         on_cpu = next(model.parameters()).device.type == "cpu"
         automatic = CPU_TOKENS_PER_PASS if on_cpu else None
         self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
@@ -136,7 +138,7 @@ class ObjectiveTrainer(FiniteTrainer):
                 f"{type(objective).__name__} learns from the data's completions and draws none: "
                 f"{self.rollout} has no effect"
             )
-        if getattr(objective, "trains_policy", True) and lora is None:
+        if objective.trains_policy and lora is None:
             model = trained_in_float32(model)
         if lora is not None:
             from peft import get_peft_model
@@ -162,14 +164,13 @@ class ObjectiveTrainer(FiniteTrainer):
             raise missing_source(objective, missing[0])
         for name, source in sources.items():
             check_vocabulary(name, source, model)
-        if not getattr(objective, "trains_policy", True):
+        if not objective.trains_policy:
             model.requires_grad_(False)
         elif not any(weight.requires_grad for weight in model.parameters()):
             raise InputError("no weight of the model is trainable: call model.requires_grad_(True)")
         options["args"].remove_unused_columns = False  # rows are for the collator, not the model
         super().__init__(model, **options)
-        make = getattr(objective, "modules", None)
-        self.modules: Any = None if make is None else make(self.model)
+        self.modules: Any = objective.modules(self.model)
         if self.modules is not None:
             self.modules.to(self.args.device)
         if self.precomputed:
@@ -375,12 +376,10 @@ class ObjectiveTrainer(FiniteTrainer):
         batch = self.source(model, prompts, self.rollout)
         batch = reward_rollouts(batch, tokenizer, self.rewards)
         batch = batch.with_columns(progress=self._progress(batch.ids)["column.progress"])
-        needs = self.objective.rollout_needs  # type: ignore[attr-defined]
+        needs = self.objective.rollout_needs
         with switched_off(self.dropouts):  # the mode that the loss will be taken in
             scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
-        batch = self.objective.prepare(  # type: ignore[attr-defined]
-            batch, scores.policy, scores.reference, **scores.others
-        )
+        batch = self.objective.prepare(batch, scores.policy, scores.reference, **scores.others)
         fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
         columns = {f"column.{name}": column for name, column in batch.columns.items()}
         if STAND_IN in inputs or not batch.target.any():  # nothing to learn from was selected
@@ -448,9 +447,8 @@ class ObjectiveTrainer(FiniteTrainer):
         modules = [] if self.modules is None else self.modules.parameters()
         own = [weight for weight in modules if weight.requires_grad]
         if fresh and own:
-            rate = getattr(self.objective, "modules_learning_rate", None)
+            rate, decay = self.objective.modules_learning_rate, self.objective.modules_weight_decay
             group: dict[str, Any] = {"params": own, "lr": rate or self.args.learning_rate}
-            decay = getattr(self.objective, "modules_weight_decay", None)
             group["weight_decay"] = self.args.weight_decay if decay is None else decay
             optimizer.add_param_group(group)
         return optimizer
@@ -531,7 +529,7 @@ class ObjectiveTrainer(FiniteTrainer):
         A loss that is a mean over its units needs one group's activations at a time, not all.
         """
         batch = batch_of(inputs)
-        separable = getattr(self.objective, "separable", True)
+        separable = self.objective.separable
         if self.tokens_per_pass is None or batch.group is None or not separable:
             return [inputs]
         groups, place = batch.group.unique(return_inverse=True)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
-from tokenry.core.divergence import JENSEN_SHANNON, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import JENSEN_SHANNON
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.sample import sample as sample_rows

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import ModelError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.model import compat
 from tokenry.model.kernels.packed import PackedLinear
 from tokenry.model.modes import evaluating

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, Comparison, FDivergence
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.fused import fused_scores, fused_top_k
+from tokenry.core.fused_divergence import fused_divergence
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.model import compat
 from tokenry.model.compat import unwrap

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev, stdev
 import pytest
 import torch
 
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.policy.axes import (
     GAE,

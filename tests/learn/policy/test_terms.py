@@ -10,7 +10,7 @@ import torch
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, REVERSE_KL
+from tokenry.core.divergences import FORWARD_KL, REVERSE_KL
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.compute import compute_loss, compute_scores

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.remembered import remembered
-from tokenry.app.terminal import AsJson, Seed, print_json, results, working
+from tokenry.app.terminal import AsJson, Seed, plain_table, print_json, results, working
 from tokenry.core.errors import InputError
 
 
@@ -37,9 +37,8 @@ def objectives(
         print_json(rows)
         return
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("name", no_wrap=True)
     table.add_column("what it is, its hyper-parameters, what to bring")
     for row in rows:
@@ -58,7 +57,7 @@ def listing() -> list[dict[str, Any]]:
         kind = objective[key]
         built = kind()
         bring = [f"--frozen {name}=MODEL" for name in frozen_sources(built)]
-        if is_on_policy(built) and getattr(built, "num_rewards", 1):
+        if is_on_policy(built) and built.num_rewards:
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {

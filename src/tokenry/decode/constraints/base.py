@@ -16,10 +16,10 @@ wants the texts that `a` does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -82,6 +82,17 @@ class Constraint(Protocol):
 
     def __invert__(self) -> Constraint:
         return Complement(self)
+
+
+class Example(NamedTuple):
+    """A constraint as its contract test takes it.
+
+    make: it, for a byte-level tokenizer. accepts, refuses: texts that satisfy it, and that do not.
+    """
+
+    make: Callable[[Any], Constraint]
+    accepts: Sequence[str] = ()
+    refuses: Sequence[str] = ()
 
 
 constraint = Role("constraint", Constraint, ("tokenry.decode.constraints",))

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.completion_engine import (
     NAME,
     CompletionEngine,
@@ -55,7 +55,7 @@ from tokenry.text.vocabulary import token_bytes
 Mode = Literal["constrain", "insert", "off"]
 
 
-@constraint("completion", paper=54)
+@constraint("completion", paper=54, examples=lambda: _examples())
 class Completion(Constraint):
     """Texts that fill the hole between `prefix` and `suffix` with names that the engine knows.
 
@@ -263,3 +263,17 @@ class CompletionState:
         if source.whole_names and self._unfinished_name and not of_name(added[0]):
             return False
         return source.feasible(self.before, added)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.constraints.completion_engine import NamesEngine
+
+    engine = NamesEngine({"": ["cat", "there", "theory", "café"], "cat": ["mat", "sat"]})
+    return [
+        Example(lambda t: Completion(engine, t), ["cat.mat(the"], ["cat.dog"]),
+        Example(
+            lambda t: Completion(engine, t, whole_names=True, suffix="\n"),
+            ["return cat.sat(café, 12)"],
+            ["cat.ma(the)"],
+        ),
+    ]

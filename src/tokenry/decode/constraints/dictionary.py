@@ -17,7 +17,7 @@ no token of well-formed UTF-8 is refused and there is no dead end; only the end 
 
 Source: DICTDIS: Dictionary Constrained Disambiguation for Improved NMT (arXiv 2210.06996), whose
 own constraints are soft: a model is trained to copy the candidates
-(`learn.recipes.sequence_to_sequence.copy_mixture`). The hard form, for any language model, is ours.
+(`model.layers.copy_mixture`). The hard form, for any language model, is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import split_tail
 from tokenry.text.phrase_dictionary import PhraseDictionary
 from tokenry.text.string_search import StringSearch, TokenTrie
@@ -47,7 +47,7 @@ from tokenry.text.word_boundaries import (
 PROMPT_WINDOW = 16  # tokens of a prompt that are searched for its last character
 
 
-@constraint("dictionary", paper=31)
+@constraint("dictionary", paper=31, examples=lambda: _examples())
 class Dictionary(Constraint):
     """Texts that hold, for each of `phrases` (each the candidates of one phrase), a candidate.
 
@@ -203,3 +203,8 @@ def can_spell(pieces: set[bytes], data: bytes) -> bool:
     for end in range(1, len(data) + 1):
         reached[end] = any(reached[start] and data[start:end] in pieces for start in range(end))
     return reached[-1]
+
+
+def _examples() -> list[Example]:
+    phrases = [["the cat", "eat"], ["é"]]
+    return [Example(lambda t: Dictionary(phrases, t), ["The Cat, É!"], ["the cats é"])]

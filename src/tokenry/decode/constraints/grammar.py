@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.json_schema import Path, parts, pointer, prepare, read_json
 from tokenry.text.vocabulary import token_bytes
 
@@ -137,12 +137,6 @@ class Grammar(Constraint):
         if not state.mask().any():
             raise ConstraintError("no text over this vocabulary satisfies the grammar")
         return state
-
-
-# named by what a grammar is written in
-constraint("json")(Grammar.json_schema)
-constraint("regex")(Grammar.regex)
-constraint("lark")(Grammar.lark)
 
 
 class _GrammarState:
@@ -266,3 +260,36 @@ def _one_line(message: str) -> str:
     lines = (line.strip() for line in message.split("\n<state>")[0].splitlines())
     kept = " ".join(line for line in lines if line and not re.match(r"\d+ \||\^+$", line))
     return kept if len(kept) <= LONGEST_REASON else kept[:LONGEST_REASON] + " ..."
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+JSON_EXAMPLES = (
+    Example(
+        lambda t: Grammar.json_schema(PERSON, t),
+        ['{"name": "Ada", "age": 36}'],
+        ['{"name": "Ada"}', '{"name": "Ada", "age": 3.5}'],
+    ),
+    Example(
+        lambda t: Grammar.json_schema(PERSON, t, whitespace=""),
+        ['{"name":"Ada","age":36}'],
+        ['{"name": "Ada","age":36}'],
+    ),
+)
+REGEX_EXAMPLE = Example(
+    lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t), ["the cat12東"], ["the cat"]
+)
+LARK_EXAMPLE = Example(
+    lambda t: Grammar.lark('start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"', t),
+    ["12+(3+4)"],
+    ["12+(3+4"],
+)
+
+# named by what a grammar is written in
+constraint("json", examples=lambda: JSON_EXAMPLES)(Grammar.json_schema)
+constraint("regex", examples=lambda: [REGEX_EXAMPLE])(Grammar.regex)
+constraint("lark", examples=lambda: [LARK_EXAMPLE])(Grammar.lark)

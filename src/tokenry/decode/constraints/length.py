@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 
 
-@constraint("length")
+@constraint("length", examples=lambda: _examples())
 class Length(Constraint):
     """Texts of `minimum` to `maximum` tokens; None is no upper limit.
 
@@ -83,3 +83,7 @@ class _LengthState:
         if self.constraint.maximum is None:
             grown = min(grown, self.constraint.minimum)
         return _LengthState(self.constraint, grown, token in self.constraint.eos)
+
+
+def _examples() -> list[Example]:
+    return [Example(lambda t: Length(2, 4, t), (), ["the cat on the mat and on the mat"])]

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     SEPARATOR,
     Spelling,
@@ -57,7 +57,7 @@ LONGEST = 60  # notes in a phrase: the counts that a line can have are the bits 
 CACHE_SIZE = 256  # masks kept, least recently used ones leaving first
 
 
-@constraint("melody", paper=3)
+@constraint("melody", paper=3, examples=lambda: _examples())
 class Melody(Constraint):
     """Texts of one line for each of `phrases`, numbers of notes, that can be sung on them.
 
@@ -387,3 +387,14 @@ def spoken_words(
             'syllables: give other words, or unknown="guess"'
         )
     return {count: LexiconMachine(by_count[count]) for count in sorted(by_count)}
+
+
+def _examples() -> list[Example]:
+    lexicon = ["the", "cat", "gather", "a"]
+    return [
+        Example(
+            lambda t: Melody([2, 3], t, lexicon=lexicon),
+            ["The... cat,\ngather the"],
+            ["the cat\na", "gather a\ngather a"],
+        )
+    ]

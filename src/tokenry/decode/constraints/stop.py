@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.decode.constraints.base import Constraint, State, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.text.string_search import StringSearch, TokenTrie
 
 MASK_COST = 4.0  # in single checks: few states occur, and the mask of each is computed once
 
 
-@constraint("stop")
+@constraint("stop", examples=lambda: _examples())
 class Stop(Constraint):
     """Texts that end right after the first occurrence of one of `strings`.
 
@@ -157,3 +157,10 @@ def as_bytes(strings: Sequence[str | bytes], what: str) -> list[bytes]:
             "everywhere: leave it out"
         )
     return found
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(lambda t: Stop(["the", "e ", "東京"], t), ["a cat on 東京"], ["a cat on a ma"]),
+        Example(lambda t: Stop(["he", "京"], t, overshoot=True, early=True), ["a cat"], ["he he"]),
+    ]

@@ -42,7 +42,7 @@ from torch import Tensor
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints import sentence_spans
-from tokenry.decode.constraints.base import Constraint, constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     APOSTROPHE,
     SEPARATOR,
@@ -69,7 +69,7 @@ from tokenry.decode.steering.word_filters import WordFilter
 PROMPT_WINDOW = 64  # tokens of a prompt that are searched for the beginning of its last word
 
 
-@constraint("words", paper=62)
+@constraint("words", paper=62, examples=lambda: _examples())
 class WordConstraint(Constraint):
     """Texts all of whose words pass `filter`.
 
@@ -369,3 +369,11 @@ def single_words(lexicon: Iterable[str], spelling: Spelling) -> frozenset[str]:
 def default_words(spelling: Spelling) -> frozenset[str]:
     """The words of the CMU pronouncing dictionary, spelled."""
     return single_words(dictionary(), spelling)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.steering.word_filters import WithoutLetters
+
+    return [
+        Example(lambda t: WordConstraint(WithoutLetters("e"), t), ["a cat on a mat"], ["the cat"])
+    ]

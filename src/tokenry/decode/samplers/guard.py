@@ -45,7 +45,7 @@ from tokenry.decode.samplers.texts import extended, text_logprobs
 from tokenry.model.decoding import DecodingState
 
 
-@text_sampler("guard", paper=21)
+@text_sampler("guard", paper=21, examples=lambda: [Guard(), _toy_guard()])
 @dataclass(frozen=True)
 class Guard:
     """A proposal, rejection, and weights that undo the proposal.
@@ -160,3 +160,10 @@ def start(model: Any, ids: Sequence[int]) -> DecodingState:
     """One row that has read the prompt."""
     device = next(model.parameters()).device
     return DecodingState.start(model, torch.tensor([list(ids)], device=device))
+
+
+def _toy_guard() -> Guard:
+    """Another proposal than the model itself, for the contract test."""
+    from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+
+    return Guard(decoding=ToyState.start(ToyLM(seed=99), torch.zeros(1, 0, dtype=torch.long)))

@@ -97,7 +97,7 @@ class TextSampler(Protocol):
         ...
 
 
-text_sampler = Role("sampler", TextSampler, ("tokenry.decode.samplers",))
+text_sampler = Role("text sampler", TextSampler, ("tokenry.decode.samplers",))
 
 
 def next_logprobs(

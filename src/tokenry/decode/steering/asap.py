@@ -30,12 +30,12 @@ from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.asap import Remembered, RememberedState, distinct_nodes
 from tokenry.decode.samplers.base import DEAD, fitted_mask
 from tokenry.decode.samplers.prefix_trie import Node, visit
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 
 Row = tuple[int, ...]
 
 
-@controller("asap", paper=17)
+@controller("asap", paper=17, examples=lambda: _examples())
 class ASApProcessor(LogitsProcessor):
     """Masks by a constraint and corrects for what is known of the future.
 
@@ -146,3 +146,14 @@ class _Ended:
 
     def advance(self, token: int) -> State:
         raise refuse(token, "after the end")
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.constraints.grammar import Grammar
+
+    return [
+        Example(
+            lambda t, length, _: ASApProcessor(Grammar.regex("[a-z ]*", t), length),
+            lambda t, length, _: ASApProcessor(None, length),
+        )
+    ]

@@ -30,14 +30,14 @@ from transformers import LogitsProcessor
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.decode.constraints.words import WordConstraint, WordState
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 from tokenry.decode.steering.word_filters import AllOf, AnyWord, WordFilter
 from tokenry.text.vocabulary import token_bytes
 
 Row = tuple[int, ...]
 
 
-@controller("ctgs", paper=62)
+@controller("ctgs", paper=62, examples=lambda: _examples())
 class VocabFilterProcessor(LogitsProcessor):
     """Keeps every word of a generated text within a filter; for `logits_processor=[...]`.
 
@@ -184,3 +184,15 @@ def accepts_everything(filter: WordFilter) -> bool:
     """Whether a filter is the empty one."""
     empty = isinstance(filter, AllOf) and all(map(accepts_everything, filter.parts))
     return empty or isinstance(filter, AnyWord)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.steering.word_filters import Length, WithoutLetters
+
+    words = WithoutLetters("e") | Length(2, 2)
+    return [
+        Example(
+            lambda t, length, _: VocabFilterProcessor(words, t, prompt_length=length),
+            lambda t, *_: VocabFilterProcessor(None, t),
+        )
+    ]

@@ -16,17 +16,18 @@ and this logits processor makes it of any model. It belongs into the generation'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenry.decode.constraints.base import Constraint, State
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 
 REMEMBERED = 4096  # texts whose states are kept
 
 
-@controller("ending")
+@controller("ending", examples=lambda: _examples())
 class Ending:
     """Gives the end (the smallest of the constraint's `eos`) probability one after texts that are
     complete. prompt_ids: what the texts go on from."""
@@ -56,3 +57,12 @@ class Ending:
                 self._states.clear()
             self._states[text] = before.advance(text[-1]) if before and allowed else None
         return self._states[text]
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.constraints.length import Length
+
+    def after(tokenizer: Any, length: int, minimum: int) -> Ending:
+        return Ending(Length(minimum, None, tokenizer), [0] * length)
+
+    return [Example(lambda t, n, _: after(t, n, 2), lambda t, n, _: after(t, n, 99))]

@@ -21,6 +21,7 @@ al., 2010). Fitting u at each step of decoding is ours.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +29,14 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, InputError, ShapeError, VocabularyError
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 
 STEPS = 60
 TOLERANCE = 1e-10  # of E_q[φ] - ε, relative to the largest |φ - ε|
 RIDGE = 1e-14
 
 
-@controller("posterior", paper=4)
+@controller("posterior", paper=4, examples=lambda: _examples())
 class PosteriorControl(LogitsProcessor):
     """Keeps expected token features below a bound at every step; for `logits_processor=[...]`.
 
@@ -247,3 +248,10 @@ def by_group(logprob: Tensor, group: Tensor, groups: int) -> Tensor:
     """Log of the mass of each group `[B, M]`, from log-probabilities `[B, V]` and `group` `[V]`."""
     mass = torch.zeros(len(logprob), groups, dtype=logprob.dtype, device=logprob.device)
     return mass.index_add_(1, group, logprob.exp()).log()
+
+
+def _examples() -> list[Example]:
+    def bounded(tokenizer: Any, epsilon: float) -> PosteriorControl:
+        return PosteriorControl(torch.linspace(-1, 1, len(tokenizer)), epsilon=epsilon)
+
+    return [Example(lambda t, *_: bounded(t, -0.3), lambda t, *_: bounded(t, 1.0))]

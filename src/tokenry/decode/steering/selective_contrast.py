@@ -34,7 +34,7 @@ from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extrapolate import extrapolated
 from tokenry.decode.branches import Branch
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 
 Space = Literal["prob", "logit"]
 Negative = Sequence[int] | Callable[[list[int]], Sequence[int]]
@@ -86,7 +86,7 @@ def distribution_spread(logits: Tensor, scale_free: bool = False) -> Tensor:
     return spread * logits.shape[-1] ** 0.5 if scale_free else spread
 
 
-@controller("uscd", paper=161)
+@controller("uscd", paper=161, examples=lambda: _examples())
 class SelectiveContrastProcessor(LogitsProcessor):
     """Contrasts a prompt with another, where the model is uncertain; for `logits_processor=[...]`.
 
@@ -198,3 +198,13 @@ def strip_examples(prompt: str) -> str:
         elif not inside and not ASSERTION.match(line):
             kept.append(line)
     return "".join(kept)
+
+
+def _examples() -> list[Example]:
+    made = SelectiveContrastProcessor
+    return [
+        Example(
+            lambda _, length, model: made(model, [5, 6], prompt_length=length),
+            lambda *_: made(None, None),
+        )
+    ]

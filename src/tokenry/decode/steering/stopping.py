@@ -20,6 +20,7 @@ control, the floor and the bound are derived here.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,12 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.decode.steering.base import controller
+from tokenry.decode.steering.base import Example, controller
 
 Floor = float | Callable[[int], float]
 
 
-@controller("stopping", paper=66)
+@controller("stopping", paper=66, examples=lambda: _examples())
 class StoppingControl(LogitsProcessor):
     """Sets the odds of ending a text apart from everything else; for `logits_processor=[...]`.
 
@@ -158,3 +159,13 @@ def ramp(start: int, end: int) -> Callable[[int], float]:
 def _check_hazard(hazard: float) -> float:
     in_range("floor", hazard, "[0, 1]")
     return hazard
+
+
+def _examples() -> list[Example]:
+    options: dict[str, Any] = {"bias": -1.0, "floor": 0.3, "start": 2}
+    return [
+        Example(
+            lambda t, length, _: StoppingControl([t.eos_token_id], prompt_length=length, **options),
+            lambda t, *_: StoppingControl([t.eos_token_id]),
+        )
+    ]

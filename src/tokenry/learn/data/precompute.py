@@ -107,7 +107,7 @@ def precompute(
     objective: Any, rows: list[dict[str, Any]], context: PrecomputeContext
 ) -> list[dict]:
     """The rows with the columns that the objective computes; the rows given stay as they are."""
-    if not hasattr(objective, "precompute") or not rows:
+    if not rows:
         return rows
     computed = objective.precompute([copy.copy(row) for row in rows], context)
     if len(computed) != len(rows):

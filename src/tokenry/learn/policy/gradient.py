@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from tokenry.core.aggregate import MODES, aggregate, masked_sum
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, one_of
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, View
+from tokenry.learn.objective import Loss, Objective, Unit, View
 from tokenry.learn.policy.groups import GroupAdvantage, balanced_weights
 from tokenry.learn.policy.rollout_batch import RolloutBatch, module_name
 from tokenry.learn.policy.surrogate import Clip, TokenRatio, importance_log_ratio
@@ -74,7 +74,7 @@ Term = Callable[[RolloutBatch], Tensor]  # -> scalar, to be minimised
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(Objective):
     """A policy objective put together from its axes.
 
     Args:
@@ -356,7 +356,7 @@ def _joined(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for group in groups for need in group))
 
 
-class Preset(ABC):
+class Preset(Objective, ABC):
     """A named assignment of axes: fields are hyper-parameters, `composed` puts them together.
 
     The objective that trainers see; everything is passed on to the `PolicyGradient` it stands for.
@@ -383,7 +383,21 @@ class Preset(ABC):
     def __call__(self, *given: Any, **others: Any) -> Loss:
         return self.composed()(*given, **others)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("rollout_needs", "separable", "divergence", "top_k", "views"):
-            return getattr(self.composed(), name)
-        raise AttributeError(f"{type(self).__name__} has no {name}")
+    @property
+    def rollout_needs(self) -> tuple[str, ...]:
+        return self.composed().rollout_needs
+
+    @property
+    def separable(self) -> bool:
+        return self.composed().separable
+
+    @property
+    def divergence(self) -> Any:
+        return self.composed().divergence
+
+    @property
+    def top_k(self) -> int:
+        return self.composed().top_k
+
+    def views(self, *given: Any) -> dict[str, View]:
+        return self.composed().views(*given)

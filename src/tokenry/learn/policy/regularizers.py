@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.divergence import FDivergence, divergence_named, k1, k2, k3
+from tokenry.core.divergences import divergence_named
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.kl_estimators import k1, k2, k3
 from tokenry.learn.policy.rollout_batch import RolloutBatch
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

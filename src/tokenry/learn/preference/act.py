@@ -27,7 +27,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit, objective
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.tasks.verifiers.programs import ConstraintSet
@@ -71,7 +71,7 @@ def rank_loss(
 
 @objective("act", paper=9)
 @dataclass(frozen=True)
-class ACT:
+class ACT(Objective):
     """Alignment with automatic constraint verification.
 
     margin: how much larger p must be per unit of CSR, nats per token, in [0, inf); 0 is the plain

@@ -30,13 +30,14 @@ from torch import Tensor
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import REVERSE_KL, TOTAL_VARIATION, FDivergence
 from tokenry.core.divergence import divergence as logits_divergence
+from tokenry.core.divergences import REVERSE_KL, TOTAL_VARIATION
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.extrapolate import extrapolate
-from tokenry.core.fused import fused_divergence
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.fused_divergence import fused_divergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
 from tokenry.learn.policy.terms import Auxiliary
 
@@ -46,7 +47,7 @@ SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
 
 @objective("align-distil-offline", paper=118)
 @dataclass(frozen=True)
-class OfflineAlignDistil:
+class OfflineAlignDistil(Objective):
     """AlignDistil on the completions of the preference data, chosen and rejected alike.
 
     beta: the reward's scale, in (0, inf); multiplies the loss.

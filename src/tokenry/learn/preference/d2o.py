@@ -28,7 +28,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import (
     blocks,
@@ -56,7 +56,7 @@ def d2o_loss(
 
 @objective("d2o", paper=179)
 @dataclass(frozen=True)
-class D2O:
+class D2O(Objective):
     """Distributional dispreference optimisation: needs a rejected answer, no chosen one.
 
     alpha: strength against the negatives, in [0, inf); default 0.1. 0: the anchors alone.

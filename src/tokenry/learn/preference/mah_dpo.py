@@ -33,7 +33,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.fused import fused_scores
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Example, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import (
     check_pairs,
     halves,
@@ -46,9 +46,15 @@ from tokenry.model.output import required_head
 from tokenry.model.score import unwrap
 
 
-@objective("mah-dpo", paper=137)
+@objective(
+    "mah-dpo",
+    paper=137,
+    examples=lambda: [
+        Example(MAHDPO(), {"objective": lambda batch, _: (batch.group % 2).double()})
+    ],
+)
 @dataclass(frozen=True)
-class MAHDPO:
+class MAHDPO(Objective):
     """Multi-Action-Head DPO. Every data row names its objective: "objective": 0, 1, ...
 
     beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1.

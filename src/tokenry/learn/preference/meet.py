@@ -28,7 +28,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit, objective
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import blocks, check_blocks
 
 
@@ -78,7 +78,7 @@ class ControlPrompts(nn.Module):
 
 @objective("meet", paper=133)
 @dataclass(frozen=True)
-class MEET:
+class MEET(Objective):
     """Conditional likelihood with control prompts; run stage 1, then stage 2 from its controls.
 
     stage: whole, in [1, 2]: 1 trains the controls alone, 2 trains model and controls.

@@ -29,10 +29,11 @@ from torch import nn
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import UnknownNameError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum
 from tokenry.learn.preference.token_masks import (
     ActivationMask,
@@ -48,7 +49,7 @@ Masks = Literal["independent", "common", "activation"]
 
 @objective("sparsepo", paper=60)
 @dataclass(frozen=True)
-class SparsePO:
+class SparsePO(Objective):
     """Sparse token-level preference optimisation. The mask network is trained beside the policy.
 
     beta: strength of the pull towards the reference, in (0, inf); the paper uses 0.1 for dialogue

@@ -32,7 +32,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.scores import Scores
 from tokenry.learn.data.fields import chat_of
-from tokenry.learn.objective import PAIR, Loss, Unit, objective
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.learn.reference import FrozenModel
@@ -119,7 +119,7 @@ class TokenRewardTerm:
 
 @objective("t-reg", paper=32)
 @dataclass(frozen=True)
-class TReg:
+class TReg(Objective):
     """Token-level reward Regularization. The token rewards are computed once, before training.
 
     beta: strength of the pull towards the reference, in (0, inf); default 0.1 (with SimPO, 2.5 is

@@ -31,7 +31,7 @@ from tokenry.core.aggregate import full_precision, masked_sum
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit, objective
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.text.spans import Offsets, find_spans, token_labels
@@ -116,7 +116,7 @@ class BarrierTerm:
 
 @objective("tab-po", paper=123)
 @dataclass(frozen=True)
-class TABPO:
+class TABPO(Objective):
     """Token-level Adaptive Barrier Preference Optimization.
 
     A data row may name the texts of its fields, {"Code": ["A12"], "Span": ["chest pain"]}, in the

@@ -37,7 +37,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import PrecomputeContext, joined_batch
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, pair_loss, preference_loss
 
@@ -78,7 +78,7 @@ class EmbeddingRelevance:
 
 @objective("tars", paper=1)
 @dataclass(frozen=True)
-class TARS:
+class TARS(Objective):
     """Token-adaptive preference learning. Rows may carry their "evidence" (see the relevance).
 
     beta: of the DPO part, in (0, inf); 0.1 in the released code, 1 in the paper's list.

@@ -22,7 +22,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.text.markers import MarkerDropout, MarkerSchema, build_example, length_markers
 
 COMPUTED = ("length_bucket", "length_tokens", "length_sentences")
@@ -30,7 +30,7 @@ COMPUTED = ("length_bucket", "length_tokens", "length_sentences")
 
 @objective("treasure-markers", paper=43)
 @dataclass(frozen=True)
-class TreasureMarkers:
+class TreasureMarkers(Objective):
     """Likelihood of the chosen completions and their markers.
 
     A row's `markers` is a dict of category -> value; length markers are computed.

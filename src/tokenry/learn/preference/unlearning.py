@@ -35,10 +35,11 @@ from torch.nn.functional import logsigmoid
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR, Loss, Unit, objective
+from tokenry.learn.objective import PAIR, Example, Loss, Objective, Unit, objective
 from tokenry.text.names import (
     FORGET,
     IGNORE,
@@ -82,9 +83,18 @@ def forget_loss(
     return -2 / npo_beta * logsigmoid(-npo_beta * ratio)
 
 
-@objective("adaptive-unlearning", paper=115)
+@objective(
+    "adaptive-unlearning",
+    paper=115,
+    examples=lambda: [
+        Example(
+            AdaptiveUnlearning(),
+            {"tri": lambda batch, values: (values * 2.99).floor() * batch.target},
+        )
+    ],
+)
 @dataclass(frozen=True)
-class AdaptiveUnlearning:
+class AdaptiveUnlearning(Objective):
     """Hybrid token objective on completions whose tokens are marked retain, forget or ignore.
 
     Of plain preference rows the mask is made from the fields `forget` and `retain` (lists of texts

@@ -26,7 +26,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit
 from tokenry.learn.preference.pairs import (
     check_pairs,
     halves,
@@ -99,7 +99,7 @@ def add_terms(loss: Loss, **terms: Tensor) -> Loss:
 
 
 @dataclass(frozen=True)
-class PreferenceObjective:
+class PreferenceObjective(Objective):
     """Any mixture of the family's parts, as arguments.
 
         PreferenceObjective(beta=0.3, weight=FieldWeight(), margin=KLMargin(0.5),

@@ -14,12 +14,12 @@ from typing import ClassVar
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 
 
 @objective("sft", paper=None)
 @dataclass(frozen=True)
-class SFT:
+class SFT(Objective):
     """Supervised fine-tuning on `text`, `messages` or `prompt` with `completion`.
 
     It has no hyper-parameters; what counts as target is decided by the data (`learn.data`).

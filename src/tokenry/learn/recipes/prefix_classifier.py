@@ -22,8 +22,8 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.decode.prefix_classifier import PrefixClassifier
 from tokenry.learn.fit import fit, linear
+from tokenry.model.heads.prefix_classifier import PrefixClassifier
 from tokenry.model.score import score
 
 Texts = Sequence[Sequence[int]]

@@ -29,7 +29,7 @@ from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, objective
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.model import compat
 from tokenry.text.prefix_trie import PrefixTrie
 
@@ -62,7 +62,7 @@ def token_value_loss(predicted: Tensor, target: Tensor, mask: Tensor, kind: Kind
 
 @objective("tvm", paper=46)
 @dataclass(frozen=True)
-class TVM:
+class TVM(Objective):
     """Trains a token value model on preference rows: chosen solutions are correct, rejected wrong.
 
     kind: "mse" (the paper's) or "bce", whose values are always within 0 and 1.

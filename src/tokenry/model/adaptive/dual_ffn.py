@@ -38,6 +38,7 @@ from tokenry.model import compat
 from tokenry.model.adaptive.wrapping import (
     MLP,
     Attached,
+    Example,
     Wrapper,
     apply_to_selected,
     attach,
@@ -77,7 +78,7 @@ def budget_loss(probability: Tensor, target: float) -> Tensor:
     return (probability.float().mean() - target).square()
 
 
-@compute_router("duo-llm", paper=42)
+@compute_router("duo-llm", paper=42, examples=lambda: _examples())
 @dataclass(frozen=True)
 class DuoLLM:
     """A small twin for every feed-forward block, and a router per layer.
@@ -384,3 +385,9 @@ def normal_minimum(count: int) -> float:
     density = (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
     above = torch.special.ndtr(-x)
     return float(torch.trapezoid(x * count * density * above ** (count - 1), x))
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(DuoLLM(4, True), [AttachedDuo.learned, lambda attached: attached.route("small")])
+    ]

@@ -41,9 +41,11 @@ from tokenry.model.adaptive.routed_units import (
     Rule,
     TokenRouter,
 )
+from tokenry.model.adaptive.routing_rules import Learned
 from tokenry.model.adaptive.wrapping import (
     ATTENTION,
     Attached,
+    Example,
     attach,
     attention_flops,
     base_model,
@@ -54,7 +56,7 @@ from tokenry.model.adaptive.wrapping import (
 )
 
 
-@compute_router("informed-routing", paper=140)
+@compute_router("informed-routing", paper=140, examples=lambda: _examples())
 @dataclass(frozen=True)
 class InformedRouting:
     """A forecaster and a router for every unit.
@@ -221,3 +223,7 @@ class FlopsSaved:
     def saved(self) -> float:
         """The method's saving as a share of the dense units."""
         return 1 - self.needed / self.dense
+
+
+def _examples() -> list[Example]:
+    return [Example(InformedRouting(5, 6), [lambda attached: attached.using(Learned())])]

@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model.adaptive.wrapping import (
     Attached,
+    Example,
     Wrapper,
     attach,
     base_model,
@@ -89,7 +91,7 @@ def layers_for_speedup(n_layers: int, speedup: float, min_layers: int = 2) -> tu
     return top, both - top
 
 
-@compute_router("skipdecode", paper=39)
+@compute_router("skipdecode", paper=39, examples=lambda: _examples())
 @dataclass(frozen=True)
 class SkipDecode:
     """A schedule of depth by position.
@@ -331,3 +333,7 @@ def first_columns(arguments: dict[str, Any], runs: int, new: int, layer: Any) ->
         if cut.get(name) is not None:
             cut[name] = cut[name][..., :runs]
     return cut
+
+
+def _examples() -> list[Example]:
+    return [Example(SkipDecode(3, 2, 6), [nullcontext])]

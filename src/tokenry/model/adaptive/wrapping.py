@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,14 @@ class ComputeRouter(Protocol):
     def attach(self, model: Any) -> Attached:
         """Put the method's wrappers on a model, which is changed in place."""
         ...
+
+
+class Example(NamedTuple):
+    """A router as its contract test takes it: with settings that suit a model of three layers, and
+    the contexts, from what `attach` returns, in which its own weights all count."""
+
+    method: ComputeRouter
+    using: Sequence[Callable[[Any], AbstractContextManager[Any]]]
 
 
 compute_router = Role("compute router", ComputeRouter, ("tokenry.model.adaptive",))

@@ -18,12 +18,12 @@ from tokenry.core.errors import InputError, ModelError
 from tokenry.model.attention.dense import attend_densely
 from tokenry.model.attention.masks import StepMask
 from tokenry.model.attention.observed_layer import ObservedLayer
-from tokenry.model.cache.policy import PolicyCache, cache_policy, cache_under
+from tokenry.model.cache.policy import Example, PolicyCache, cache_policy, cache_under
 
 COLUMNS = 512  # buffers have a multiple of this many columns
 
 
-@cache_policy("full")
+@cache_policy("full", examples=lambda: _examples())
 @dataclass(frozen=True)
 class Full:
     """All tokens: `model.generate(**inputs, past_key_values=Full().cache(model))`."""
@@ -174,3 +174,7 @@ def extended(old: Tensor | None, new: Tensor, length: int, capacity: int) -> Ten
 def frozen(state: Tensor) -> bool:
     """Whether a tensor made in inference mode cannot be written to here, outside it."""
     return state.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def _examples() -> list[Example]:
+    return [Example(Full(), Full(), Full())]

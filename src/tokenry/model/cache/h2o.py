@@ -28,6 +28,7 @@ from tokenry.model.attention.dense import attend_in_chunks
 from tokenry.model.attention.masks import BlockOfQueries
 from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.policy import (
+    Example,
     PolicyCache,
     cache_policy,
     cache_under,
@@ -54,7 +55,7 @@ def keep_heavy_and_recent(score: Tensor, held: Tensor, heavy: Tensor, recent: Te
     return newest | (candidate & (rank < heavy))
 
 
-@cache_policy("h2o", paper=81)
+@cache_policy("h2o", paper=81, examples=lambda: _examples())
 @dataclass(frozen=True)
 class H2O:
     """A bounded cache: `model.generate(**inputs, past_key_values=H2O().cache(model))`.
@@ -188,3 +189,7 @@ class H2OLayer(ObservedLayer):
     def reset(self) -> None:
         super().reset()
         self._forget()
+
+
+def _examples() -> list[Example]:
+    return [Example(H2O(100, 100), H2O(3, 3), H2O(0.2, 0.25), 6)]

@@ -6,7 +6,7 @@ already.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
 
 class CachePolicy(Protocol):
-    """How keys and values are kept. The hyper-parameters are its fields."""
+    """How keys and values are kept. The hyper-parameters are its fields; a budget is an int, of
+    tokens, or a float, a share of the prompt.
+    """
 
     def cache(self, model: Any) -> DynamicCache:
         """A new cache for one `generate`; switches the model to the attention that it needs."""
@@ -29,6 +31,17 @@ class CachePolicy(Protocol):
     def layer(self) -> ObservedLayer:
         """A new layer under this policy."""
         ...
+
+
+class Example(NamedTuple):
+    """A policy as its contract test takes it: with budgets that no text of the test exhausts, with
+    few tokens, and with shares of the prompt. kept: the tokens that the tight one keeps, if it
+    forgets any."""
+
+    ample: CachePolicy
+    tight: CachePolicy
+    shares: CachePolicy
+    kept: int | None = None
 
 
 cache_policy = Role("cache policy", CachePolicy, ("tokenry.model.cache",))

@@ -37,6 +37,7 @@ from tokenry.model.attention.dense import attend_densely, attend_to, capped
 from tokenry.model.attention.masks import GivenMask, StepMask
 from tokenry.model.cache.full import FullLayer, frozen
 from tokenry.model.cache.policy import (
+    Example,
     PolicyCache,
     cache_policy,
     cache_under,
@@ -57,7 +58,7 @@ from tokenry.model.cache.selection import (
 )
 
 
-@cache_policy("tokenselect", paper=149)
+@cache_policy("tokenselect", paper=149, examples=lambda: _examples())
 @dataclass(frozen=True)
 class TokenSelect:
     """A cache attended to in part: `generate(..., past_key_values=TokenSelect().cache(model))`.
@@ -293,3 +294,9 @@ class TokenSelectLayer(FullLayer):
         self.selection.each_row(change)
         if self.budget is not None:
             self.budget = tuple(change(n.to(self.buffers[0].device)) for n in self.budget)
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(TokenSelect(10, 100, 10), TokenSelect(1, 3, 2), TokenSelect(0.1, 0.2, 0.15)),
+    ]

@@ -32,7 +32,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import read_tensors, write_tensors
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.model import compat
 from tokenry.model.output import last_hidden, required_head
 from tokenry.model.score import unwrap

@@ -15,6 +15,7 @@ so the best reachable reward at every KL is known, without sampling.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -36,6 +37,15 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def __getitem__(self, index: slice) -> Pairs:
+        return Pairs(self.chosen[index], self.rejected[index])
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return Pairs(*(torch.cat(rows) for rows in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.chosen, self.rejected))
+
 
 @dataclass(frozen=True)
 class MarkovPolicy:
@@ -56,6 +66,25 @@ class MarkovPolicy:
             tokens.append(state)
         return torch.stack(tokens, 1)
 
+    def greedy(self, start: Tensor, position: int) -> Tensor:
+        """The likeliest token at each step, from `position` on behind tokens [N], [N, rest]."""
+        return self._follow(start, {t: self.logprob[t].argmax(-1) for t in self._steps(position)})
+
+    def likeliest(self, start: Tensor, position: int) -> Tensor:
+        """The likeliest completion from `position` on behind tokens [N], [N, rest] (Viterbi)."""
+        value, choices = self.logprob.new_zeros(self.logprob.shape[-1]), {}
+        for step in reversed(self._steps(position)):
+            best, choices[step] = (self.logprob[step] + value).max(-1)  # of each previous token
+            value = best[:-1]
+        return self._follow(start, choices)
+
+    def _steps(self, position: int) -> range:
+        return range(position, len(self.logprob))
+
+    def _follow(self, token: Tensor, choices: dict[int, Tensor]) -> Tensor:
+        """The path of the token chosen at each step for each token before it."""
+        return torch.stack([token := choices[step][token] for step in sorted(choices)], 1)
+
     def sequence_logprob(self, sequences: Tensor) -> Tensor:
         """log p(y), [N]."""
         start = sequences.new_full((len(sequences), 1), self.logprob.shape[-1])
@@ -71,6 +100,29 @@ class MarkovPolicy:
         for step in range(length - 1):
             visits[step + 1, :-1] = visits[step] @ self.logprob[step].exp()
         return visits
+
+    def containing(self, token: int) -> float:
+        """Probability that a sequence contains the token, exact."""
+        without = self.logprob.exp()
+        without[..., token] = 0.0
+        states = torch.zeros(without.shape[1], dtype=without.dtype)
+        states[-1] = 1.0
+        for step in without:
+            states = torch.nn.functional.pad(states @ step, (0, 1))
+        return 1.0 - float(states.sum())
+
+    def with_share(self, token: int, share: float) -> MarkovPolicy:
+        """The chain with one number added to the token's logit in every step, so that this share of
+        sequences, in (0, 1), contains it. By bisection of that number in [-12, 12]."""
+        low, high = -12.0, 12.0
+        raised = self
+        for _ in range(40):
+            middle = (low + high) / 2
+            boost = torch.zeros(self.logprob.shape[-1], dtype=self.logprob.dtype)
+            boost[token] = middle
+            raised = MarkovPolicy((self.logprob + boost).log_softmax(-1))
+            low, high = (middle, high) if raised.containing(token) < share else (low, middle)
+        return raised
 
     def kl(self, other: MarkovPolicy) -> float:
         """KL(self || other) of whole sequences, nats, exact."""
@@ -197,17 +249,12 @@ class PreferenceWorld:
         swap = (uniform > prefer_first)[:, None]
         pairs = Pairs(torch.where(swap, second, first), torch.where(swap, first, second))
         if sequences is None and len(pairs) < count:
-            more = self.pairs(count - len(pairs), generator)
-            pairs = Pairs(
-                torch.cat([pairs.chosen, more.chosen]), torch.cat([pairs.rejected, more.rejected])
-            )
+            pairs += self.pairs(count - len(pairs), generator)
         return pairs
 
     def batch(self, pairs: Pairs, index: Tensor | None = None) -> TokenBatch:
         """A preference batch [2B, 1 + length]: chosen rows, then rejected; `start` in front."""
-        chosen, rejected = pairs.chosen, pairs.rejected
-        if index is not None:
-            chosen, rejected = chosen[index], rejected[index]
+        chosen, rejected = pairs if index is None else (rows[index] for rows in pairs)
         batch = self.sequences_batch(torch.cat([chosen, rejected]))
         return TokenBatch(
             batch.ids, batch.attention, batch.target, torch.arange(len(chosen)).repeat(2)

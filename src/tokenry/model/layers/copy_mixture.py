@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.learn.recipes.sequence_to_sequence.model import Reading, read
+from tokenry.model.encoder_decoder import Reading, read
 
 FIRST_POSITION = 1025  # of every block: behind those of a source of up to 1024 tokens
 

@@ -1,18 +1,11 @@
-"""Reading encoder-decoders of three families, and the small training loop."""
+"""Reading encoder-decoders of three families."""
 
 import pytest
 import torch
-from torch import nn
 
 from tokenry.core.errors import ModelError, ShapeError
-from tokenry.learn.recipes.sequence_to_sequence.model import (
-    fit,
-    greedy,
-    joined,
-    read,
-    small_decoder,
-    small_encoder,
-)
+from tokenry.lab.toy_encoder_decoder import joined, small_decoder, small_encoder
+from tokenry.model.encoder_decoder import read
 
 
 def bert():
@@ -103,41 +96,6 @@ def test_positions_and_segments_go_to_the_encoder():
     assert torch.allclose(same.logits, read(model, SOURCE, TARGET).logits, atol=1e-6)
     other = read(model, SOURCE, TARGET, encoder_inputs={"token_type_ids": torch.ones_like(SOURCE)})
     assert not torch.allclose(same.logits, other.logits, atol=1e-3)
-
-
-def test_the_same_seed_makes_the_same_small_model_and_leaves_the_global_generator_alone():
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    one, two, other = small_encoder(9, 8, 1), small_encoder(9, 8, 1), small_encoder(9, 8, 2)
-    assert torch.equal(torch.get_rng_state(), before)
-    pairs = zip(one.parameters(), two.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert any(
-        not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
-    )
-
-
-def test_fit_trains_shared_weights_once_and_lowers_the_loss():
-    torch.manual_seed(0)
-    layer = nn.Linear(4, 1)
-    wanted = torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
-
-    def loss(generator):
-        inputs = torch.randn(64, 4, generator=generator)
-        return (layer(inputs) - inputs @ wanted).square().mean()
-
-    losses = fit(loss, [layer, nn.Sequential(layer)], steps=300, learning_rate=0.1, seed=0)
-    assert len(losses) == 300
-    assert losses[-1] < 1e-3 * losses[0]
-    assert not layer.training
-
-
-def test_greedy_follows_the_scores_and_stops_at_the_end():
-    table = torch.eye(5).roll(1, 1)  # token t is followed by t + 1
-
-    found = greedy(lambda ids: table[ids[:, -1]], 2, start=0, end=3, limit=9)
-    assert found.tolist() == [[1, 2, 3], [1, 2, 3]]
-    assert greedy(lambda ids: table[ids[:, -1]], 1, start=0, end=3, limit=2).tolist() == [[1, 2]]
 
 
 def test_tokens_with_the_pad_id_shift_no_position_of_roberta():

@@ -11,18 +11,19 @@ import copy
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.model.attribution.base import attribution
 
-ATTRIBUTIONS = [entry.key for entry in attribution]
+EACH = pytest.mark.parametrize("made", cases(attribution))
 
 
 def ids_of(length, seed=0):
     return torch.randint(2, 64, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("key", ATTRIBUTIONS)
-def test_scores_are_one_number_per_token(key, tiny_model):
-    scorer = attribution[key]()
+@EACH
+def test_scores_are_one_number_per_token(made, tiny_model):
+    scorer = made()
     for length in (1, 2, 11):
         found = scorer(tiny_model, ids_of(length))
         assert found.shape == (length,)
@@ -32,28 +33,28 @@ def test_scores_are_one_number_per_token(key, tiny_model):
     assert scorer.max_tokens >= 64
 
 
-@pytest.mark.parametrize("key", ATTRIBUTIONS)
-def test_later_tokens_change_nothing_before_them(key, tiny_model):
-    scorer = attribution[key]()
+@EACH
+def test_later_tokens_change_nothing_before_them(made, tiny_model):
+    scorer = made()
     ids = ids_of(11)
     found = scorer(tiny_model, ids, 6)[:7]
     torch.testing.assert_close(found, scorer(tiny_model, ids[:7], 6), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("key", ATTRIBUTIONS)
-def test_the_model_is_left_as_it_was(key, tiny_model):
+@EACH
+def test_the_model_is_left_as_it_was(made, tiny_model):
     model = copy.deepcopy(tiny_model).train()
     implementation = model.config._attn_implementation
-    attribution[key]()(model, ids_of(5))
+    made()(model, ids_of(5))
     assert model.training
     assert model.config._attn_implementation == implementation
     assert all(weight.grad is None for weight in model.parameters())
 
 
-@pytest.mark.parametrize("key", ATTRIBUTIONS)
-def test_bfloat16_ranks_the_tokens_about_the_same(key, tiny_model):
+@EACH
+def test_bfloat16_ranks_the_tokens_about_the_same(made, tiny_model):
     ids = ids_of(11)
-    scorer = attribution[key]()
+    scorer = made()
     half = copy.deepcopy(tiny_model).bfloat16()
     found = torch.stack([scorer(tiny_model, ids), scorer(half, ids)])
     assert float(torch.corrcoef(found)[0, 1]) > 0.95

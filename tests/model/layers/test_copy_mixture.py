@@ -7,19 +7,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.learn.recipes.sequence_to_sequence.copy_mixture import (
+from tokenry.lab.toy_encoder_decoder import joined, small_decoder, small_encoder
+from tokenry.model.encoder_decoder import read
+from tokenry.model.layers.copy_mixture import (
     Annotated,
     CopyGate,
     DictionaryTranslator,
     annotate_with_candidates,
     candidate_embeddings,
     copy_mixture,
-)
-from tokenry.learn.recipes.sequence_to_sequence.model import (
-    joined,
-    read,
-    small_decoder,
-    small_encoder,
 )
 
 SEP, ISEP, EOS, PAD = 1, 2, 3, 0

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.base import sampler as samplers
 
@@ -65,37 +66,35 @@ def check_sampler(sampler, probs, accepted, mask_cost, generator):
 
 @pytest.mark.parametrize("mask_cost", [1.0, 100.0])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
-def test_is_properly_weighted(entry, case, mask_cost):
+@pytest.mark.parametrize("made", cases(samplers))
+def test_is_properly_weighted(made, case, mask_cost):
     generator = torch.Generator().manual_seed(sum(map(ord, case)))
-    check_sampler(entry.value(), *CASES[case], mask_cost, generator)
+    check_sampler(made(), *CASES[case], mask_cost, generator)
 
 
-@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
-def test_draws_nothing_where_nothing_is_accepted(entry):
+@pytest.mark.parametrize("made", cases(samplers))
+def test_draws_nothing_where_nothing_is_accepted(made):
     logprobs = torch.tensor([0.5, 0.3, 0.2]).log()
     for accepted in ([], [7]):
-        step = entry.value().step(
-            logprobs, Accepts(accepted, 8, 100.0), torch.Generator().manual_seed(0)
-        )
+        step = made().step(logprobs, Accepts(accepted, 8, 100.0), torch.Generator().manual_seed(0))
         assert step.token == -1
         assert step.log_weight == -math.inf
 
 
-@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
-def test_one_draw_is_a_batch_of_one(entry):
+@pytest.mark.parametrize("made", cases(samplers))
+def test_one_draw_is_a_batch_of_one(made):
     logprobs = torch.randn(50, generator=torch.Generator().manual_seed(1)).log_softmax(0)
     state = Anything(50, [0]).initial()
-    one = entry.value().step(logprobs, state, torch.Generator().manual_seed(3))
-    batch = entry.value().steps(logprobs[None], [state], torch.Generator().manual_seed(3))
+    one = made().step(logprobs, state, torch.Generator().manual_seed(3))
+    batch = made().steps(logprobs[None], [state], torch.Generator().manual_seed(3))
     assert [one] == batch
 
 
-@pytest.mark.parametrize("entry", list(samplers), ids=lambda entry: entry.key)
-def test_reads_a_mask_of_another_width_than_the_logits(entry):
+@pytest.mark.parametrize("made", cases(samplers))
+def test_reads_a_mask_of_another_width_than_the_logits(made):
     """Models pad their output beyond the tokenizer's vocabulary; padding is never drawn."""
     logprobs = torch.tensor([0.05, 0.05, 0.9]).log()
     for seed in range(20):
         state = Anything(2, [0]).initial()
-        step = entry.value().step(logprobs, state, torch.Generator().manual_seed(seed))
+        step = made().step(logprobs, state, torch.Generator().manual_seed(seed))
         assert step.token in (0, 1, -1)
