@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit, data_columns, is_on_policy, is_supervised
+from tokenry.learn.delegating import Delegating
+from tokenry.learn.objective import Objective, data_columns, is_on_policy
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(Delegating):
     """Another objective, on sampled completions; in everything else it is that objective.
 
     Args:
@@ -26,34 +27,26 @@ class Sampled:
             completions are told apart by more than the policy knows.
     """
 
-    objective: Any
+    objective: Objective
 
     rollout_needs: ClassVar[tuple[str, ...]] = ()
     num_rewards: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         name = type(self.objective).__name__
-        if is_on_policy(self.objective) or not is_supervised(self.objective):
+        if is_on_policy(self.objective) or not self.objective.supervised:
             raise InputError(f"{name} does not learn from given texts, so none can be sampled")
         if columns := data_columns(self.objective):
             raise InputError(f"{name} needs {', '.join(columns)}, which samples do not have")
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return self.objective.needs
+    def delegate(self) -> Objective:
+        return self.objective
 
-    @property
-    def unit(self) -> Unit:
-        return self.objective.unit
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("objective", "precompute"):
-            raise AttributeError(name)
-        return getattr(self.objective, name)
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Nothing: what is computed of the data's completions is not of the samples."""
+        return rows
 
     def prepare(self, batch: TokenBatch, policy: Scores, *given: Any, **others: Any) -> TokenBatch:
         """The completions are all that the loss takes from a rollout."""
         return batch
-
-    def __call__(self, *given: Any, **others: Any) -> Loss:
-        return self.objective(*given, **others)

@@ -153,7 +153,8 @@ def test_sampled_is_the_objective_in_everything_else():
     assert (wrapped.needs, wrapped.unit) == (SFT().needs, SFT().unit)
     assert wrapped.completions == ("completion",)
     assert wrapped.rollout_needs == ()
-    assert not hasattr(wrapped, "modules")
+    assert wrapped.modules(None) is None
+    assert wrapped.supervised
 
 
 @pytest.mark.parametrize("name", ["tree", "beams", "environment", "its name"])
