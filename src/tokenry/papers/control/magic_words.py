@@ -1,10 +1,9 @@
 """Magic words on SmolLM2: how many tokens in front of a text make a wanted token its next one.
 
-States are openings of sentences. For each, a target of rank 2 to 75 in the state's own prediction
-and one drawn from the whole vocabulary. Greedy back-generation of up to three tokens, then a short
-gradient search (GCG) with four, over a short list of candidates: the target, its neighbours, and
-random words. The second part checks the bound on small attention heads: nothing that a search finds
-lies below it.
+For each opening of a sentence, a target of rank 2 to 75 in its own prediction and one drawn from
+the whole vocabulary. Greedy back-generation of up to three tokens, then a short gradient search
+(GCG) with four, over a short list of candidates: the target, its neighbours, and random words. Then
+the bound is checked on small attention heads: nothing that a search finds lies below it.
 """
 
 from __future__ import annotations
