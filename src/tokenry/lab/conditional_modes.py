@@ -24,9 +24,7 @@ from tokenry.decode.rollouts import rollouts
 from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.texts import text_logprobs
-from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import NegativeLogLikelihood, train_on
-from tokenry.lab.toys import trained
+from tokenry.lab.toy_training import fit_toy
 from tokenry.learn.recipes.prefix_classifier import remaining_labels, train_prefix_classifier
 from tokenry.model.decoding import DecodingState
 from tokenry.tasks.worlds.clauses import DIALECTS, END, LIMIT, VOCABULARY, ClauseLanguage
@@ -50,17 +48,15 @@ class DialectModes:
 
 def clause_model(language: ClauseLanguage, texts: int = 8000, steps: int = 400) -> Any:
     """A transformer that has read so many texts of the language; kept."""
+    rows = language.texts(texts, random.Random(language.seed))
+    whole = TokenBatch.from_ids(rows, pad_id=END)
 
-    def train(model: Any) -> None:
-        whole = TokenBatch.from_ids(language.texts(texts, random.Random(language.seed)), pad_id=END)
-        batches = lambda draw: whole.select(torch.randint(texts, (64,), generator=draw))  # noqa: E731
-        options: Any = {"learning_rate": 5e-3, "seed": language.seed, "decay": 0.5}
-        train_on(batches, NegativeLogLikelihood(), model, steps=steps, **options)
+    def batches(generator: torch.Generator) -> TokenBatch:
+        return whole.select(torch.randint(texts, (64,), generator=generator))
 
-    def build() -> Any:
-        return toy_model(VOCABULARY, LIMIT + 2, language.seed)
-
-    return trained(build, train, language, texts, steps)
+    size, seed = (VOCABULARY, LIMIT + 2), language.seed
+    rate: Any = {"steps": steps, "learning_rate": 5e-3, "clip": 1.0}
+    return fit_toy(batches, *size, seed, data=(language, texts), **rate)
 
 
 def search_modes(

@@ -50,12 +50,9 @@ from tokenry.learn.objective import (
     is_on_policy,
 )
 from tokenry.learn.policy.buffer import RolloutBuffer, load_micro_batches
-from tokenry.learn.policy.rollouts import (
-    RewardFunction,
-    RolloutSettings,
-    reward_rollouts,
-    sample_rollouts,
-)
+from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings, reward_rollouts
+from tokenry.learn.policy.sources.base import Prompts
+from tokenry.learn.policy.sources.mixed import source_of
 from tokenry.learn.reference import (
     FrozenModel,
     Precomputed,
@@ -135,6 +132,7 @@ class ObjectiveTrainer(FiniteTrainer):
         self.start = start
         self.frozen = dict(frozen or {})
         self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
+        self.source = source_of(self.rollout)
         if self.rollout != RolloutSettings() and not is_on_policy(objective):
             raise InputError(
                 f"{type(objective).__name__} learns from the data's completions and draws none: "
@@ -368,14 +366,14 @@ class ObjectiveTrainer(FiniteTrainer):
         tokenizer: Any = self.processing_class
         model = self.accelerator.unwrap_model(self.model)
         pad_id = PreferenceCollator.of(tokenizer).pad_id
-        batch = sample_rollouts(
-            model,
+        prompts = Prompts(
             inputs["prompts"],
             inputs["prompts_attention"],
-            self.rollout,
-            eos=ends(unwrap(model), tokenizer),
-            pad_id=pad_id,
+            tuple(ends(unwrap(model), tokenizer)),
+            pad_id,
+            batch_of(inputs) if "ids" in inputs else None,
         )
+        batch = self.source(model, prompts, self.rollout)
         batch = reward_rollouts(batch, tokenizer, self.rewards)
         batch = batch.with_columns(progress=self._progress(batch.ids)["column.progress"])
         needs = self.objective.rollout_needs

@@ -29,7 +29,7 @@ RewardFunction = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How completions are sampled, and how often they are used.
+    """Where completions come from, and how often they are used.
 
     samples: completions of each prompt, whole, in [1, inf). max_new_tokens: their longest, whole,
     in [1, inf). temperature: of the policy's distribution, in (0, inf); other than 1 the samples
@@ -37,6 +37,9 @@ class RolloutSettings:
     whole, in [1, inf). minibatches: optimizer steps of an update, whole, in [1, inf), each on an
     equal part of the completions. The trainer takes
     updates * minibatches optimizer steps on the completions of one step's prompts.
+    source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name".
+    share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
+    data's. None: all of an on-policy objective's, none of one that learns from given texts.
     """
 
     samples: int = 4
@@ -44,11 +47,19 @@ class RolloutSettings:
     temperature: float = 1.0
     updates: int = 1
     minibatches: int = 1
+    source: Any = "plain"
+    share: float | None = None
 
     def __post_init__(self) -> None:
         counts = ("samples", "max_new_tokens", "updates", "minibatches")
         within(self, "[1, inf)", *counts, integer=True)
         within(self, "(0, inf)", "temperature")
+        within(self, "[0, 1]", "share", optional=True)
+
+    @property
+    def from_data(self) -> bool:
+        """Whether some completions are the data's."""
+        return self.share is not None and self.share < 1
 
     @property
     def steps(self) -> int:
@@ -128,11 +139,13 @@ def reward_rollouts(
     Raises InputError naming the function and the text when a reward is not a finite number.
     """
     rewards = []
-    prompt_mask = batch.attention & ~batch.target
+    begun = (
+        batch.target.cumsum(-1) > 0
+    )  # what others wrote between the policy's turns belongs to it
     for row in range(len(batch.ids)):
         prompt, completion = (
             tokenizer.decode(batch.ids[row][mask[row]].tolist(), skip_special_tokens=True)
-            for mask in (prompt_mask, batch.target)
+            for mask in (batch.attention & ~begun, batch.attention & begun)
         )
         rewards.append([_checked(function, prompt, completion, row) for function in functions])
     values = torch.tensor(rewards, device=batch.ids.device).float()
