@@ -81,7 +81,7 @@ def mutants(file: Path) -> Iterator[Mutant]:
 
 
 def tests_of(file: Path) -> list[str]:
-    """The mirrored test file and those that import the module; else those of the mirrored folder."""
+    """The mirrored test file and those that import the module, else those of its folder."""
     inside = file.relative_to(ROOT / "src" / "tokenry")
     module = ".".join(("tokenry", *inside.with_suffix("").parts)).removesuffix(".__init__")
     mirrored = ROOT / "tests" / inside.parent / f"test_{inside.name}"
