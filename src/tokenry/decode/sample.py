@@ -52,8 +52,10 @@ def sample(
         state: one that has read the prompts already (behind a soft prompt, say); it is used up.
         generator: None draws from torch's global generator, of the model's device.
 
-    Raises InputError for settings that draw nothing, and when the processors leave no token.
     The model is in evaluation mode meanwhile.
+
+    Raises:
+        InputError: settings that draw nothing, and when the processors leave no token.
     """
     in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
     in_range("temperature", temperature, "[0, inf)")

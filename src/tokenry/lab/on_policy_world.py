@@ -78,7 +78,8 @@ def train_on_policy(
         prompts: [N, P] ids to draw from, or a function (count, generator) -> [count, P].
         reward: a function of the rollouts that gives [B], or [B, n] for n rewards; a row's
             completion is `batch.ids[row][batch.target[row]]`. None: an objective without rewards.
-        reference, frozen: models (or References), kept as they are.
+        reference: models (or References), kept as they are.
+        frozen: models (or References), kept as they are.
         modules: the objective's own weights; None lets the objective make them.
         batch_size: rollouts of a step, `samples` of each prompt.
         eos: the token that ends a completion and belongs to it; None: only max_new_tokens ends it.

@@ -168,9 +168,12 @@ class Completion(Constraint):
 
 @dataclass(frozen=True)
 class CompletionState:
-    """before: the file up to the caret. undecided: the first bytes of a character that is not whole
-    yet. rests: how the name being typed may go on, None if unknown. pending: the bytes that an
-    active completion wants next.
+    """
+    Args:
+        before: the file up to the caret.
+        undecided: the first bytes of a character that is not whole yet.
+        rests: how the name being typed may go on, None if unknown.
+        pending: the bytes that an active completion wants next.
     """
 
     constraint: Completion

@@ -103,10 +103,13 @@ class CopyMemory:
 class Goose:
     """Copies from the context and recycles tokens; needs no second model and no training.
 
-    k: successors kept per token and per pair of tokens; the paper's is 10. nodes: the paper's tree
-    with this budget (its own is 60), instead of one grown to pay on this machine. width: children
-    of a branch of the paper's tree at depth 1, divided by the depth below; its own is 10. memory:
-    what it has learned so far, with `nodes` or without; replace it to start cold.
+    Args:
+        k: successors kept per token and per pair of tokens; the paper's is 10.
+        nodes: the paper's tree with this budget (its own is 60), instead of one grown to pay on
+            this machine.
+        width: children of a branch of the paper's tree at depth 1, divided by the depth below; its
+            own is 10.
+        memory: what it has learned so far, with `nodes` or without; replace it to start cold.
     """
 
     k: int = 10
@@ -251,9 +254,15 @@ def spine_tree(
     successors: Successors,
     width: int = 10,
 ) -> TokenTree:
-    """The paper's tree (see the module's text). end: the text's last two tokens, or its only one.
-    acceptance: running share of the spine that was accepted. width: children of a branch at depth
-    1, its share at a depth below. Notes: "root", "spine", "branch"."""
+    """The paper's tree (see the module's text).
+
+    Notes: "root", "spine", "branch".
+
+    Args:
+        end: the text's last two tokens, or its only one.
+        acceptance: running share of the spine that was accepted.
+        width: children of a branch at depth 1, its share at a depth below.
+    """
     before, root = (end[-2] if len(end) > 1 else -1), end[-1]
     budget += int(40 * confidence)
     ratio = (0.15, 0.3, 0.5)[bisect((0.2, 0.4), acceptance)]
