@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
-from tokenry.core.registry import roles
+from tokenry.core.registry import Role, roles
 from tokenry.lab.plots import Plot
 from tokenry.lab.plots import draw as draw_plots
 from tokenry.learn.objective import objective
@@ -24,8 +24,10 @@ FOLDER = Path(__file__).parent
 GALLERY = FOLDER / "gallery"
 REFERENCE = FOLDER / "reference"
 README = FOLDER.parent / "README.md"
+CONTRIBUTING = FOLDER.parent / "CONTRIBUTING.md"
 LAYERS = ("core", "text", "tasks", "codecs", "model", "decode", "measure", "learn", "lab")
-TABLE = ("<!-- methods: written by docs/build.py -->\n", "<!-- end of methods -->\n")
+METHODS = ("<!-- methods: written by docs/build.py -->\n", "<!-- end of methods -->\n")
+ROLES = ("<!-- roles: written by docs/build.py -->\n", "<!-- end of roles -->\n")
 
 
 def figure(value: float, unit: str) -> str:
@@ -205,10 +207,7 @@ def methods() -> list[str]:
             paper = numbered.get(entry.paper)
             told.add(entry.paper)
             cells.append(f"`{entry.key}`" if paper is None else linked(f"`{entry.key}`", paper))
-        summary = inspect.getdoc(role.protocol) or ""
-        sentence = " ".join(summary.partition("\n\n")[0].split()).partition(". ")[0]
-        sentence = sentence.removeprefix("The role: ").rstrip(".,")
-        lines.append(f"| {role.name} | {cell(sentence)} | {', '.join(cells)} |")
+        lines.append(f"| {role.name} | {cell(sentence(role))} | {', '.join(cells)} |")
     others: dict[str, list[str]] = {}
     for paper in papers.values():
         if paper.number is not None and paper.number not in told:
@@ -217,15 +216,43 @@ def methods() -> list[str]:
     return [*lines, *names]
 
 
+def role_places() -> list[str]:
+    """A row for each role: where its Protocol and its methods are, and what it is."""
+    lines = ["| role | its Protocol | its methods | what it is |", "|---|---|---|---|"]
+    for role in roles():
+        path = role.protocol.__module__.removeprefix("tokenry.").replace(".", "/")
+        folders = (name.removeprefix("tokenry.").replace(".", "/") for name in role.packages)
+        places = ", ".join(f"`{name}`" for name in folders)
+        lines.append(f"| {role.name} | `{path}.py` | {places} | {cell(sentence(role))} |")
+    return lines
+
+
+def sentence(role: Role) -> str:
+    """What a role is, as its Protocol says first."""
+    summary = inspect.getdoc(role.protocol) or ""
+    first = " ".join(summary.partition("\n\n")[0].split()).partition(". ")[0]
+    return first.removeprefix("The role: ").rstrip(".,")
+
+
 def linked(text: str, paper: Paper) -> str:
     return f"[{text}](https://arxiv.org/abs/{paper.arxiv})"
 
 
+def with_table(text: str, marks: tuple[str, str], lines: list[str]) -> str:
+    """A page with the lines between the marks as they are now."""
+    before, start, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    return before + start + "\n".join(lines) + "\n" + end + after
+
+
 def with_methods(text: str) -> str:
     """The README with its table of methods as the roles have it."""
-    before, start, rest = text.partition(TABLE[0])
-    _, end, after = rest.partition(TABLE[1])
-    return before + start + "\n".join(methods()) + "\n" + end + after
+    return with_table(text, METHODS, methods())
+
+
+def with_roles(text: str) -> str:
+    """CONTRIBUTING with its table of roles."""
+    return with_table(text, ROLES, role_places())
 
 
 def reference(layer: str) -> list[str]:
@@ -266,7 +293,8 @@ def main(draw: bool = True) -> None:
     REFERENCE.mkdir()
     for layer in (*LAYERS, "serving"):
         REFERENCE.joinpath(f"{layer}.md").write_text("\n".join(reference(layer)))
-    README.write_text(with_methods(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, written in ((README, with_methods), (CONTRIBUTING, with_roles)):
+        file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
     FOLDER.joinpath("guide", "objectives.md").write_text("\n".join(objectives_page()))
     shutil.rmtree(GALLERY, ignore_errors=True)
     GALLERY.mkdir()

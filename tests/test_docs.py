@@ -228,9 +228,11 @@ def test_the_gallery_has_an_index_and_a_page_for_each_paper(build, monkeypatch, 
     assert "tdpo2:0.1" in (tmp_path / "tdpo.svg").read_text()
 
 
-def test_the_readmes_table_of_methods_is_the_roles(build):
+def test_the_tables_of_methods_and_roles_are_those_of_the_registries(build):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert build.with_methods(readme) == readme, "run `python docs/build.py`"
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert build.with_roles(contributing) == contributing, "run `python docs/build.py`"
     for paper in catalogue.papers().values():
         assert paper.number is None or f"/{paper.arxiv})" in readme, paper.key
 

@@ -1,4 +1,4 @@
-"""Roles: each stands beside its Protocol, has methods, and a contract test that takes all of them."""
+"""Roles: each stands beside its Protocol, with methods and a contract test that takes them all."""
 
 import ast
 import importlib

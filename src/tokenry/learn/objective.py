@@ -103,8 +103,10 @@ class View(NamedTuple):
 
 
 class Objective:
-    """The role: a value that turns scores into a loss. Derive from it, name `needs` and `unit`, and
-    write `__call__`; every other attribute is a hook, with the default that most objectives want.
+    """The role: the scores of a batch -> a loss L, the mean over units of what is to be minimised.
+
+    Derive from it, name `needs` and `unit`, and write `__call__`; every other attribute is a hook,
+    with the default that most objectives want.
     """
 
     needs: ClassVar[tuple[str, ...]]

@@ -17,7 +17,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(Protocol):
-    """The role: z [D] -> id in 0 .. size - 1 -> z' [D], z' = decode(id).
+    """The role: a vector z [D] -> its id in [0, size) -> z' = decode(id), near z.
 
     dim: D. Positions outside the mask have id 0 and z 0.
     """

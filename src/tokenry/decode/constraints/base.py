@@ -64,7 +64,11 @@ class State(Protocol):
 
 
 class Constraint(Protocol):
-    """A language over a vocabulary of `vocab_size` tokens, ended by one of the `eos` tokens."""
+    """The role: a language L over the vocabulary, read token by token; y is wanted if y is in L.
+
+    Attributes:
+        vocab_size: V. eos: the tokens that may end a text, where the text so far is in L.
+    """
 
     vocab_size: int
     eos: frozenset[int]

@@ -12,7 +12,7 @@ from tokenry.core.registry import Role
 
 
 class Combiner(Protocol):
-    """The role: p_1 .. p_K and weights w_k >= 0 of sum 1 -> one p, in logarithms.
+    """The role: distributions p_1, ..., p_K and weights w_k >= 0 of sum 1 -> one p, in logarithms.
 
     One model alone, or K equal ones, give that model; a model of weight 0 does not count.
     """

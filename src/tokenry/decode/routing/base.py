@@ -11,8 +11,8 @@ from tokenry.core.registry import Role
 
 
 class TokenRouter(Protocol):
-    """The role: d_t = r(l_t) in {0, 1} from the small model's logits l_t; 1 asks the larger one for
-    token t."""
+    """The role: d_t = r(l_t) in {0, 1} from the small model's logits l_t; 1 asks the larger model
+    for token t."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """[B] bool from logits [B, V]."""
@@ -20,8 +20,8 @@ class TokenRouter(Protocol):
 
 
 class SequenceRouter(Protocol):
-    """The role: d = r(log p(y_1) .. log p(y_T)) in {0, 1} from the small model's log-probabilities
-    of its own answer y; 1 has the larger one answer anew."""
+    """The role: d = r(log p(y_1), ..., log p(y_T)) in {0, 1} from the small model's
+    log-probabilities of its own answer y; 1 has the larger one answer anew."""
 
     def __call__(self, logprob: Tensor, mask: Tensor) -> Tensor:
         """[B] bool from [B, T] nats and the answers' tokens [B, T] bool."""

@@ -40,7 +40,8 @@ DEAD = float("-inf")
 
 
 class TokenSampler(Protocol):
-    """Draws tokens under a constraint, properly weighted."""
+    """The role: one token x and its weight w from next-token probabilities p and a constraint, with
+    E[w f(x)] = sum_x p(x) accept(x) f(x) for every f."""
 
     def step(self, logprobs: Tensor, state: State, generator: torch.Generator) -> Step:
         """One draw from `logprobs` `[V]` at one state of the constraint."""

@@ -91,7 +91,8 @@ class Request:
 
 
 class TextSampler(Protocol):
-    """Draws whole texts under a constraint; `exact` if they are properly weighted."""
+    """The role: whole texts y_i with weights w_i from a model p and a constraint; if `exact`,
+    E[(1/P) sum_i w_i f(y_i)] = sum_y p(y) accept(y) f(y) for every f."""
 
     exact: ClassVar[bool]
 

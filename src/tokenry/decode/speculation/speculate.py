@@ -45,7 +45,8 @@ PROMPT_CHUNK = 1 << 24  # logits held at once while a drafter learns from the pr
 
 
 class Drafter(Protocol):
-    """Guesses what comes next. It may guess anything: the text does not depend on it.
+    """The role: a tree of guesses at the next tokens, of which the model keeps the path that it
+    confirms; the text does not depend on them.
 
     What it learns from every text lives in the drafter, what it knows of one text in the `Draft`
     that `begin` returns.

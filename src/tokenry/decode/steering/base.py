@@ -9,8 +9,8 @@ from tokenry.core.registry import Role
 
 
 class Controller(Protocol):
-    """The role, a `LogitsProcessor`: l'_t = c(x_<t, l_t), a new tensor of the same shape and type,
-    and l itself where there is nothing to steer."""
+    """The role: other logits l'_t = c(x_<t, l_t) of the same shape and type, and l_t itself where
+    there is nothing to steer; a transformers `LogitsProcessor`."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, /) -> Any:
         """Logits [B, V] from ids [B, T] and logits [B, V]."""

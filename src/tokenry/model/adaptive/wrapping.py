@@ -175,10 +175,8 @@ class Attached:
 
 
 class ComputeRouter(Protocol):
-    """The role: a method that chooses for each token which parts of the model it takes,
-
-    y_t = sum_i r_i(x_t) f_i(x_t)      r_i = 0 for the parts that token t skips
-    """
+    """The role: which parts f_i of a model each token takes, y_t = sum_i r_i(x_t) f_i(x_t) with
+    r_i = 0 for those that token t skips."""
 
     key: ClassVar[str]
 

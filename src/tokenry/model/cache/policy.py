@@ -20,8 +20,10 @@ from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
 
 class CachePolicy(Protocol):
-    """How keys and values are kept. The hyper-parameters are its fields; a budget is an int, of
-    tokens, or a float, a share of the prompt.
+    """The role: which keys and values a query attends to, S_t within 1..t, and which are forgotten.
+
+    The hyper-parameters are its fields; a budget is an int, of tokens, or a float, a share of the
+    prompt.
     """
 
     def cache(self, model: Any) -> DynamicCache:

@@ -8,7 +8,7 @@ from tokenry.core.registry import Role
 
 
 class Layer(Protocol):
-    """The role: an `nn.Module`, Y [B, T, D] = f(X); if `causal`, y_t depends on x_1 .. x_t alone.
+    """The role: an `nn.Module`, Y [B, T, D] = f(X); if `causal`, y_t depends on no x_s with s > t.
 
     Registered are classes, or functions, of D. What stands outside the mask matters to nothing; the
     weights are float32, the output has the input's dtype; the state dict is all there is to save.

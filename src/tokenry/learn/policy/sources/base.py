@@ -64,7 +64,8 @@ class Prompts:
 
 @runtime_checkable
 class RolloutSource(Protocol):
-    """Where the completions come from that a policy learns from."""
+    """The role: completions y of prompts x, drawn from the policy, or from others where that is the
+    method; what the policy chose in them is their target."""
 
     def __call__(self, policy: Any, prompts: Prompts, settings: RolloutSettings) -> TokenBatch:
         """`settings.samples` completions of each prompt, or fewer where there are no more."""
