@@ -5,6 +5,8 @@ import torch
 
 from tokenry.core.errors import InputError
 from tokenry.lab.on_policy_world import roll_out, samples_until, train_on_policy
+from tokenry.learn.policy.gradient import PolicyGradient
+from tokenry.learn.policy.groups import GroupAdvantage
 from tokenry.learn.policy.pama import PAMA
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.pro import PRO
@@ -144,3 +146,15 @@ def test_samples_until_a_reward_is_first_reached():
     assert samples_until(path, 3.0) == pytest.approx(128 + 64 * 1.5 / 2.5)
     assert samples_until(path, 0.5) == 0
     assert samples_until(path, 9.0) == 192  # never: all there were
+
+
+def test_axes_know_how_far_the_training_is(tiny_llama):
+    seen = []
+
+    def cooling(rollouts, advantage):
+        seen.append(rollouts.progress)
+        return torch.ones_like(advantage)
+
+    objective = PolicyGradient(GroupAdvantage(), weights=(cooling,))
+    train(objective, tiny_llama, count_of(7), updates=2, samples=4)
+    assert seen == [0.0, 0.25, 0.5, 0.75]

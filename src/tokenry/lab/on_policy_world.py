@@ -111,7 +111,7 @@ def train_on_policy(
     points: list[OnPolicyPoint] = []
     prepared: list[TokenBatch] = []  # the rollouts of the step, ready for its updates
 
-    def roll_out_and_prepare(generator: torch.Generator) -> TokenBatch:
+    def roll_out_and_prepare(generator: torch.Generator, progress: Tensor) -> TokenBatch:
         batch = roll_out(
             policy,
             _draw(prompts, batch_size // samples, generator),
@@ -121,16 +121,18 @@ def train_on_policy(
             seed=int(torch.randint(2**31, (1,), generator=generator)),
         )
         rewards = torch.zeros(batch_size) if reward is None else reward(batch).float()
-        batch = batch.with_columns(reward=rewards)
+        batch = batch.with_columns(reward=rewards, progress=progress)
         scores = compute_scores(objective, batch, policy, **scoring, needs=needs, grad=False)
         points.append(_point((len(points) + 1) * batch_size, batch, scores, observe))
         with torch.no_grad():
             return objective.prepare(batch, scores.policy, scores.reference, **scores.others)
 
     def loss(update: int, generator: torch.Generator) -> Tensor:
+        done = torch.full((batch_size,), update / (steps * updates))
         if update % updates == 0:
-            prepared[:] = [roll_out_and_prepare(generator)]
-        result = compute_loss(objective, prepared[0], policy, **scoring)
+            prepared[:] = [roll_out_and_prepare(generator, done)]
+        batch = prepared[0].with_columns(progress=done[: len(prepared[0].ids)])
+        result = compute_loss(objective, batch, policy, **scoring)
         points[-1].metrics.update(
             {name: float(value.float().mean()) for name, value in result.metrics.items()}
         )
