@@ -31,10 +31,13 @@ from tokenry.core.generators import NEGATIVE_INFINITY
 class Comparison:
     """How two distributions are compared at every token.
 
-    kind: the divergence D(p || q), p the reference's or teacher's. temperature: divides the logits
-    of both, > 0; no factor temperature^2 is applied. top_k: compare on p's likeliest tokens only,
-    >= 1; None is the whole vocabulary. tail: with one bucket for all the others (a lower bound);
-    False leaves them out. See `divergence`.
+    See `divergence`.
+
+    Args:
+        kind: the divergence D(p || q), p the reference's or teacher's.
+        temperature: divides the logits of both, > 0; no factor temperature^2 is applied.
+        top_k: compare on p's likeliest tokens only, >= 1; None is the whole vocabulary.
+        tail: with one bucket for all the others (a lower bound); False leaves them out.
     """
 
     kind: FDivergence

@@ -34,7 +34,9 @@ class FDivergence:
     They are written out for each divergence, not derived from f (see `core.generators`). Two
     divergences of the same name are equal. `from_generator` makes one from f.
 
-    link, inverse_link: behind `derivative` and `inverse_derivative`, where it has them.
+    Args:
+        link: behind `derivative` and `inverse_derivative`, where it has them.
+        inverse_link: behind `derivative` and `inverse_derivative`, where it has them.
     """
 
     name: str

@@ -37,15 +37,24 @@ class FusedScores(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """The k likeliest tokens, likeliest first. ids: [N, k]; logprob: [N, k]."""
+    """The k likeliest tokens, likeliest first.
+
+    Attributes:
+        ids: [N, k].
+        logprob: [N, k].
+    """
 
     ids: Tensor
     logprob: Tensor
 
 
 class Support(NamedTuple):
-    """A distribution on some tokens and one bucket for all others. logprob: [N, k]; rest: [N], log
-    of the others' mass, -inf where there are none."""
+    """A distribution on some tokens and one bucket for all others.
+
+    Attributes:
+        logprob: [N, k].
+        rest: [N], log of the others' mass, -inf where there are none.
+    """
 
     logprob: Tensor
     rest: Tensor
@@ -56,8 +65,15 @@ def fused_scores(
 ) -> FusedScores:
     """Log-probability of each target, log-partition and (optionally) entropy, in nats.
 
-    hidden: [N, D]. targets: [N] ids. Differentiable in hidden, head.weight and head.bias.
-    Raises ShapeError when shapes differ and VocabularyError for an id outside the vocabulary.
+    Differentiable in hidden, head.weight and head.bias.
+
+    Args:
+        hidden: [N, D].
+        targets: [N] ids.
+
+    Raises:
+        ShapeError: shapes differ.
+        VocabularyError: an id outside the vocabulary.
     """
     check_fits(hidden, head)
     if targets.shape != hidden.shape[:1]:
@@ -76,9 +92,13 @@ def fused_scores(
 def fused_support(hidden: Tensor, head: LinearHead, ids: Tensor) -> Support:
     """Log-probabilities of k different tokens of each row, and of all the others together.
 
-    hidden: [N, D]. ids: [N, k]. Differentiable in hidden, head.weight and head.bias; log of the
-    rest is summed over the other tokens, not subtracted from 1, so that it is exact when small.
-    Raises ShapeError and VocabularyError as `fused_scores` does.
+    Differentiable in hidden, head.weight and head.bias; log of the rest is summed over the other
+    tokens, not subtracted from 1, so that it is exact when small. Raises ShapeError and
+    VocabularyError as `fused_scores` does.
+
+    Args:
+        hidden: [N, D].
+        ids: [N, k].
     """
     check_fits(hidden, head)
     if ids.ndim != 2 or len(ids) != len(hidden):

@@ -34,10 +34,12 @@ def fused_divergence(
 ) -> Tensor:
     """D_f(p || q) per token, [N]: q from `hidden`, `head`; p from the other (reference, teacher).
 
-    divergence: which, or a `Comparison` with a temperature for both sides and, for a bound from
-    below at a fraction of the work in the backward pass, the k likeliest tokens of p.
     Differentiable in the first pair only: the other side is a constant. To differentiate in p, swap
     the sides and take the mirrored divergence (KL(q || p) is REVERSE_KL).
+
+    Args:
+        divergence: which, or a `Comparison` with a temperature for both sides and, for a bound from
+            below at a fraction of the work in the backward pass, the k likeliest tokens of p.
     """
     how = divergence if isinstance(divergence, Comparison) else Comparison(divergence)
     if how.temperature != 1.0:

@@ -15,9 +15,11 @@ from tokenry.core.errors import ShapeError
 class LinearHead:
     """The output layer: logits = softcap * tanh((h W^T + bias) / softcap) / temperature.
 
-    weight: [V, D]. bias: [V] or None. softcap: Gemma 2's bound on logits, finite and > 0, or None
-    for no bound. temperature: divides the logits, finite and > 0; 1 is the model's own
-    distribution.
+    Args:
+        weight: [V, D].
+        bias: [V] or None.
+        softcap: Gemma 2's bound on logits, finite and > 0, or None for no bound.
+        temperature: divides the logits, finite and > 0; 1 is the model's own distribution.
     """
 
     weight: Tensor

@@ -80,7 +80,8 @@ class Scores:
         """The same numbers where another batch has the same targets, in the same order.
 
         Args:
-            ids, mask: that batch's ids and targets, [B, T]; T may differ.
+            ids: that batch's ids and targets, [B, T]; T may differ.
+            mask: that batch's ids and targets, [B, T]; T may differ.
 
         Raises:
             ShapeError: its targets are other tokens, or more or fewer in a row.

@@ -14,7 +14,10 @@ def greedy(
 ) -> Tensor:
     """The most probable token, again and again: ids [rows, at most limit], the start left out.
 
-    next_scores: from ids [rows, t] to scores [rows, V] of the next token. After `end`, only `end`.
+    After `end`, only `end`.
+
+    Args:
+        next_scores: from ids [rows, t] to scores [rows, V] of the next token.
     """
     ids = torch.full((rows, 1), start)
     for _ in range(limit):

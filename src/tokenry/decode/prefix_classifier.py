@@ -27,8 +27,11 @@ from tokenry.model.heads.prefix_classifier import PrefixClassifier
 class ClassifiedAttribute:
     """q of "the text will be of class 1", the classifier's probability.
 
-    embeddings: the language model's, of tokens. ends: the ids that end a text. holds: the attribute
-    itself, if whole texts can be asked: it replaces the classifier's opinion of texts that end.
+    Args:
+        embeddings: the language model's, of tokens.
+        ends: the ids that end a text.
+        holds: the attribute itself, if whole texts can be asked: it replaces the classifier's
+            opinion of texts that end.
     """
 
     classifier: PrefixClassifier

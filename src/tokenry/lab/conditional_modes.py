@@ -76,10 +76,12 @@ def search_modes(
     """Train the model of a language and a classifier of its texts, and search in every dialect.
 
     Args:
-        texts, steps: of the model's training. classifier_texts, classifier_steps: of the
-            classifier's, texts of each dialect.
+        texts: of the model's training. classifier_texts, classifier_steps: of the classifier's,
+            texts of each dialect.
+        steps: as `texts`.
         samples: drawn in each dialect, of which the first `best_of` of a length count.
-        wide, beams: of the plain beam search and of those for a length. passes: of the exact one.
+        wide: of the plain beam search and of those for a length. passes: of the exact one.
+        beams: as `wide`.
     """
     language, ends, most = ClauseLanguage(seed), [END], LIMIT - 1
     model, anything = clause_model(language, texts, steps), Anything(VOCABULARY, ends)

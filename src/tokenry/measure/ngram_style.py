@@ -63,7 +63,10 @@ def style_sweep(
 ) -> list[StylePoint]:
     """Sample `samples` texts after each prompt at each strength, with the same random numbers.
 
-    loaded: (model, tokenizer). Texts that end at once are left out of the averages.
+    Texts that end at once are left out of the averages.
+
+    Args:
+        loaded: (model, tokenizer).
     """
     points = []
     for strength in strengths:

@@ -21,8 +21,14 @@ from tokenry.model import compat
 
 @dataclass(frozen=True)
 class Reading:
-    """logits [B, T, V]. encoder [B, S, D] and decoder [B, T, D]: last hidden states. attentions:
-    the cross-attention [B, T, S] of every decoder layer, averaged over heads."""
+    """What an encoder-decoder gives for a batch.
+
+    Attributes:
+        logits: [B, T, V].
+        encoder: [B, S, D], its last hidden states.
+        decoder: [B, T, D], its last hidden states.
+        attentions: the cross-attention [B, T, S] of every decoder layer, averaged over heads.
+    """
 
     logits: Tensor
     encoder: Tensor
@@ -42,13 +48,18 @@ def read(
 ) -> Reading:
     """Read a batch with any encoder-decoder of transformers, its attention weights included.
 
-    source: ids [B, S], or None if `encoder_inputs` holds `inputs_embeds`. decoder_input: ids
-    [B, T]. source_mask: bool [B, S], True for real tokens. cross_mask: bool [B, T, S], True where
-    the target may attend; a target position that may attend nowhere attends everywhere alike.
-    encoder_inputs, decoder_inputs: further named inputs, such as position_ids; those of the decoder
-    carry the prefix "decoder_".
+    Args:
+        source: ids [B, S], or None if `encoder_inputs` holds `inputs_embeds`.
+        decoder_input: ids [B, T].
+        source_mask: bool [B, S], True for real tokens.
+        cross_mask: bool [B, T, S], True where the target may attend; a target position that may
+            attend nowhere attends everywhere alike.
+        encoder_inputs: further named inputs, such as position_ids; those of the decoder carry the
+            prefix "decoder_".
+        decoder_inputs: as `encoder_inputs`.
 
-    Raises ModelError for a model loaded with an attention that returns no weights.
+    Raises:
+        ModelError: a model loaded with an attention that returns no weights.
     """
     encoder, decoder = model.get_encoder(), getattr(model, "decoder", None)
     own: dict[str, Any] = {}

@@ -42,19 +42,23 @@ def score(
 ) -> Scores:
     """Score the target tokens of a batch.
 
-    needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
-        "divergence", "divergence(NAME)"; just these are computed. prefix: [B, n, D] embeddings (a
-        soft prompt) that stand before each row.
-    reference: another model's scores of the same batch, made with "hidden", for the per-token
-        D(reference || model). others: further ones by name, for "divergence(NAME)". divergence:
-        which D, or a `Comparison` (temperature, top-k) for all of them. grad: keep the graph, so
-        that a loss can be differentiated.
-    tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
-        padding included (at least one row); rows of similar length go together.
-
     A model with an ordinary linear head never makes its logits; any other head falls back to the
-    logits of one micro-batch at a time. Raises InputError for a need it does not know or cannot
-    meet.
+    logits of one micro-batch at a time.
+
+    Args:
+        needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
+            "divergence", "divergence(NAME)"; just these are computed.
+        prefix: [B, n, D] embeddings (a soft prompt) that stand before each row.
+        reference: another model's scores of the same batch, made with "hidden", for the per-token
+            D(reference || model).
+        others: further ones by name, for "divergence(NAME)".
+        divergence: which D, or a `Comparison` (temperature, top-k) for all of them.
+        grad: keep the graph, so that a loss can be differentiated.
+        tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
+            padding included (at least one row); rows of similar length go together.
+
+    Raises:
+        InputError: a need it does not know or cannot meet.
     """
     needs = set(needs)
     compared = {need: need[len("divergence(") : -1] for need in needs if NAMED.fullmatch(need)}

@@ -79,7 +79,9 @@ class PolicyGradient(Objective):
     """A policy objective put together from its axes.
 
     Args:
-        advantage, ratio, clip: see their Protocols above. advantage=None leaves the terms alone.
+        advantage: see their Protocols above. advantage=None leaves the terms alone.
+        ratio: see their Protocols above. advantage=None leaves the terms alone.
+        clip: see their Protocols above. advantage=None leaves the terms alone.
         weights: factors of each token's surrogate, constants.
         regularizer: a pull towards the reference, per token, to be minimised; or None.
         aggregation: "sequence-mean" (mean over completions of their token means), "token-mean",

@@ -76,7 +76,8 @@ class GAE:
 
     Args:
         reward: the tokens' rewards.
-        gamma, lam: discount, and the bias-variance trade, in [0, 1].
+        gamma: discount, and the bias-variance trade, in [0, 1].
+        lam: discount, and the bias-variance trade, in [0, 1].
         critic: gives the values and learns the returns. None: the batch's mean reward-to-go at
             each position.
         normalise: mean 0 and variance 1 over the batch's tokens, each reward by itself.

@@ -110,7 +110,8 @@ def rollout_rows(
     """Rollouts from their parts: prompts as they are padded, and completions behind them.
 
     Args:
-        prompts, attention: [B, T]. of: [N], the prompt of each completion, its `group`.
+        prompts: [B, T]. of: [N], the prompt of each completion, its `group`.
+        attention: [B, T]. of: [N], the prompt of each completion, its `group`.
         completions: N lists of ids. chosen: which of them the policy chose, the targets; None: all.
         columns: of the completions, [N, ...].
     """

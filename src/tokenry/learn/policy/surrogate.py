@@ -175,8 +175,9 @@ class Clip:
     """PPO's pessimistic bound: no gradient where the ratio has left [1 - low, 1 + high].
 
     Args:
-        low, high: > 0, numbers or [B, T], or functions of the rollouts that give [B, T]; None: no
-            bound on that side.
+        low: > 0, numbers or [B, T], or functions of the rollouts that give [B, T]; None: no bound
+            on that side.
+        high: as `low`.
         dual: > 1, bound on the ratio of tokens with a negative advantage; None: none.
     """
 

@@ -57,8 +57,9 @@ class Auxiliary:
         )
 
     def __getattr__(self, name: str) -> Any:
-        """What the objective says about its divergence."""
-        if name in ("divergence", "top_k"):
+        """What the objective says about the divergence, or the likeliest tokens, that it needs."""
+        asked = {"divergence": ".divergence", "top_k": ".topk"}.get(name)
+        if asked and any(asked in need for need in self.objective.needs):
             return getattr(self.objective, name)
         raise AttributeError(name)
 

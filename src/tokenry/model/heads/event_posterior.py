@@ -20,15 +20,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.checks import one_of
 from tokenry.core.errors import InputError, ShapeError
 
 
 class EventPosteriorHead(nn.Module):
     """The extractive head: token logits, reweighed sentence by sentence by its events.
 
-    hidden_size: d. inner: width of the tagger. dropout: before it. auxiliary_weight: of either
-    auxiliary loss. positive_class: the class whose factor is taught +1 in sentences with an answer
-    (the release: 0). detach_auxiliary: let the auxiliary loss carry no gradient, as the release.
+    Args:
+        hidden_size: d.
+        inner: width of the tagger.
+        dropout: before it.
+        auxiliary_weight: of either auxiliary loss.
+        positive_class: the class whose factor is taught +1 in sentences with an answer (the
+            release: 0).
+        detach_auxiliary: let the auxiliary loss carry no gradient, as the release.
     """
 
     def __init__(
@@ -42,8 +48,7 @@ class EventPosteriorHead(nn.Module):
         detach_auxiliary: bool = False,
     ):
         super().__init__()
-        if positive_class not in (0, 1):
-            raise InputError(f"positive_class must be 0 or 1, not {positive_class}")
+        one_of("positive_class", positive_class, (0, 1))
         self.tagger = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(hidden_size, inner), nn.Tanh(), nn.Linear(inner, 2)
         )
@@ -66,10 +71,13 @@ class EventPosteriorHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, P, 2] and the auxiliary loss, 0 without `answers`.
 
-        hidden [B, P, d]. question: bool [B, P], the question's tokens, at least one in each row.
-        sentence_ids [B, P]: the number of each token's sentence, negative for none. events: bool
-        [B, P], the first tokens of triggers, those in the question left out. answers: bool [B, P],
-        of the events, those that answer.
+        hidden [B, P, d].
+
+        Args:
+            question: bool [B, P], the question's tokens, at least one in each row.
+            sentence_ids: [B, P], the number of each token's sentence, negative for none.
+            events: bool [B, P], the first tokens of triggers, those in the question left out.
+            answers: bool [B, P], of the events, those that answer.
         """
         for name, given in (("question", question), ("sentence_ids", sentence_ids)):
             if given.shape != hidden.shape[:2]:

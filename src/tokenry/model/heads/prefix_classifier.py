@@ -25,8 +25,10 @@ from tokenry.core.checks import in_range
 class PrefixClassifier(nn.Module):
     """Log-probabilities of `classes` for a text's state and a next token.
 
-    hidden_size, embedding_size: of the language model's states and token embeddings. inner: width
-    of the hidden layer.
+    Args:
+        hidden_size: of the language model's states and token embeddings.
+        embedding_size: of the language model's states and token embeddings.
+        inner: width of the hidden layer.
     """
 
     def __init__(self, hidden_size: int, embedding_size: int, classes: int = 2, inner: int = 128):

@@ -47,9 +47,14 @@ def copy_mixture(
 ) -> Tensor:
     """log p, float32 [B, T, V].
 
-    logits [B, T, V]; attention [B, T, S]; source_ids [B, S]; copyable: bool [B, S], the candidates'
-    tokens; gate [B, T] in [0, 1], counted as 1 where no candidate is attended to. blocks [B, S]:
-    the number of each token's block, to normalise in each on its own; p is then not normalised.
+    Args:
+        logits: [B, T, V].
+        attention: [B, T, S], of each target position to the source.
+        source_ids: [B, S].
+        copyable: bool [B, S], the candidates' tokens.
+        gate: [B, T] in [0, 1], counted as 1 where no candidate is attended to.
+        blocks: [B, S], the number of each token's block, to normalise in each on its own; p is then
+            not normalised.
     """
     B, T, V = logits.shape
     S = source_ids.shape[1]
@@ -108,8 +113,12 @@ def annotate_with_candidates(
     """A source's ids with a block for each phrase, given as its candidates' ids.
 
     sep begins a block, isep stands between candidates; both and the candidates are ids of the
-    decoder's vocabulary. first_position: of every block's first token. The end belongs to the
-    source: without phrases, the ids are those of the plain model.
+    decoder's vocabulary.
+
+    The end belongs to the source: without phrases, the ids are those of the plain model.
+
+    Args:
+        first_position: of every block's first token.
     """
     if first_position <= len(source):
         raise InputError(
@@ -154,10 +163,11 @@ class CopyGate(nn.Module):
 class DictionaryTranslator(nn.Module):
     """An encoder-decoder that reads annotated sources, with its gate.
 
-    model: of transformers, whose encoder takes `token_type_ids` and `position_ids` as BERT's does
-    (its tables need an entry for each segment and position), and `inputs_embeds`. copying: whether
-    there is a gate; without one the candidates are context and nothing else. per_block: normalise
-    attention in each block on its own, as the release.
+    Args:
+        model: of transformers, whose encoder takes `token_type_ids` and `position_ids` as BERT's
+            does (its tables need an entry for each segment and position), and `inputs_embeds`.
+        copying: whether there is a gate; without one the candidates are context and nothing else.
+        per_block: normalise attention in each block on its own, as the release.
     """
 
     def __init__(self, model: Any, *, copying: bool = True, per_block: bool = False):
@@ -166,7 +176,12 @@ class DictionaryTranslator(nn.Module):
         self.gate = CopyGate(model.config.decoder.hidden_size) if copying else None
 
     def forward(self, source: Annotated, mask: Tensor, decoder_input: Tensor) -> Tensor:
-        """log p of the next tokens, [B, T, V]. source: [B, S] each; mask: bool [B, S]."""
+        """log p of the next tokens, [B, T, V].
+
+        Args:
+            source: [B, S] each.
+            mask: bool [B, S].
+        """
         reading = read(
             self.model,
             None,

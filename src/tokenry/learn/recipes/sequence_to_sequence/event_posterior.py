@@ -35,8 +35,14 @@ SMALLEST = 1e-8  # stands for 1 - p where it is 0
 def event_unlikelihood(
     logits: Tensor, mask: Tensor, token_weights: Tensor, *, selective: bool = True
 ) -> Tensor:
-    """L, a scalar sum. logits [N, T, V]; mask: bool [N, T], the positions that count;
-    token_weights [N, V]."""
+    """L, a scalar sum.
+
+    Args:
+        logits: [N, T, V].
+        mask: bool [N, T], the positions that count.
+        token_weights: [N, V].
+        selective: penalise only the most probable token of each position.
+    """
     N, T, V = logits.shape
     if mask.shape != (N, T) or token_weights.shape != (N, V):
         raise ShapeError(
@@ -62,7 +68,9 @@ def event_token_weights(
 ) -> Tensor:
     """float32 [V]: weights of the vocabulary for one sample; they add up to 1 for distinct ids.
 
-    answer_ids, nonanswer_ids: the first token of each trigger; one given twice counts twice.
+    Args:
+        answer_ids: the first token of each trigger; one given twice counts twice.
+        nonanswer_ids: the first token of each trigger; one given twice counts twice.
     """
     ids = torch.tensor([*answer_ids, *nonanswer_ids], dtype=torch.long)
     if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
@@ -84,7 +92,9 @@ def event_token_weights(
 class EventLikelihood:
     """Cross-entropy of the target tokens (their mean) + weight · event unlikelihood / N.
 
-    weight: in [0, inf); default 0.1, the paper's. selective: penalise only the most probable token.
+    Args:
+        weight: in [0, inf); default 0.1, the paper's.
+        selective: penalise only the most probable token.
     """
 
     weight: float = 0.1

@@ -22,9 +22,11 @@ def fit(
 ) -> list[float]:
     """Train modules in place by AdamW; the losses of all steps.
 
-    loss: of a batch that it draws with the generator. The learning rate rises over the share
-    `warmup` of the steps and falls linearly to 0 over the others. Weights that occur in several
-    modules are trained once; gradients are clipped to norm 1.
+    The learning rate rises over the share `warmup` of the steps and falls linearly to 0 over the
+    others. Weights that occur in several modules are trained once; gradients are clipped to norm 1.
+
+    Args:
+        loss: of a batch that it draws with the generator.
     """
     modules = list(modules)
     weights = [weight for module in modules for weight in module.parameters()]
