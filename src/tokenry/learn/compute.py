@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenry.core.batch import TokenBatch
@@ -30,6 +30,11 @@ class Computed:
     reference: Scores | None
     others: dict[str, Any] = field(default_factory=dict)
 
+    def about(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with the targets that were chosen, where the objective has a selector."""
+        same = self.policy.mask.shape == batch.target.shape
+        return replace(batch, target=self.policy.mask) if same else batch
+
 
 def compute_scores(
     objective: Objective,
@@ -54,6 +59,11 @@ def compute_scores(
     if needs is None:
         for need in data_columns(objective):
             batch.column(need.partition(".")[2])
+    selector = objective.selector if needs is None else None
+    if selector is not None and all(need.partition(".")[0] in DATA for need in selector.needs):
+        # what the data say is known before any model has read the batch
+        batch = replace(batch, target=batch.target & selector(batch, {}))
+        selector = None
     by_view: dict[str, set[str]] = {"": set()}
     for need in wanted:
         view, plain = view_and_need(need)
@@ -78,7 +88,7 @@ def compute_scores(
                 others[f"batch@{name}"] = view.batch
             others |= {f"{source}@{name}": scored for source, scored in scores.items()}
     known = {name: others[name].detach() for name in compared}
-    scores = _scored(objective, batch, model, sources, by_view[""], modules, grad, known)
+    scores = _scored(objective, batch, model, sources, by_view[""], modules, grad, known, selector)
     policy, own = scores.pop("policy", None), scores.pop("reference", None)
     others |= scores
     if modules is not None:
@@ -95,17 +105,23 @@ def _scored(
     modules: Any,
     grad: bool,
     known: Mapping[str, Scores] | None = None,
+    selector: Any = None,
 ) -> dict[str, Scores]:
     """The scores of one batch that these needs ask for, by source; the policy's last.
 
-    known: those that are there already, for divergences from them.
+    known: those that are there already, for divergences from them. selector: of the targets that
+    the policy's scores are about.
     """
     by_source: dict[str, list[str]] = {}
-    for need in sorted(needs):
+    statistics = [] if selector is None else selector.needs
+    first = {need.partition(".")[2] for need in statistics if need.partition(".")[0] == "policy"}
+    for need in sorted({*needs, *(n for n in statistics if n.partition(".")[0] != "policy")}):
         source, _, quantity = need.partition(".")
         by_source.setdefault(source, []).append(quantity)
+    if selector is not None:
+        by_source.setdefault("policy", [])
     known = known or {}
-    for need in needs:
+    for need in (*needs, *statistics):
         other = "reference" if need == "policy.divergence" else _compared_with(need)
         if other and other not in known:
             hidden = by_source.setdefault(other, [])
@@ -130,6 +146,8 @@ def _scored(
         **_top_k(objective, by_source["policy"]),
         prefix=objective.prefix(batch, modules),
         grad=grad,
+        select=selector and (lambda seen: selector(batch, {**scores, **known, "policy": seen})),
+        select_needs=first,
     )
     return scores | {"policy": policy}
 
@@ -158,7 +176,7 @@ def compute_loss(
     scores = compute_scores(
         objective, batch, model, reference, frozen=frozen, modules=modules, grad=grad
     )
-    return objective(batch, scores.policy, scores.reference, **scores.others)
+    return objective(scores.about(batch), scores.policy, scores.reference, **scores.others)
 
 
 def missing_source(objective: Any, source: str) -> InputError:

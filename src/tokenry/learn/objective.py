@@ -147,6 +147,9 @@ class Objective:
     num_rewards: ClassVar[int] = 1
     """How many reward functions an on-policy objective mixes."""
 
+    selector: Any = None
+    """Which targets the loss is about, a `learn.selection.Selector`; None: all of them."""
+
     trains_policy: ClassVar[bool] = True
     """False keeps the policy's own weights as they are."""
 
@@ -275,10 +278,16 @@ def check_needs(objective: Objective) -> tuple[str, ...]:
     return tuple(objective.needs)
 
 
+def every_need(objective: Objective) -> tuple[str, ...]:
+    """What it needs in the loss, when sampling, and to choose its targets."""
+    selector = objective.selector
+    chosen_by = () if selector is None else selector.needs
+    return (*check_needs(objective), *objective.rollout_needs, *chosen_by)
+
+
 def frozen_sources(objective: Objective) -> tuple[str, ...]:
     """Names of the frozen models that it needs beside the reference."""
-    every = (*objective.needs, *objective.rollout_needs)
-    needs = [view_and_need(need)[1] for need in every]
+    needs = [view_and_need(need)[1] for need in every_need(objective)]
     names = {need.partition(".")[0] for need in needs}
     names |= {match[1] for need in needs if (match := NAMED_DIVERGENCE.fullmatch(need))}
     names = {name.partition("@")[0] for name in names}

@@ -44,8 +44,8 @@ from tokenry.learn.objective import (
     Objective,
     Unit,
     check_hooks,
-    check_needs,
     count_units,
+    every_need,
     frozen_sources,
     is_on_policy,
 )
@@ -125,7 +125,7 @@ class ObjectiveTrainer(FiniteTrainer):
             raise InputError(f"dropout must be true or false, got {dropout!r}")
         check_hooks(type(objective))
         one_of(f"{type(objective).__name__}.unit", objective.unit, get_args(Unit))
-        needs = (*check_needs(objective), *objective.rollout_needs)
+        needs = every_need(objective)
         on_cpu = next(model.parameters()).device.type == "cpu"
         automatic = CPU_TOKENS_PER_PASS if on_cpu else None
         self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
@@ -326,10 +326,10 @@ class ObjectiveTrainer(FiniteTrainer):
         also = ("policy.entropy", "policy.divergence") if whole else ("policy.entropy",)
         scores = self._scores(model, batch, reference, grad=False, also=also)
         result, units = self._apply(batch, scores), self._units(inputs)
-        entropy = scores.policy.need("entropy")[batch.target]
-        metrics = {"entropy": entropy}
+        scored = scores.policy.mask
+        metrics = {"entropy": scores.policy.need("entropy")[scored]}
         if whole:
-            metrics["kl"] = scores.policy.need("divergence")[batch.target]
+            metrics["kl"] = scores.policy.need("divergence")[scored]
         groups = count_units("pair" if self.objective.unit == "pair" else "row", batch)
         rows = torch.tensor([groups if units else 0, 1], dtype=torch.float64)
         return result.totals(units) | Loss(result.loss, metrics).totals(units) | {"rows": rows}
@@ -351,6 +351,7 @@ class ObjectiveTrainer(FiniteTrainer):
         )
 
     def _apply(self, batch: TokenBatch, scores: Computed) -> Loss:
+        batch = scores.about(batch)
         result = self.objective(batch, scores.policy, scores.reference, **scores.others)
         if not isinstance(result, Loss) or result.loss.ndim:
             what = f"a loss of shape {list(result.loss.shape)}" if isinstance(result, Loss) else ""

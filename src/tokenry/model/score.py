@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def score(
     others: Mapping[str, Scores] | None = None,
     prefix: Tensor | None = None,
     grad: bool = False,
+    select: Callable[[Scores], Tensor] | None = None,
+    select_needs: Collection[str] = (),
     tokens_per_batch: int = 8192,
 ) -> Scores:
     """Score the target tokens of a batch.
@@ -54,17 +57,21 @@ def score(
         others: further ones by name, for "divergence(NAME)".
         divergence: which D, or a `Comparison` (temperature, top-k) for all of them.
         grad: keep the graph, so that a loss can be differentiated.
+        select: which targets [B, T] bool the scores are about, from what `select_needs` say of all
+            of them, without gradient. The head then reads, forward and backward, these rows alone.
         tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
             padding included (at least one row); rows of similar length go together.
 
     Raises:
         InputError: a need it does not know or cannot meet.
     """
-    needs = set(needs)
-    compared = {need: need[len("divergence(") : -1] for need in needs if NAMED.fullmatch(need)}
-    if unknown := needs - NEEDS - set(compared):
+    needs, first = set(needs), set(select_needs)
+    compared = {
+        need: need[len("divergence(") : -1] for need in needs | first if NAMED.fullmatch(need)
+    }
+    if unknown := (needs | first) - NEEDS - set(compared):
         raise InputError(f"unknown needs {sorted(unknown)}; known: {sorted(NEEDS)}")
-    if "divergence" in needs:
+    if "divergence" in needs | first:
         compared["divergence"] = "reference"
     sources = {"reference": reference, **(others or {})}
     for need, name in compared.items():
@@ -73,8 +80,7 @@ def score(
             raise InputError(f'"{need}" needs a {name} scored with needs=(..., "hidden")')
         if not torch.equal(source.mask.cpu(), batch.target.cpu()):
             raise ShapeError(f"{name} scored other tokens than this batch's targets")
-    if compared:
-        needs.add("divergence")  # how the states are kept
+    kept = needs | first | ({"divergence"} if compared else set())  # how the states are kept
     batch = batch.to(next(model.parameters()).device)
     with nullcontext() if grad else torch.no_grad():
         head = linear_head(model)
@@ -85,16 +91,26 @@ def score(
             )
             places.append(where)
             if logits is not None:
-                states |= _from_logits(logits, batch, where, needs, top_k)
+                states |= _from_logits(logits, batch, where, kept, top_k)
             flat.append(states)
         where = torch.cat(places)  # [n, 2]
         values = {name: torch.cat([part[name] for part in flat]) for name in flat[0]}
-        if head is not None:
-            values |= _from_hidden(values["hidden"], head, batch, where, needs, top_k)
-        for need, name in compared.items():
-            values[need] = _divergence(values, head, sources[name], where, divergence)
-        needs.update(compared)
-        return _assemble(batch, where, values, head, needs)
+
+        def scores_of(wanted: set[str]) -> Scores:
+            made = dict(values)
+            if head is not None:
+                made |= _from_hidden(made["hidden"], head, batch, where, wanted, top_k)
+            for need in wanted & set(compared):
+                made[need] = _divergence(made, head, sources[compared[need]], where, divergence)
+            return _assemble(batch, where, made, head, wanted)
+
+        if select is not None:
+            with torch.no_grad():
+                chosen = select(scores_of(first)).to(batch.target.device) & batch.target
+            rows = chosen[where[:, 0], where[:, 1]]
+            where, values = where[rows], {name: value[rows] for name, value in values.items()}
+            batch = replace(batch, target=chosen)
+        return scores_of(needs)
 
 
 def probe_logits(model: Any) -> Tensor:
