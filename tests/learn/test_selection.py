@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -109,14 +110,14 @@ def test_the_kernels_that_are_differentiated_read_the_chosen_rows_alone(
     tiny_llama, teacher, batch, need, monkeypatch
 ):
     read = []
+
+    def watched(real, hidden, *given, **options):
+        if torch.is_grad_enabled():
+            read.append((len(hidden), hidden.requires_grad))
+        return real(hidden, *given, **options)
+
     for name in ("fused_scores", "fused_divergence"):
-
-        def watched(hidden, *given, real=getattr(scoring, name), **options):
-            if torch.is_grad_enabled():
-                read.append((len(hidden), hidden.requires_grad))
-            return real(hidden, *given, **options)
-
-        monkeypatch.setattr(scoring, name, watched)
+        monkeypatch.setattr(scoring, name, partial(watched, getattr(scoring, name)))
     objective = Selected(Distil(), TopShare(need, 0.5))
     compute_loss(objective, batch, copy.deepcopy(tiny_llama), frozen={"teacher": teacher})
     assert [rows for rows, learns in read if learns] == [6]
