@@ -124,9 +124,9 @@ def import_modules(package: str) -> list[Any]:
     root = importlib.import_module(package)
     if not hasattr(root, "__path__"):
         return [root]
-    found = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
+    infos = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
     modules = []
-    for name in sorted(info.name for info in found if not info.name.endswith("__main__")):
+    for name in sorted(info.name for info in infos if not info.name.endswith("__main__")):
         try:
             modules.append(importlib.import_module(name))
         except ModuleNotFoundError as error:

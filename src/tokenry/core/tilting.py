@@ -181,12 +181,12 @@ def memoryless_alignment(
     tilted = tilt(mass, total, alpha)
     best = best_of_n_distribution(mass, total, math.exp(length * delta))
     limit = float((tilt(logprob, reward, alpha).exp() * reward).sum())
-    found = float((best.exp() * total).sum()) / length
+    mean_reward = float((best.exp() * total).sum()) / length
     return Alignment(
         alpha=float(alpha),
         limit=limit,
-        reward=found,
-        gap=limit - found,
+        reward=mean_reward,
+        gap=limit - mean_reward,
         kl=float(kl_divergence(best, tilted)) / length,
         base_kl=float(kl_divergence(best, mass)) / length,
     )

@@ -71,8 +71,8 @@ def exact_mode(
         bound: for many prefixes at once, see above.
         width: prefixes read in one pass.
     """
-    found = _branch_and_bound(request, lambda length: 0, accept, bound, width, max_passes)
-    return found.get(0)
+    modes = _branch_and_bound(request, lambda length: 0, accept, bound, width, max_passes)
+    return modes.get(0)
 
 
 def exact_modes_by_length(
@@ -84,8 +84,8 @@ def exact_modes_by_length(
     max_passes: int | None = None,
 ) -> dict[int, Mode]:
     """The most probable text of every length that has one; as `exact_mode`."""
-    found = _branch_and_bound(request, lambda length: length, accept, bound, width, max_passes)
-    return {length: found[length] for length in sorted(found)}  # type: ignore[type-var]
+    modes = _branch_and_bound(request, lambda length: length, accept, bound, width, max_passes)
+    return {length: modes[length] for length in sorted(modes)}  # type: ignore[type-var]
 
 
 @dataclass

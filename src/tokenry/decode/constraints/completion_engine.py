@@ -54,8 +54,8 @@ def read_answer(answer: list[tuple[str, str]] | None) -> tuple[str, ...] | None:
     if answer is None:
         return None
     try:
-        found = (target[len(source) :] for source, target in answer if target.startswith(source))
-        return tuple(dict.fromkeys(found))
+        rests = (target[len(source) :] for source, target in answer if target.startswith(source))
+        return tuple(dict.fromkeys(rests))
     except (TypeError, ValueError, AttributeError):
         raise ConstraintError(
             f"a completion engine answers None or a list of (source, target), not {answer!r:.200}"

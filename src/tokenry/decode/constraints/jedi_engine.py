@@ -73,8 +73,8 @@ class JediEngine:
         if "failed" in answer:
             self.failures += 1
             return None
-        found = answer["found"]
-        return None if found is None else [(source, target) for source, target in found]
+        pairs = answer["completions"]
+        return None if pairs is None else [(source, target) for source, target in pairs]
 
     def close(self) -> None:
         """End the process. A later call starts another one."""

@@ -173,8 +173,8 @@ class Melody(Constraint):
         """Symbols of the characters that may begin with `tail`, as far as they can matter."""
         if tail not in self._spellings:
             letters = {letter for machine in self.machines for letter in machine.column}
-            found = spellings_after(tail, self.spelling)
-            self._spellings[tail] = frozenset(s for s in found if len(s) != 1 or s in letters)
+            spellings = spellings_after(tail, self.spelling)
+            self._spellings[tail] = frozenset(s for s in spellings if len(s) != 1 or s in letters)
         return self._spellings[tail]
 
     @cached_property
@@ -241,7 +241,7 @@ class Melody(Constraint):
     def _odd(self) -> dict[str, list[int]]:
         """Tokens that are read symbol by symbol, by their symbols: those with line breaks, digits,
         apostrophes or marks, which the tries do not tell apart from other signs."""
-        found: dict[str, list[int]] = {}
+        by_symbols: dict[str, list[int]] = {}
         vocabulary = self.vocabulary
         for token in [*vocabulary.growing.tolist(), *vocabulary.closing.tolist()]:
             text = vocabulary.pieces[token].decode(errors="ignore")
@@ -249,8 +249,8 @@ class Melody(Constraint):
                 continue
             symbols = re.sub(f"{SEPARATOR}+", SEPARATOR, symbols_of(text))
             if not symbols.replace(SEPARATOR, "").isalpha() and symbols.strip(SEPARATOR):
-                found.setdefault(symbols, []).append(token)
-        return found
+                by_symbols.setdefault(symbols, []).append(token)
+        return by_symbols
 
     @cached_property
     def _rests(self) -> np.ndarray:
@@ -337,13 +337,13 @@ class MelodyState:
 
 def line_syllables(text: str, unknown: Unknown = "guess") -> list[list[int]]:
     """For each line of a text, the numbers of syllables with which it can be spoken, in order."""
-    found = []
+    by_line = []
     for line in text.split(BREAK):
         sums = {0}
         for word in Spelling().words(line):
             sums = {total + more for total in sums for more in syllable_counts(word, unknown)}
-        found.append(sorted(sums))
-    return found
+        by_line.append(sorted(sums))
+    return by_line
 
 
 def symbols_of(text: str) -> str:
@@ -357,20 +357,20 @@ def symbols_of(text: str) -> str:
 
 def bits(numbers: Iterable[int]) -> int:
     """The set of some numbers as an integer."""
-    found = 0
+    mask = 0
     for number in numbers:
-        found |= 1 << number
-    return found
+        mask |= 1 << number
+    return mask
 
 
 def _sums(sums: Any, counts: Any, limit: int) -> Any:
     """The numbers a + b with a in `sums` and b in `counts`, up to the limit; sets are the bits of
     integers, or of arrays of them."""
-    found, shift = sums * (counts & 1), 1
+    total, shift = sums * (counts & 1), 1
     while 1 << shift <= limit:
-        found = found | (sums << shift & limit) * (counts >> shift & 1)
+        total = total | (sums << shift & limit) * (counts >> shift & 1)
         shift += 1
-    return found & limit
+    return total & limit
 
 
 @lru_cache(maxsize=8)

@@ -49,7 +49,7 @@ class Spelling:
         Raises:
             ConstraintError: what no word can have.
         """
-        found = []
+        parts = []
         for character in unicodedata.normalize("NFC", text):
             symbols = spelled(character, self)
             plain = unicodedata.normalize("NFKC", character) if self.fold_accents else character
@@ -64,8 +64,8 @@ class Spelling:
                         else "words are made of letters and single apostrophes"
                     )
                 )
-            found.append(symbols)
-        return "".join(found)
+            parts.append(symbols)
+        return "".join(parts)
 
     def words(self, text: str) -> list[str]:
         """The words of a text, in order, spelled."""

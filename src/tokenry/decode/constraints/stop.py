@@ -82,8 +82,8 @@ class Stop(Constraint):
     def certain(self, text: str) -> str:
         """What of a text that goes on is sure to stay: it ends where a stop string may begin."""
         data = text.encode()
-        state, found = self.search.read(data)
-        if found:
+        state, matched = self.search.read(data)
+        if matched:
             return self.before(text)
         return data[: len(data) - int(self.search.depth[state])].decode(errors="ignore")
 
@@ -159,13 +159,13 @@ def as_bytes(strings: Sequence[str | bytes], what: str) -> list[bytes]:
         strings = [strings]
     if not strings:
         raise ConstraintError(f"no {what} was given: give at least one")
-    found = [string.encode() if isinstance(string, str) else bytes(string) for string in strings]
-    if b"" in found:
+    encoded = [string.encode() if isinstance(string, str) else bytes(string) for string in strings]
+    if b"" in encoded:
         raise ConstraintError(
-            f"{what} {found.index(b'') + 1} of {len(found)} is empty, and the empty string is "
+            f"{what} {encoded.index(b'') + 1} of {len(encoded)} is empty, and the empty string is "
             "everywhere: leave it out"
         )
-    return found
+    return encoded
 
 
 def _examples() -> list[Example]:

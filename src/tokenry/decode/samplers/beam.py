@@ -73,10 +73,10 @@ class PrefixAttribute:
             for text, row in zip(texts, tokens.tolist(), strict=True)
             for token in row
         ]
-        found = torch.as_tensor(self.logprob(prefixes), dtype=torch.float64)
-        if found.numel() != tokens.numel():
-            raise ShapeError(f"{found.numel()} values of log q for {tokens.numel()} prefixes")
-        return found.view(tokens.shape).to(tokens.device)
+        log_q = torch.as_tensor(self.logprob(prefixes), dtype=torch.float64)
+        if log_q.numel() != tokens.numel():
+            raise ShapeError(f"{log_q.numel()} values of log q for {tokens.numel()} prefixes")
+        return log_q.view(tokens.shape).to(tokens.device)
 
 
 @text_sampler("beam", paper=170)

@@ -157,10 +157,10 @@ class Guarded(Tried):
         # quasi-rejection accepts in proportion to a / max(beta, a / a'): that is its proposal
         excess = ratio.clamp(min=math.log(self.beta))
         log_mass = math.log(self.acceptance)
-        found = guard_divergences(excess, excess, self.log_evidence, log_mass, excess)
+        estimated = guard_divergences(excess, excess, self.log_evidence, log_mass, excess)
         share = excess.softmax(0)
         to_proposal = float((share * ratio).sum()) - self.log_evidence
-        return replace(found, target_proposal=to_proposal)
+        return replace(estimated, target_proposal=to_proposal)
 
 
 def start(model: Any, ids: Sequence[int]) -> DecodingState:

@@ -30,11 +30,13 @@ def text_logprobs(
         rows: texts that are read together.
     """
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    found = torch.zeros(len(texts), dtype=torch.float64)
+    logprobs = torch.zeros(len(texts), dtype=torch.float64)
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
-        found[part] = _read([list(texts[i]) for i in part], [bool(ended[i]) for i in part], request)
-    return found
+        logprobs[part] = _read(
+            [list(texts[i]) for i in part], [bool(ended[i]) for i in part], request
+        )
+    return logprobs
 
 
 def joined(rounds: Sequence[Samples]) -> Samples:

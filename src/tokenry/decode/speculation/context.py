@@ -158,16 +158,16 @@ class Matcher:
 
     def rated(self, cursor: MatchCursor) -> dict[int, tuple[float, Hashable]]:
         """Tokens that may come next, with the probability and the kind of each guess."""
-        found: dict[int, tuple[float, Hashable]] = {}
+        rated: dict[int, tuple[float, Hashable]] = {}
         if cursor.match.length >= self.shortest:
             level = min(cursor.match.length, len(TRUST) - 1)
             for token, share in self.copies(cursor.match).items():
-                found[token] = TRUST[level] * share, ("context", level)
+                rated[token] = TRUST[level] * share, ("context", level)
         if (replaced := cursor.replaced) is not None:
             level = min(replaced.length, max(GOES_ON))
             trust = WENT_ON if replaced.right else GOES_ON[level]
             for token, share in self.copies(replaced.match).items():
-                prob, kind = found.get(token, (0.0, ("replaced", level)))
+                prob, kind = rated.get(token, (0.0, ("replaced", level)))
                 kind = (kind, min(replaced.right, 1))
-                found[token] = 1 - (1 - prob) * (1 - trust * share), kind
-        return found
+                rated[token] = 1 - (1 - prob) * (1 - trust * share), kind
+        return rated

@@ -91,7 +91,7 @@ def speculative(
             shown.put(text[0, -1:].cpu())
             return False
 
-        found = speculate(
+        texts = speculate(
             model,
             [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, real, strict=True)],
             drafter,
@@ -109,9 +109,9 @@ def speculative(
         )
         if watcher is not None:
             watcher.end()
-        longest = max(len(text.new_ids) for text in found)
+        longest = max(len(text.new_ids) for text in texts)
         pad = compat.padding_id(generation_config)
-        filled = [text.new_ids + [pad] * (longest - len(text.new_ids)) for text in found]
+        filled = [text.new_ids + [pad] * (longest - len(text.new_ids)) for text in texts]
         sequences = torch.cat([input_ids, torch.tensor(filled, device=input_ids.device)], dim=1)
         if not generation_config.return_dict_in_generate:
             return sequences

@@ -147,14 +147,14 @@ class DySpecDraft:
         most = MOST_NODES if drafter.nodes is None else drafter.nodes
         depth = max(0, min(budget, self._depth(), self.source.window - self.length))
         expanded = by_level if drafter.expansion == "levels" else best_first
-        found = expanded(last_token, self.expand, most, depth, drafter.threshold)
-        order = found.best()[:most]
+        tree = expanded(last_token, self.expand, most, depth, drafter.threshold)
+        order = tree.best()[:most]
         if drafter.nodes is None and drafter.sampled:
-            order = order[: affordable([found.acceptances[node] for node in order], self.latency)]
+            order = order[: affordable([tree.acceptances[node] for node in order], self.latency)]
         elif drafter.nodes is None:
-            order = order[: best_size([found.values[node] for node in order], self.latency)]
+            order = order[: best_size([tree.values[node] for node in order], self.latency)]
         self.memory.size = len(order)
-        return self.planted(found, [0, *sorted(order)])
+        return self.planted(tree, [0, *sorted(order)])
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         self.memory.calibration.learn(tree, accepted)
@@ -176,15 +176,15 @@ class DySpecDraft:
             logits = self.source.below(tree, nodes)
         # a row of -inf, where the source knows nothing, gives no guesses
         probs = (logits.float() / self.drafter.temperature).softmax(-1).nan_to_num_(0.0)
-        found = self._drawn(probs) if self.drafter.sampled else self._likeliest(probs)
+        guesses = self._drawn(probs) if self.drafter.sampled else self._likeliest(probs)
         self.probs |= dict(zip(nodes, probs, strict=True))
         self.memory.calls.append(time.perf_counter() - started)
-        return found
+        return guesses
 
     def _likeliest(self, probs: Tensor) -> list[ChildGuesses]:
         """The most probable tokens of every row."""
         values, ids = top(probs, min(self.drafter.breadth, probs.shape[1]))
-        found = []
+        guesses = []
         for tokens, chances in zip(ids.tolist(), values.tolist(), strict=True):
             rates = [
                 (self.memory.calibration.rate(guess_of(token, chance, 0)), token)
@@ -193,8 +193,8 @@ class DySpecDraft:
             ]
             rates.sort(key=lambda pair: -pair[0])
             order, falling = [token for _, token in rates], [rate for rate, _ in rates]
-            found.append(ChildGuesses(order, falling, falling, falling))
-        return found
+            guesses.append(ChildGuesses(order, falling, falling, falling))
+        return guesses
 
     def _drawn(self, probs: Tensor) -> list[ChildGuesses]:
         """Draws without replacement from every row, in the order in which they come."""
@@ -210,12 +210,12 @@ class DySpecDraft:
         square = probs.double().square().sum(1, keepdim=True)
         square = (square - chances.square().cumsum(1) + chances.square()).clamp_min_(0)
         acceptances = square / left.clamp_min(1e-12)  # left · Σ R²
-        found = []
+        guesses = []
         for row in range(len(probs)):
             count = int((chances[row] > 0).sum())  # impossible tokens come last
             numbers = (table[row, :count].tolist() for table in (ids, left, chances, acceptances))
-            found.append(ChildGuesses(*numbers))
-        return found
+            guesses.append(ChildGuesses(*numbers))
+        return guesses
 
     def planted(self, found: TreeExpansion, nodes: list[int]) -> TokenTree:
         """These nodes of what has grown, with what the verification and `update` need."""
@@ -253,8 +253,8 @@ class DySpecDraft:
         for depth in range(1, MOST_DEPTH + 1):
             path_probability *= memory.calibration.rate(level(depth))
             expected += path_probability
-            if (found := expected / (target + depth * call)) > speed:
-                best, speed = depth, found
+            if (rate := expected / (target + depth * call)) > speed:
+                best, speed = depth, rate
         return best
 
     def _learn_depth(self, tree: TokenTree, accepted: Accepted) -> None:

@@ -88,9 +88,9 @@ class CopyMemory:
 
     def successors(self, before: int, token: int) -> tuple[int, list[tuple[int, float]]]:
         """What is known after the pair, else after the token alone; and after how many of them."""
-        found = self.pairs.get((before, token))
-        if found is not None:
-            return 2, found
+        after_pair = self.pairs.get((before, token))
+        if after_pair is not None:
+            return 2, after_pair
         assert self.table is not None
         return 1, self.table.row(token)
 
@@ -171,14 +171,14 @@ class GooseDraft:
         copied = self.matcher.rated(cursor.match)
         tier, successors = self.memory.successors(cursor.before, cursor.token)
         recycled = dict(successors)
-        found = []
+        guesses = []
         for token in copied.keys() | recycled.keys():
             copy, p = copied.get(token), recycled.get(token, 0.0)
             prob, kind = TRUST[tier] * p, (tier, bisect(RANGES, p))
             if copy is not None:
                 prob, kind = 1 - (1 - copy[0]) * (1 - prob), (copy[1], tier if p else 0)
-            found.append(Guess(token, prob, kind, cursor))
-        return found
+            guesses.append(Guess(token, prob, kind, cursor))
+        return guesses
 
     def after(self, guess: Guess) -> PathCursor:
         cursor = guess.cursor

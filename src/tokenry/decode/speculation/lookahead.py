@@ -149,13 +149,13 @@ class LookaheadDraft:
         total = sum(score for score, _, _ in scored)
         if not total > 0:
             return []
-        found = []
+        guesses = []
         for score, token, child in heapq.nlargest(take, scored, key=lambda entry: entry[0]):
             share = score / total
             level = min(length, len(TRUST) - 1)
             kind = ("trie", child.prompt is not None, min(level, 4), bisect(SHARES, share))
-            found.append(Guess(token, TRUST[level] * share, kind, cursor))
-        return found
+            guesses.append(Guess(token, TRUST[level] * share, kind, cursor))
+        return guesses
 
     def after(self, guess: Guess) -> tuple[int, TrieCursor]:
         length, above = guess.cursor
@@ -272,8 +272,8 @@ def branches(
                 scores.append(mixed(child, output_weight))
             offer(known[parent, token], child, level + 1)
 
-    take(nodes // 2, lambda found: found.output.count if found.output else 0.0)
-    take(nodes, lambda found: mixed(found, output_weight))
+    take(nodes // 2, lambda cursor: cursor.output.count if cursor.output else 0.0)
+    take(nodes, lambda cursor: mixed(cursor, output_weight))
     levels = TokenTree(tuple(tokens), tuple(parents)).depths
     order = sorted(range(len(tokens)), key=lambda node: (levels[node], -scores[node], node))
     tree = TokenTree(tuple(tokens), tuple(parents)).select(order)

@@ -150,11 +150,11 @@ def overlaid(trees: Sequence[TokenTree]) -> TokenTree:
     says which of the trees have it, and as which of their nodes."""
     tokens, parents = [trees[0].tokens[0]], [-1]
     made: list[dict[int, int]] = [dict.fromkeys(range(len(trees)), 0)]
-    found: dict[tuple[int, int], int] = {}  # (parent, token) -> node
+    node_of: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     for number, tree in enumerate(trees):
         index_of = [0]  # of the tree's nodes among all
         for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
-            at = found.setdefault((index_of[parent], token), len(tokens))
+            at = node_of.setdefault((index_of[parent], token), len(tokens))
             if at == len(tokens):
                 tokens.append(token)
                 parents.append(index_of[parent])

@@ -86,8 +86,8 @@ def acceptance(tree: TokenTree, probs: Tensor) -> list[float]:
     below: dict[int, list[int]] = {}
     for node, parent in enumerate(tree.parents[1:], start=1):
         below.setdefault(parent, []).append(node)
-    found = [0.0] * len(tree)
-    found[0] = 1.0
+    accepted = [0.0] * len(tree)
+    accepted[0] = 1.0
     for parent in sorted(below):
         nodes, tokens = below[parent], [tree.tokens[node] for node in below[parent]]
         if tree.proposals is None:
@@ -99,8 +99,8 @@ def acceptance(tree: TokenTree, probs: Tensor) -> list[float]:
         else:
             chances, _ = distribution_with_proposals(probs[parent], tokens, tree.proposals[nodes])
         for node, chance in zip(nodes, chances, strict=True):
-            found[node] = found[parent] * chance
-    return found
+            accepted[node] = accepted[parent] * chance
+    return accepted
 
 
 def judge(target: Tensor, token: int, proposal: Tensor) -> tuple[float, Tensor]:

@@ -207,10 +207,10 @@ def speculate(
             step(state, alive, prune, on_step)
             alive = drop_finished(state, alive)
     seconds = time.perf_counter() - started
-    found = [text.result(seconds, max_new_tokens) for text in texts]
-    if any(text.window_full for text in found):
+    results = [text.result(seconds, max_new_tokens) for text in texts]
+    if any(text.window_full for text in results):
         warn_of_window(model)
-    return found
+    return results
 
 
 def step(
@@ -233,15 +233,15 @@ def step(
         for text, tree, rows in zip(texts, trees, logits, strict=True)
     ]
     if state.undecided:
-        longest = max(len(found.path) for found in walks)
-        state.keep([[*found.path, *[-1] * (longest - len(found.path))] for found in walks])
-    for text, tree, rows, found in zip(texts, trees, logits, walks, strict=True):
-        text.draft.update(tree, rows[: len(tree)], found)
-        text.accept_lengths.append(len(found.tokens))
+        longest = max(len(accepted.path) for accepted in walks)
+        state.keep([[*accepted.path, *[-1] * (longest - len(accepted.path))] for accepted in walks])
+    for text, tree, rows, accepted in zip(texts, trees, logits, walks, strict=True):
+        text.draft.update(tree, rows[: len(tree)], accepted)
+        text.accept_lengths.append(len(accepted.tokens))
         text.nodes.append(len(tree))
         text.passes += 1
         if on_step:
-            on_step(tree, found)
+            on_step(tree, accepted)
 
 
 def check(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache: Any) -> None:

@@ -104,10 +104,10 @@ class TokenTree:
     @cached_property
     def children(self) -> Mapping[tuple[int, int], int]:
         """(node, token) -> the child of `node` that guesses `token`."""
-        found: dict[tuple[int, int], int] = {}
+        nodes: dict[tuple[int, int], int] = {}
         for node, parent in enumerate(self.parents[1:], start=1):
-            found.setdefault((parent, self.tokens[node]), node)
-        return found
+            nodes.setdefault((parent, self.tokens[node]), node)
+        return nodes
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,17 @@ class TreeTemplate:
     ) -> TokenTree:
         """The template's nodes on top of the token `root`, as far as there are successors and down
         to this depth."""
-        found, rows = {0: root}, {}
+        tokens, rows = {0: root}, {}
         for node in range(1, len(self) + 1):
-            parent = found.get(self.parents[node])
+            parent = tokens.get(self.parents[node])
             if parent is None or self.depths[node] > depth:
                 continue
             row = rows[parent] if parent in rows else rows.setdefault(parent, successors(parent))
             if self.ranks[node] < len(row):
-                found[node] = row[self.ranks[node]]
-        index_of = {-1: -1} | {node: at for at, node in enumerate(found)}
-        parents = tuple(index_of[self.parents[node]] for node in found)
-        return TokenTree(tuple(found.values()), parents)
+                tokens[node] = row[self.ranks[node]]
+        index_of = {-1: -1} | {node: at for at, node in enumerate(tokens)}
+        parents = tuple(index_of[self.parents[node]] for node in tokens)
+        return TokenTree(tuple(tokens.values()), parents)
 
     def truncate(self, nodes: int, rates: Sequence[float] = PRIOR_RATES) -> "TreeTemplate":
         """The `nodes` most probable nodes (see the module's text); rates[r] is rank r's.
@@ -209,10 +209,10 @@ class TreeTemplate:
 
 def path_probabilities(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
     """q_n = q_parent(n) · rate_n for every node; 1 for the root, whose rate is not read."""
-    found = [1.0] * len(parents)
+    probabilities = [1.0] * len(parents)
     for node in range(1, len(parents)):
-        found[node] = found[parents[node]] * rates[node]
-    return found
+        probabilities[node] = probabilities[parents[node]] * rates[node]
+    return probabilities
 
 
 def best_size(worth: Sequence[float], latency: Mapping[int, float]) -> int:

@@ -45,7 +45,7 @@ class PrecomputeContext:
         completions: Sequence[Sequence[int]],
     ) -> list[list[float]]:
         """log p of every completion token behind its prompt, ids joined and never re-tokenized."""
-        found: list[list[float]] = []
+        logprobs: list[list[float]] = []
         device = _device(source)
         for start in range(0, len(prompts), self.batch_size):
             batch = joined_batch(
@@ -53,10 +53,10 @@ class PrecomputeContext:
                 completions[start : start + self.batch_size],
             )
             logprob = source(batch.to(device), ("logprob",)).need("logprob").cpu()
-            found += [
+            logprobs += [
                 row[wanted].tolist() for row, wanted in zip(logprob, batch.target, strict=True)
             ]
-        return found
+        return logprobs
 
     def offsets(self, row: Mapping[str, Any], side: str) -> list[tuple[int, int]]:
         """(first, last + 1) characters of `row[side]` that each id of `{side}_ids` covers.

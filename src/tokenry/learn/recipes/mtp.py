@@ -207,10 +207,10 @@ def train_mtp(
         _, rows = pieces.batch(schedule.batch_size, generator)
         longest = rows.shape[1]
         starts = torch.randperm(longest - 2, generator=generator)[:blocks].sort().values
-        found = predictor_loss(model, predictor, rows.to(device), starts, weights, own_weight)
+        losses = predictor_loss(model, predictor, rows.to(device), starts, weights, own_weight)
         if observe:
-            observe(step, found)
-        return found.total
+            observe(step, losses)
+        return losses.total
 
     with frozen(model):
         train_parts(predictor, loss, schedule)
@@ -239,7 +239,7 @@ def predictor_loss(
     if predictor.sampler is not None:
         sampled = predictor.logits(model, states, layout.previous[counts])
     text = torch.arange(len(layout.ids), device=labels.device)[:, None] * layout.ids.shape[1]
-    found = mtp_loss(
+    losses = mtp_loss(
         output_logits(model, states),
         sampled,
         labels,
@@ -252,6 +252,6 @@ def predictor_loss(
         wanted = batch.target[:, 1:]
         logits = output_logits(model, tokens[:, :-1][wanted])
         own = cross_entropy(logits, batch.ids[:, 1:][wanted])
-        base = found.base + own_weight * own
-        found = found._replace(base=base, total=found.total + weights[0] * own_weight * own)
-    return found
+        base = losses.base + own_weight * own
+        losses = losses._replace(base=base, total=losses.total + weights[0] * own_weight * own)
+    return losses

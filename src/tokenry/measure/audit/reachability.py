@@ -131,10 +131,10 @@ def gcg_prompt_search(
         choice = torch.randint(choices.shape[1], (batch,), generator=generator)
         swapped = torch.tensor(current).repeat(batch, 1)
         swapped[torch.arange(batch), position] = choices[position, choice]
-        found = score.result([tuple(row) for row in swapped.unique(dim=0).tolist()], "gcg")
-        current = found.prompt
-        if (found.reached, -found.loss) > (best.reached, -best.loss):
-            best = found
+        attempt = score.result([tuple(row) for row in swapped.unique(dim=0).tolist()], "gcg")
+        current = attempt.prompt
+        if (attempt.reached, -attempt.loss) > (best.reached, -best.loss):
+            best = attempt
         losses.append(best.loss)
     return replace(best, losses=tuple(losses))
 
@@ -164,14 +164,14 @@ def backoff_prompt_search(
     for k in lengths:
         if best.reached:
             break
-        found = gcg_prompt_search(
+        attempt = gcg_prompt_search(
             model, state_ids, target_ids, k, init=best.prompt[-k:], generator=generator,
             **shared, **gcg,
         )  # fmt: skip
-        for loss in found.losses:
+        for loss in attempt.losses:
             losses.append(min(loss, losses[-1]))
-        if (found.reached, -found.loss) > (best.reached, -best.loss):
-            best = found
+        if (attempt.reached, -attempt.loss) > (best.reached, -best.loss):
+            best = attempt
     return replace(best, losses=tuple(losses))
 
 
@@ -250,25 +250,25 @@ def reachable_set(
     """
     tried = _candidates(model, candidates, blacklist).tolist()
     (logits,) = _last_logits(model, state_ids, [()], tokens_per_batch)
-    found: dict[int, tuple[int, ...]] = {int(logits.argmax()): ()}
-    by_length, parents = [dict(found)], [()]
+    prompt_of: dict[int, tuple[int, ...]] = {int(logits.argmax()): ()}
+    by_length, parents = [dict(prompt_of)], [()]
     if progress:
         progress(0)
     for length in range(1, k + 1):
         prompts = [(token, *parent) for parent in parents for token in tried]
         reached = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        reached[list(found)] = True
+        reached[list(prompt_of)] = True
         best: dict[int, tuple[float, tuple[int, ...]]] = {}  # for every output its best prompt
         start = 0
         for part in _last_logits(model, state_ids, prompts, tokens_per_batch):
             losses = reachability_loss(part, reached, push, pull).tolist()
             for row, output in enumerate(part.argmax(-1).tolist()):
                 prompt = prompts[start + row]
-                found.setdefault(output, prompt)
+                prompt_of.setdefault(output, prompt)
                 best[output] = min(best.get(output, (math.inf, ())), (losses[row], prompt))
             start += len(losses)
         parents = [prompt for _, prompt in sorted(best.values())[:expand]]
-        by_length.append(dict(found))
+        by_length.append(dict(prompt_of))
         if progress:
             progress(length)
     return by_length
@@ -346,8 +346,8 @@ class _Scorer:
             reached = (logits.argmax(-1) == target).all(-1)
             key = losses.masked_fill(~reached, math.inf)
             row = int((key if bool(reached.any()) else losses).argmin())
-            found = (bool(reached[row]), -float(losses[row]), prompts[start + row])
-            best = found if best is None or found[:2] > best[:2] else best
+            candidate = (bool(reached[row]), -float(losses[row]), prompts[start + row])
+            best = candidate if best is None or candidate[:2] > best[:2] else best
             start += len(logits)
         assert best is not None
         return ControlPrompt(best[2], best[0], -best[1], (), method)

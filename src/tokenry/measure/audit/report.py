@@ -149,7 +149,7 @@ def audit(
     in_range("tokens", tokens, "[0, inf)", integer=True)
     in_range("threshold", threshold, "(0, 1)")
     forcing_prefix(tokenizer, template)  # a missing template is an error before minutes of work
-    found = Audit()
+    report = Audit()
     for part in [part for part in PARTS if part in parts]:
         start = time.perf_counter()
 
@@ -158,11 +158,11 @@ def audit(
                 progress(part, done, total)
 
         try:
-            setattr(found, part, known[part](told))
+            setattr(report, part, known[part](told))
         except InputError as error:  # such as a model without an end token
-            found.skipped[part] = str(error)
-        found.seconds[part] = time.perf_counter() - start
-    return found
+            report.skipped[part] = str(error)
+        report.seconds[part] = time.perf_counter() - start
+    return report
 
 
 def audit_hidden(
@@ -259,8 +259,8 @@ def audit_reachability(
                 progress(done + length + 1, len(states) * (k + 1))
 
         sets = reachable_set(model, ids, k, candidates=chosen, progress=told)
-        reached.append([len(found) for found in sets])
-        own.append([len(likely & set(found)) / len(likely) for found in sets])
+        reached.append([len(outputs) for outputs in sets])
+        own.append([len(likely & set(outputs)) / len(likely) for outputs in sets])
         prompts.append(sets[-1])
     return ReachabilityAudit(tuple(states), len(chosen), ranks, reached, own, prompts)
 
@@ -278,11 +278,11 @@ def forcing_prefix(tokenizer: Any, template: bool = False) -> list[int]:
 def word_tokens(model: Any, tokenizer: Any) -> Tensor:
     """Ids of the tokens that are a space and at least two letters of ASCII: words, mostly."""
     pieces = token_bytes(tokenizer)[: vocabulary_size(model)]
-    found = [
+    ids = [
         id
         for id, piece in enumerate(pieces)
         if len(piece) > 2 and piece[:1] == b" " and piece[1:].isalpha() and piece.isascii()
     ]
-    if not found:
+    if not ids:
         raise InputError("the vocabulary has no tokens that are words with a space before them")
-    return torch.tensor(found)
+    return torch.tensor(ids)

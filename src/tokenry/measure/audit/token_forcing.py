@@ -159,11 +159,11 @@ def hidden_texts(
     if not len(chosen):
         return []
     texts = continued(model, forced.token_ids[chosen], length, prefix_ids=prefix_ids, ends=ends)
-    found = [
+    described = [
         HiddenText(ids[0], score, ids, confidence, repetition_score(ids))
         for (ids, confidence), score in zip(texts, scores[chosen].tolist(), strict=True)
     ]
-    return sorted(found, key=lambda text: (-text.repetition, -text.confidence))
+    return sorted(described, key=lambda text: (-text.repetition, -text.confidence))
 
 
 def continued(

@@ -99,14 +99,14 @@ def critical_token(scores: Sequence[float] | Tensor, max_later: float = 0.05) ->
     in_range("max_later", max_later, "[0, 1)")
     values = [float(score) for score in scores]
     best_later = 0.0
-    found = None
+    critical = None
     for place in range(len(values) - 1, -1, -1):
         if values[place] == 0.0:
-            found = place
+            critical = place
         best_later = max(best_later, values[place])
         if best_later > max_later:
             break  # an earlier 0 would be cancelled by this one
-    return found
+    return critical
 
 
 def replaced_token_scores(

@@ -75,20 +75,20 @@ class InContextNavigator:
 
         One round is the plain ranking: the answers of its `per_round` best first tokens.
         """
-        found: list[Answer] = []
+        answers: list[Answer] = []
         tried = torch.tensor([not piece for piece in token_bytes(self.tokenizer)])  # no text: none
         initial = self.state([])
         for number in range(rounds):
-            current = self.state([answer.text for answer in found]) if found else initial
+            current = self.state([answer.text for answer in answers]) if answers else initial
             first = best_unseen(current.logits[0].cpu(), tried, self.per_round)
             tried[first] = True
             source = initial if self.complete_from == "initial" else current
             texts = self.complete(source, first)
-            found += [
+            answers += [
                 Answer(text, token, number)
                 for text, token in zip(texts, first.tolist(), strict=True)
             ]
-        return found
+        return answers
 
     def prompt(self, answers: Sequence[str]) -> str:
         """The prompt with these answers listed, each once."""
@@ -165,8 +165,8 @@ def cluster_keys(
     else:
         method = MiniBatchKMeans(batch_size=4096, **options)
     with threadpool_limits(torch.get_num_threads()):
-        found = method.fit_predict(keys.detach().float().cpu().numpy())
-    return torch.from_numpy(found).long()
+        labels = method.fit_predict(keys.detach().float().cpu().numpy())
+    return torch.from_numpy(labels).long()
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def routing_report(attached: AttachedRouting, batches: Iterable[Any]) -> list[Un
             ratio = (error.norm(dim=-1) / update.norm(dim=-1).clamp_min(1e-12)).sum()
             count = torch.tensor(len(update), dtype=torch.double, device=ran.device)
             parts = [ran, ratio, error.square().sum(), update.square().sum(), count]
-            found = torch.cat([torch.stack(parts), update.sum(0)])
+            totals = torch.cat([torch.stack(parts), update.sum(0)])
             key = (record.location.layer, record.location.kind)
-            sums[key] = sums[key] + found if key in sums else found
+            sums[key] = sums[key] + totals if key in sums else totals
     if not sums:
         raise InputError("there is no batch to report on")
     reports = []

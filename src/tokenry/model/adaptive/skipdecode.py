@@ -188,10 +188,10 @@ class AttachedSkipDecode(Attached):
 
     def _preparing(self) -> list[tuple[Any, str]]:
         """What prepares the inputs of a step. (PEFT keeps the model's own, and calls it.)"""
-        found = [(base_model(self.model), "prepare_inputs_for_generation")]
+        methods = [(base_model(self.model), "prepare_inputs_for_generation")]
         if hasattr(self.model, "base_model_prepare_inputs_for_generation"):
-            found.append((self.model, "base_model_prepare_inputs_for_generation"))
-        return found
+            methods.append((self.model, "base_model_prepare_inputs_for_generation"))
+        return methods
 
     def cache(self, prompt_columns: int | None = None) -> RaggedCache:
         """A cache for one generation.

@@ -120,12 +120,12 @@ class Attached:
     def own_state(self) -> dict[str, Tensor]:
         """The method's weights under their names in the model's state dict."""
         wrappers = {id(wrapper) for wrapper in self.wrappers()}
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for path, module in base_model(self.model).named_modules():
             if id(module) in wrappers:
                 for name in sorted(module.own_names()):
-                    found.update(module.get_submodule(name).state_dict(prefix=f"{path}.{name}."))
-        return found
+                    state.update(module.get_submodule(name).state_dict(prefix=f"{path}.{name}."))
+        return state
 
     def remove(self) -> None:
         """Put the original modules back; they keep what they have learned, adapters included."""
@@ -293,7 +293,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 def units(model: Any) -> list[UnitLocation]:
     """Attention and feed-forward block of every layer, in the order of their evaluation."""
-    found = []
+    locations = []
     for number, layer in enumerate(decoder_layers(model)):
         layer = unwrapped(layer)
         names = {name for name, _ in layer.named_children()}
@@ -310,11 +310,11 @@ def units(model: Any) -> list[UnitLocation]:
             norm = "pre_feedforward_layernorm"
         else:
             first, second, norm = None, None, "post_attention_layernorm"
-        found += [
+        locations += [
             UnitLocation(number, ATTENTION, layer, "input_layernorm", "self_attn", first),
             UnitLocation(number, MLP, layer, norm, "mlp", second),
         ]
-    return found
+    return locations
 
 
 def unwrapped(module: Any) -> Any:

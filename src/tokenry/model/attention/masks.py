@@ -74,9 +74,9 @@ class DeferredMask(StepMask):
     @property
     def table(self) -> Tensor:
         """The same, in any case as a table."""
-        found = sdpa_mask(**{**self.arguments, "allow_is_causal_skip": False})
-        assert found is not None
-        return found
+        table = sdpa_mask(**{**self.arguments, "allow_is_causal_skip": False})
+        assert table is not None
+        return table
 
     @cached_property
     def causal(self) -> bool:

@@ -202,10 +202,10 @@ def affine(module: Any, parts: Tensor) -> Tensor:
     bias = applied(module, parts.new_zeros(1, parts.shape[-1]))
     # in a decoder the parts of later tokens are empty: half of the work need not be done
     filled = parts.any(-1)
-    found = parts.new_zeros(*parts.shape[:-1], bias.shape[-1])
-    found[filled] = applied(module, parts[filled]) - bias
-    found[-1] += bias
-    return found
+    mapped = parts.new_zeros(*parts.shape[:-1], bias.shape[-1])
+    mapped[filled] = applied(module, parts[filled]) - bias
+    mapped[-1] += bias
+    return mapped
 
 
 def applied(module: Any, states: Tensor) -> Tensor:
@@ -228,10 +228,10 @@ def normed(module: Any, parts: Tensor, whole: Tensor | None = None) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         deviation = (whole.var(-1, unbiased=False, keepdim=True) + epsilon).sqrt()
         centred = parts - parts.mean(-1, keepdim=True)
-        found = centred / deviation * module.weight.float()
+        scaled = centred / deviation * module.weight.float()
         if module.bias is not None:
-            found[-1] += module.bias.float()
-        return found
+            scaled[-1] += module.bias.float()
+        return scaled
     # What an RMSNorm multiplies by, γ or 1 + γ, is what it makes of ones.
     gain = applied(module, torch.ones_like(whole[:1])) * (1 + epsilon) ** 0.5
     return parts * (whole.square().mean(-1, keepdim=True) + epsilon).rsqrt() * gain

@@ -140,10 +140,12 @@ def word_scores(
             scores.append(framed_scores(scorer, model, tokenizer, ids))
             places += [(start + a, start + b) for a, b in offsets]
             sentence_of += [number] * len(ids)
-    found = normalise_by_sentence(torch.cat(scores), sentence_of)
+    normalised = normalise_by_sentence(torch.cat(scores), sentence_of)
     # A token that reaches into several words gives each of them an equal share.
     owners = [touched(spans, place) for place in places]
-    shares = [float(found[token]) / len(those) for token, those in enumerate(owners) for _ in those]
+    shares = [
+        float(normalised[token]) / len(those) for token, those in enumerate(owners) for _ in those
+    ]
     ids_of_words = [word for those in owners for word in those]
     return merge_subwords(torch.tensor(shares), ids_of_words, reduce, len(spans))
 
@@ -165,8 +167,8 @@ def framed_scores(scorer: Attribution, model: Any, tokenizer: Any, ids: list[int
     before = [mark for mark in first if mark is not None][:1]
     behind = [mark for mark in last if mark is not None][:1]
     position = 0 if tokenizer.cls_token_id is not None else len(before) + len(ids + behind) - 1
-    found = scorer(model, torch.tensor([*before, *ids, *behind]), position)
-    return found[len(before) : len(before) + len(ids)].float().cpu()
+    framed = scorer(model, torch.tensor([*before, *ids, *behind]), position)
+    return framed[len(before) : len(before) + len(ids)].float().cpu()
 
 
 def capacity(scorer: Attribution, model: Any) -> int:
@@ -178,11 +180,11 @@ def capacity(scorer: Attribution, model: Any) -> int:
 def matched(text: str, spans: Sequence[Span], pattern: str) -> list[bool]:
     """Which words share a character with a match of a regular expression."""
     try:
-        found = [match.span() for match in re.finditer(pattern, text)]
+        spans_matched = [match.span() for match in re.finditer(pattern, text)]
     except re.error as error:
         raise InputError(f"{pattern!r} is no regular expression: {error}") from None
     flags = [False] * len(spans)
-    for place in found:
-        for word in touched(spans, place):
+    for span in spans_matched:
+        for word in touched(spans, span):
             flags[word] = True
     return flags

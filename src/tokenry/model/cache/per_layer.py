@@ -82,15 +82,15 @@ class PerHead:
 
 def resolve(policies: PolicyByNumber, count: int, what: str) -> dict[int, CachePolicy]:
     """The policy of each number that is named."""
-    found: dict[int, CachePolicy] = {}
+    policy_of: dict[int, CachePolicy] = {}
     for numbers, policy in policies.items():
         for number in (numbers,) if isinstance(numbers, int) else numbers:
             if not -count <= number < count:
                 raise InputError(f"there is no {what} {number}: they are 0 to {count - 1}")
-            if number % count in found:
+            if number % count in policy_of:
                 raise InputError(f"{what} {number % count} is given two policies")
-            found[number % count] = policy
-    return found
+            policy_of[number % count] = policy
+    return policy_of
 
 
 class HeadsLayer(ObservedLayer):

@@ -97,12 +97,12 @@ def observed_layers(layers: list[Any], layer: Callable[[int], ObservedLayer]) ->
 
 def cache_bytes(cache: DynamicCache) -> int:
     """Bytes of all tensors that a cache holds: keys, values, and the policies' own."""
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def count(value: Any) -> None:
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, list | tuple):
             for part in value:
                 count(part)
@@ -111,7 +111,7 @@ def cache_bytes(cache: DynamicCache) -> int:
                 count(part)
 
     count(list(cache.layers))
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def check_budget(**shares: int | float) -> None:

@@ -111,10 +111,10 @@ def weighted_sum(weight: Tensor, column: Tensor, states: Tensor) -> Tensor:
     B, heads, group, S = weight.shape
     bags = flat_index(column, states).unsqueeze(2).expand(-1, -1, group, -1)
     weight = weight.to(states.dtype).reshape(-1, S)
-    found = embedding_bag(
+    sums = embedding_bag(
         bags.reshape(-1, S), states.flatten(0, 2), mode="sum", per_sample_weights=weight
     )
-    return found.view(B, heads, group, -1)
+    return sums.view(B, heads, group, -1)
 
 
 def flat_index(column: Tensor, states: Tensor) -> Tensor:

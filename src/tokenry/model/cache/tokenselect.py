@@ -185,8 +185,8 @@ class TokenSelectLayer(FullLayer):
                 if q == 1 and mask.causal and not bool(served.any()):
                     return self._attend_by(score, column, end, **options)
             else:
-                found = self._choose_row_by_row(mean, before, past)
-                self.selection.store(~served, asked, *found, past + 1 - local)
+                selected = self._choose_row_by_row(mean, before, past)
+                self.selection.store(~served, asked, *selected, past + 1 - local)
         selection: Any = self.selection
         if self.picked is None or frozen(self.picked.states[0]):
             spare = self.spare if self.spare is not None and not frozen(self.spare[0]) else None

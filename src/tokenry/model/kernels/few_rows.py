@@ -156,9 +156,9 @@ def _place(b: Any, base: Any, index: Any, size: int) -> Any:
 
 
 def _load(b: Any, kind: Any, address: Any, align: int) -> Any:
-    found = b.load(b.inttoptr(address, kind.as_pointer()))
-    found.align = align
-    return found
+    vector = b.load(b.inttoptr(address, kind.as_pointer()))
+    vector.align = align
+    return vector
 
 
 def _weights(b: Any, address: Any, size: int) -> Any:

@@ -68,8 +68,10 @@ class DenoisingSeq2Seq(nn.Module):
         except ValueError as error:
             raise ModelError(f"{type(masked_lm).__name__} cannot be a decoder: {error}") from error
         known = masked_lm.state_dict()
-        found = decoder.load_state_dict(known, strict=False)
-        new = {name: name.replace(".crossattention.", ".attention.") for name in found.missing_keys}
+        loaded = decoder.load_state_dict(known, strict=False)
+        new = {
+            name: name.replace(".crossattention.", ".attention.") for name in loaded.missing_keys
+        }
         if not any("crossattention" in name for name in new):
             raise ModelError(f"{type(decoder).__name__} has no cross-attention to read a source by")
         if copy_attention:

@@ -128,7 +128,7 @@ class GatedLoRA(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch initialises from the global generator
             lora = cls(
-                {name: map_shape(found) for name, found in maps.items()},
+                {name: map_shape(module) for name, module in maps.items()},
                 rank,
                 rank if alpha is None else alpha,
             )
@@ -186,8 +186,10 @@ class GatedLoRA(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by the names of the maps: what a file holds."""
-        found = zip(self.names, self.maps, strict=True)
-        return {f"{name}.{key}": w for name, one in found for key, w in one.state_dict().items()}
+        named_maps = zip(self.names, self.maps, strict=True)
+        return {
+            f"{name}.{key}": w for name, one in named_maps for key, w in one.state_dict().items()
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float) -> GatedLoRA:
@@ -217,17 +219,17 @@ def linear_maps(model: Any, targets: Sequence[str] | None) -> dict[str, nn.Modul
 
     model = unwrap(model)
     output = plain_map(model.get_output_embeddings())
-    found: dict[str, nn.Module] = {}
+    maps: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         plain = plain_map(module)
         if not isinstance(plain, nn.Linear | Conv1D) or plain is output:
             continue
         parts = name.split(".")
-        if any(".".join(parts[:end]) in found for end in range(1, len(parts))):
+        if any(".".join(parts[:end]) in maps for end in range(1, len(parts))):
             continue  # a part of a map that is found already
         if targets is None or name.rpartition(".")[2] in targets:
-            found[name] = module
-    return found
+            maps[name] = module
+    return maps
 
 
 def plain_map(module: nn.Module) -> nn.Module:

@@ -67,10 +67,10 @@ class ExtensibleTokenizer(nn.Module):
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
         backbone = type(decoder)(config)
-        found = backbone.load_state_dict(decoder.state_dict(), strict=False)
-        if found.missing_keys:
+        loaded = backbone.load_state_dict(decoder.state_dict(), strict=False)
+        if loaded.missing_keys:
             raise ModelError(
-                f"{type(decoder).__name__} has no weights for {found.missing_keys[0]}: merge its "
+                f"{type(decoder).__name__} has no weights for {loaded.missing_keys[0]}: merge its "
                 "adapters first"
             )
         tokenizer = cls.around(backbone, model)
@@ -183,12 +183,12 @@ def random_downscale(
     """As many states of each chunk as the strided one has, at random places in their order."""
     T = states.shape[1]
     chunk = chunk or max(T, 1)
-    found = []
+    columns = []
     for start in range(0, T, chunk):
         length = min(chunk, T - start)
         drawn = torch.randperm(length, generator=generator)[: -(-length // ratio)]
-        found.append(start + drawn.sort().values)
-    return states[:, torch.cat(found).to(states.device)]
+        columns.append(start + drawn.sort().values)
+    return states[:, torch.cat(columns).to(states.device)]
 
 
 def kept_positions(length: int, ratio: int, chunk: int | None = None) -> Tensor:

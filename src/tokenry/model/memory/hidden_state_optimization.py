@@ -121,11 +121,11 @@ class HiddenStateOptimizer:
             nll = -foreseen[:, :-1].gather(-1, ids[..., None])[..., 0] * follows
             loss = (nll if target is None else nll * target).sum()
         if learns:
-            found = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+            states = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
             if loss.requires_grad:
-                gradients = torch.autograd.grad(loss, found, allow_unused=True)
+                gradients = torch.autograd.grad(loss, states, allow_unused=True)
             else:  # one token, foreseen by states that are past
-                gradients = [None] * len(found)
+                gradients = [None] * len(states)
             self._update(reading, cache, gradients)
         else:
             reading.states = [(layer.keys.float(), layer.values.float()) for layer in cache.layers]
@@ -194,12 +194,12 @@ class HiddenStateOptimizer:
         plain = HiddenStateOptimizer(self.model, lr=0.0, memory=self.memory)
         asked = torch.tensor([list(query)], device=device)
         reading = plain.read(reading, asked, torch.ones_like(asked).bool(), None, [0])
-        found = []
+        scores = []
         for label in labels:
             ids = torch.tensor([list(label)], device=device)
             said = plain.read(reading, ids, torch.ones_like(ids).bool(), None, [0])
-            found.append(-said.nll[0, -len(label) :].sum())
-        return torch.stack(found)
+            scores.append(-said.nll[0, -len(label) :].sum())
+        return torch.stack(scores)
 
 
 States = list[tuple[Tensor, Tensor]]

@@ -142,8 +142,8 @@ class WindowRecurrence(nn.Module):
                 memory = detached(before[first])
                 for again in parts[first:number]:
                     _, memory = self._read(ids[:, again], real[:, again], memory, recurrent)
-            found, memory = self._read(ids[:, part], real[:, part], memory, recurrent)
-            logits.append(found)
+            of_part, memory = self._read(ids[:, part], real[:, part], memory, recurrent)
+            logits.append(of_part)
             before.append(memory)
         back = order.argsort(dim=1)
         joined = torch.cat(logits, dim=1)
@@ -254,11 +254,11 @@ def decoder_layers(model: Any) -> Any:
 def projections(block: Any) -> tuple[Any, Any, Any, Any]:
     """A block's input norm, its attention, and that one's K and V projections."""
     attention = getattr(block, "self_attn", None)
-    found = [getattr(attention, name, None) for name in ("k_proj", "v_proj", "head_dim")]
+    needed = [getattr(attention, name, None) for name in ("k_proj", "v_proj", "head_dim")]
     norm = getattr(block, "input_layernorm", None)
-    if norm is None or any(part is None for part in found):
+    if norm is None or any(part is None for part in needed):
         raise ModelError(
             f"{type(block).__name__} has no input_layernorm, self_attn.k_proj and v_proj; "
             "recurrence knows the models that are built like Llama (Qwen, Gemma, SmolLM, Mistral)"
         )
-    return norm, attention, found[0], found[1]
+    return norm, attention, needed[0], needed[1]

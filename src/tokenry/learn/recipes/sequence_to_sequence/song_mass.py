@@ -108,7 +108,7 @@ def masked_spans(
     """The masked [first, last) of each segment, multiples of `group`; all are groups below."""
     groups = length // group
     segments = min(groups, max(1, round(length * ratio / span)))
-    size, found = groups // segments, []
+    size, spans = groups // segments, []
     for segment in range(segments):
         begin = segment * size
         end = groups if segment == segments - 1 else begin + size
@@ -117,8 +117,8 @@ def masked_spans(
         first = begin if fate < 0.2 else end - masked
         if fate >= 0.4:
             first = int(torch.randint(begin, end - masked + 1, (), generator=generator))
-        found.append((first * group, (first + masked) * group))
-    return found
+        spans.append((first * group, (first + masked) * group))
+    return spans
 
 
 def replacements(length: int, kinds: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:
