@@ -46,7 +46,7 @@ def make_batch(generator, extra=0, side="right", completions=2):
     return batch
 
 
-def by_place(batch, generator, *shape):
+def by_column(batch, generator, *shape):
     """Random numbers [B, T, ...] that depend on a token's place in its own row, not its padding."""
     table = torch.randn(len(batch.ids), 32, *shape, generator=generator, dtype=torch.float64)
     place = (batch.attention.cumsum(-1) - 1).clamp_min(0)
@@ -54,7 +54,7 @@ def by_place(batch, generator, *shape):
 
 
 def make_logits(batch, generator, dtype=torch.float64, scale=1.0):
-    return (by_place(batch, generator, V) * scale).to(dtype)
+    return (by_column(batch, generator, V) * scale).to(dtype)
 
 
 def with_columns(example, batch, seed=11):
@@ -66,7 +66,7 @@ def with_columns(example, batch, seed=11):
         if source not in DATA:
             continue
         if source == "token":
-            values = by_place(batch, generator).sigmoid() * batch.target
+            values = by_column(batch, generator).sigmoid() * batch.target
         else:
             values = torch.rand(len(batch.ids), generator=generator, dtype=torch.float64)
         make = example.columns.get(name)

@@ -127,14 +127,14 @@ def generate_with_control(
     in_range("weight", weight, "[0, inf)")
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
-    reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    language = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
     longest = max(len(control), 0 if against is None else len(against))
     limit = new_tokens_within(model, longest + len(ids), max_new_tokens)
     if against is not None and weight:
         processors = (*processors, ControlContrast(model, against, weight))
     samples = smc(
         controlled_state(model, torch.tensor([ids]), control),
-        reader,
+        language,
         particles=particles,
         max_new_tokens=limit,
         sampler=sampler or Masked(),

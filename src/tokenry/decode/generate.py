@@ -78,12 +78,12 @@ def generate(
     ids = prompt_ids(tokenizer, prompt)
     chosen = text_sampler_of(sampler, ess_threshold, resampling, critic)
     device = next(model.parameters()).device
-    reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    language = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
     limit = new_tokens_within(model, len(ids), max_new_tokens)
-    reader.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
+    language.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
     request = Request(
         DecodingState.start(model, torch.tensor([ids], device=device)),
-        reader,
+        language,
         prompt_ids=tuple(ids),
         max_new_tokens=limit,
         temperature=temperature,

@@ -177,7 +177,7 @@ def beam_search_policy(
         )
     texts = []
     for row in output[:, longest:].tolist():
-        cut = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+        cut = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
         texts.append(row[:cut])
     return texts
 
@@ -273,5 +273,5 @@ def _scores(scorer: Scorer, prompt: list[int], completions: list[list[int]]) -> 
 
 
 def _ranked(ids: list[list[int]], scores: list[float]) -> Candidates:
-    order = sorted(range(len(ids)), key=lambda place: -scores[place])
-    return Candidates([ids[place] for place in order], [scores[place] for place in order])
+    order = sorted(range(len(ids)), key=lambda index: -scores[index])
+    return Candidates([ids[index] for index in order], [scores[index] for index in order])

@@ -92,10 +92,10 @@ def information_lost(model: Any, x: Tensor, reduction: Reduction) -> float:
     keep the positions that they had."""
     positions = torch.arange(len(x), device=x.device)
 
-    def logprob(embeddings: Tensor, places: Tensor) -> Tensor:
+    def logprob(embeddings: Tensor, positions: Tensor) -> Tensor:
         output = model(
             inputs_embeds=embeddings[None].to(model.dtype),
-            position_ids=places[None],
+            position_ids=positions[None],
             use_cache=False,
         )
         return output.logits[0, -1].float().log_softmax(-1)

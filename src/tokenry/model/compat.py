@@ -422,8 +422,8 @@ def counted_positions(model: Any, real: Tensor) -> dict[str, Tensor]:
     takes = "position_ids" in inspect.signature(model.forward).parameters
     if table is None or table.padding_idx is None or not takes:
         return {}
-    places = real.long().cumsum(1) * real + table.padding_idx
-    return {"position_ids": places}
+    positions = real.long().cumsum(1) * real + table.padding_idx
+    return {"position_ids": positions}
 
 
 FEW_ROWS = 8  # what packed weights are laid out for; one layout serves 1 to some 32 rows

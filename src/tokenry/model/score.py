@@ -78,16 +78,16 @@ def score(
     batch = batch.to(next(model.parameters()).device)
     with nullcontext() if grad else torch.no_grad():
         head = linear_head(model)
-        places, flat = [], []
+        positions, flat = [], []
         for rows in _micro_batches(batch, tokens_per_batch):
             where, states, logits = _predicting_states(
                 model, batch, rows, head is None, "hidden_states" in needs, prefix
             )
-            places.append(where)
+            positions.append(where)
             if logits is not None:
                 states |= _from_logits(logits, batch, where, needs, top_k)
             flat.append(states)
-        where = torch.cat(places)  # [n, 2]
+        where = torch.cat(positions)  # [n, 2]
         values = {name: torch.cat([part[name] for part in flat]) for name in flat[0]}
         if head is not None:
             values |= _from_hidden(values["hidden"], head, batch, where, needs, top_k)
@@ -168,12 +168,12 @@ def _predicting_states(
     where = target.nonzero()  # [n, 2]
     row, position = where[:, 0], where[:, 1] - 1 + shift
     logits = output.logits[row, position] if with_logits else None
-    places = torch.stack([rows.to(row.device)[row], columns[row, where[:, 1]]], dim=1)
+    positions = torch.stack([rows.to(row.device)[row], columns[row, where[:, 1]]], dim=1)
     states = {"hidden": hidden[row, position]}
     if every_block:
         blocks = output.hidden_states[1:]
         states |= {f"block {n}": block[row, position] for n, block in enumerate(blocks)}
-    return places, states, logits
+    return positions, states, logits
 
 
 def _from_hidden(
@@ -250,6 +250,6 @@ def _assemble(
         blocks = [name for name in values if name.startswith("block ")]
         fields["hidden_states"] = tuple(placed(values[name]) for name in blocks)
     if "full_logits" in values:
-        by_place = (where[:, 0] * batch.ids.shape[1] + where[:, 1]).argsort()
-        fields["full_logits"] = values["full_logits"][by_place]
+        by_column = (where[:, 0] * batch.ids.shape[1] + where[:, 1]).argsort()
+        fields["full_logits"] = values["full_logits"][by_column]
     return Scores(ids=batch.ids, mask=batch.target, head=head, **fields)

@@ -81,8 +81,8 @@ def complete(
     undecided = (extend(b"", started) or ("", b""))[1]
     decoder.decode(undecided)
     data, logprob, ended, text = b"", 0.0, False, ""
-    held = max((len(one) for one in stops), default=1) - 1  # bytes that may begin a stop text
-    shown = 0
+    withheld = max((len(one) for one in stops), default=1) - 1  # bytes that may begin a stop text
+    emitted = 0
     while len(data) < max_bytes and not ended:
         logprobs = model.next_byte_logprobs(state)
         allowed = logprobs + _utf8_mask(undecided) if utf8 else logprobs
@@ -100,12 +100,12 @@ def complete(
             if data.endswith(one):
                 data, ended = data[: -len(one)], True
                 break
-        safe = max(shown, len(data) if ended else len(data) - held)
-        new = decoder.decode(data[shown:safe])
-        text, shown = text + new, safe
+        safe = max(emitted, len(data) if ended else len(data) - withheld)
+        new = decoder.decode(data[emitted:safe])
+        text, emitted = text + new, safe
         if new and on_text is not None:
             on_text(new)
-    new = decoder.decode(data[shown:])  # a character that has only begun is in `data` alone
+    new = decoder.decode(data[emitted:])  # a character that has only begun is in `data` alone
     if new and on_text is not None:
         on_text(new)
     return ByteCompletion(data, text + new, logprob, ended, model.passes - before)

@@ -105,9 +105,9 @@ class MergeTable:
         if not len(self._keys):
             return np.full(left.shape, NEVER), np.zeros(left.shape, dtype=np.int64)
         key = left * self.size + right
-        place = np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)
-        merges = self._keys[place] == key
-        return np.where(merges, self._ranks[place], NEVER), self._results[place]
+        index = np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)
+        merges = self._keys[index] == key
+        return np.where(merges, self._ranks[index], NEVER), self._results[index]
 
     def _derive(self) -> None:
         """Encode every token, all of one length at a time, and note the spines on the way."""
@@ -167,9 +167,9 @@ class MergeTable:
             return symbols, ranks[:, :0], results[:, :0]
         keep = np.arange(width - 2) + (np.arange(width - 2) >= at[:, None])
         ranks, results = (np.take_along_axis(part, keep, 1) for part in (ranks, results))
-        for place in (at - 1, at):
-            inside = (place >= 0) & (place < width - 2)
-            here, there = row[inside], place[inside]
+        for column in (at - 1, at):
+            inside = (column >= 0) & (column < width - 2)
+            here, there = row[inside], column[inside]
             merges = self._look_up(symbols[here, there], symbols[here, there + 1])
             ranks[here, there], results[here, there] = merges
         return symbols, ranks, results

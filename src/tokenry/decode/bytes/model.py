@@ -178,9 +178,9 @@ class ByteModel:
             low, longer, high = self._after(byte, depth, low, high)
             if row.probs[longer:high].any():
                 yield Cursor(node, depth + 1, longer, high)
-            for place in range(low, longer):
-                if row.probs[place] > 0.0 and self._may_follow(node, place):
-                    yield Cursor(self._child(node, place), 0, 0, len(self.vocabulary))
+            for number in range(low, longer):
+                if row.probs[number] > 0.0 and self._may_follow(node, number):
+                    yield Cursor(self._child(node, number), 0, 0, len(self.vocabulary))
 
     def _after(self, byte: int, depth: int, low: int, high: int) -> tuple[int, int, int]:
         """The range of one more byte, and in between where its tokens begin to be longer."""
@@ -190,18 +190,18 @@ class ByteModel:
         low, high = self.vocabulary.range(prefix, low, high)
         return low, self.vocabulary.exact(depth + 1, low, high), high
 
-    def _may_follow(self, node: Node, place: int) -> bool:
-        return bool(self.rules.viable(node.context)[self.vocabulary.ids[place]])
+    def _may_follow(self, node: Node, number: int) -> bool:
+        return bool(self.rules.viable(node.context)[self.vocabulary.ids[number]])
 
-    def _child(self, node: Node, place: int) -> Node:
-        if place not in node.children:
-            token = int(self.vocabulary.ids[place])
+    def _child(self, node: Node, number: int) -> Node:
+        if number not in node.children:
+            token = int(self.vocabulary.ids[number])
             context = self.rules.advance(node.context, token)
-            node.children[place] = Node((*node.path, token), context, NOTHING)
-        child = node.children[place]
+            node.children[number] = Node((*node.path, token), context, NOTHING)
+        child = node.children[number]
         if child.logprob == NOTHING and (row := self._row(node)) is not None:
             with np.errstate(divide="ignore"):
-                child.logprob = node.logprob + float(np.log(row.probs[place]))
+                child.logprob = node.logprob + float(np.log(row.probs[number]))
         return child
 
     def _row(self, node: Node) -> Row | None:
@@ -257,8 +257,8 @@ class ByteModel:
                 continue
             probs = row.probs[cursor.low : cursor.high]
             weight = math.exp(cursor.node.logprob - max(c.node.logprob for c in cursors))
-            for place in np.argsort(probs)[-CANDIDATES:][::-1]:
-                likely.append((weight * probs[place], cursor, cursor.low + int(place)))
+            for number in np.argsort(probs)[-CANDIDATES:][::-1]:
+                likely.append((weight * probs[number], cursor, cursor.low + int(number)))
         likely.sort(key=lambda entry: -entry[0])
         total = sum(entry[0] for entry in likely)
         return [(cursor, token) for mass, cursor, token in likely if mass > LEAST_SHARE * total]
@@ -272,9 +272,9 @@ class ByteModel:
                 yield node
             for done, byte in enumerate(data, 1):
                 low, longer, high = self._after(byte, depth + done - 1, low, high)
-                for place in range(low, longer):
-                    if self._may_follow(node, place):
-                        child = Cursor(self._child(node, place), 0, 0, len(self.vocabulary))
+                for number in range(low, longer):
+                    if self._may_follow(node, number):
+                        child = Cursor(self._child(node, number), 0, 0, len(self.vocabulary))
                         yield from self._met([child], data[done:], least)
                 low = longer
 

@@ -185,8 +185,8 @@ class CompletionState:
 
     @property
     def complete(self) -> bool:
-        held = self._must_agree or (self._unfinished_name and self.constraint.whole_names)
-        return not (self.finished or self.undecided or held)
+        open_name = self._must_agree or (self._unfinished_name and self.constraint.whole_names)
+        return not (self.finished or self.undecided or open_name)
 
     @property
     def mask_cost(self) -> float:
@@ -202,9 +202,9 @@ class CompletionState:
 
     def mask(self) -> Tensor:
         size = self.constraint.vocab_size
-        asked = self.constraint.agreeing(self.pending) if self._must_agree else range(size)
+        candidates = self.constraint.agreeing(self.pending) if self._must_agree else range(size)
         mask = torch.zeros(size, dtype=torch.bool)
-        mask[[token for token in asked if self.allows(token)]] = True
+        mask[[token for token in candidates if self.allows(token)]] = True
         for token in self.constraint.eos:
             mask[token] = self.complete
         return mask

@@ -129,41 +129,41 @@ class Melody(Constraint):
 
     def _read(self, state: MelodyState, symbols: str) -> MelodyState | None:
         """The state after some symbols; None if a word or a line has failed."""
-        line, sums, places = state.line, state.sums, state.places
+        line, sums, positions = state.line, state.sums, state.positions
         for symbol in symbols:
             if symbol == NOWHERE:
                 return None
-            moved, ended = self._move(places, SEPARATOR if symbol == BREAK else symbol)
+            moved, ended = self._move(positions, SEPARATOR if symbol == BREAK else symbol)
             if not ended and not any(moved):
                 return None
             if ended:
-                sums, moved = self._added(sums, ended), (START,) * len(places)
-            places = moved
+                sums, moved = self._added(sums, ended), (START,) * len(positions)
+            positions = moved
             if symbol == BREAK:
                 if not sums & self.fits[line] or line + 1 == len(self.phrases):
                     return None
                 line, sums = line + 1, 1
-        if not self._added(sums, self._unfinished(places)) & self.viable[line]:
+        if not self._added(sums, self._unfinished(positions)) & self.viable[line]:
             return None
-        return MelodyState(self, line, sums, places)
+        return MelodyState(self, line, sums, positions)
 
-    def _move(self, places: tuple[int, ...], symbol: str) -> tuple[tuple[int, ...], int]:
+    def _move(self, positions: tuple[int, ...], symbol: str) -> tuple[tuple[int, ...], int]:
         """Every machine's next state, and the counts of the word that the symbol ended, if any."""
         moved = tuple(
-            machine.step(place, symbol)
-            for machine, place in zip(self.machines, places, strict=True)
+            machine.step(position, symbol)
+            for machine, position in zip(self.machines, positions, strict=True)
         )
-        if START in places:
+        if START in positions:
             return moved, 0
         return moved, bits(
             count for count, to in zip(self.counts, moved, strict=True) if to == START
         )
 
-    def _unfinished(self, places: tuple[int, ...]) -> int:
+    def _unfinished(self, positions: tuple[int, ...]) -> int:
         """The counts that the unfinished word may have; 0 syllables if there is none."""
-        if START in places:
+        if START in positions:
             return 1
-        return bits(count for count, at in zip(self.counts, places, strict=True) if at != DEAD)
+        return bits(count for count, at in zip(self.counts, positions, strict=True) if at != DEAD)
 
     def _added(self, sums: int, counts: int) -> int:
         """All sums of one number of each; numbers are bits."""
@@ -182,7 +182,7 @@ class Melody(Constraint):
         return {}
 
     def _mask(self, state: MelodyState) -> Tensor:
-        key = (state.line, state.sums, state.places, state.tail)
+        key = (state.line, state.sums, state.positions, state.tail)
         if key in self._masks:
             self._masks.move_to_end(key)
             return self._masks[key]
@@ -201,13 +201,13 @@ class Melody(Constraint):
     def _between(self, state: MelodyState) -> np.ndarray:
         """The allowed tokens [V] where no character is unfinished, but for those with a tail."""
         vocabulary, viable = self.vocabulary, self.viable[state.line]
-        going = self._walk(vocabulary.heads, self._columns[0], state.places)
+        going = self._walk(vocabulary.heads, self._columns[0], state.positions)
         ended = np.zeros_like(going[0])
-        for count, machine, places in zip(self.counts, self.machines, going, strict=True):
-            closed = machine.table[places, machine.columns(SEPARATOR)[0]] != DEAD
+        for count, machine, positions in zip(self.counts, self.machines, going, strict=True):
+            closed = machine.table[positions, machine.columns(SEPARATOR)[0]] != DEAD
             ended |= closed.astype(np.int64) << count
         alive = self._alive(going)
-        if START in state.places:
+        if START in state.positions:
             alive[0] = ended[0] = 1  # no word was begun
         sums = np.int64(state.sums)
         growing = _sums(sums, alive, self.limit)[vocabulary.growing_head]
@@ -220,15 +220,15 @@ class Melody(Constraint):
             allowed[tokens] = self._read(state, symbols) is not None
         return allowed
 
-    def _walk(self, trie: SymbolTrie, columns: Any, places: tuple[int, ...]) -> list[np.ndarray]:
-        walks = zip(self.machines, columns, places, strict=True)
-        return [trie.walk(machine, column, place) for machine, column, place in walks]
+    def _walk(self, trie: SymbolTrie, columns: Any, positions: tuple[int, ...]) -> list[np.ndarray]:
+        walks = zip(self.machines, columns, positions, strict=True)
+        return [trie.walk(machine, column, position) for machine, column, position in walks]
 
     def _alive(self, going: list[np.ndarray]) -> np.ndarray:
         """The counts, as bits, of the machines that are alive at each prefix."""
         alive = np.zeros(len(going[0]), np.int64)
-        for count, places in zip(self.counts, going, strict=True):
-            alive |= (places != DEAD).astype(np.int64) << count
+        for count, positions in zip(self.counts, going, strict=True):
+            alive |= (positions != DEAD).astype(np.int64) << count
         return alive
 
     @cached_property
@@ -256,24 +256,24 @@ class Melody(Constraint):
     def _rests(self) -> np.ndarray:
         """Of the tokens with a separator: the counts that what follows the first one may have."""
         trie, start = self.vocabulary.rests, self.initial()
-        alive = self._alive(self._walk(trie, self._columns[1], start.places))
+        alive = self._alive(self._walk(trie, self._columns[1], start.positions))
         alive[0] = 1
-        for rest, place in trie.place.items():
+        for rest, index in trie.index_of.items():
             if rest and not rest.isalpha():
-                alive[place] = self._counts_of(rest)
+                alive[index] = self._counts_of(rest)
         return alive[self.vocabulary.closing_rest]
 
     def _counts_of(self, symbols: str) -> int:
         """The counts that symbols behind a separator may have; none if one of their words fails."""
-        sums, places = 1, self.initial().places
+        sums, positions = 1, self.initial().positions
         for symbol in symbols:
-            moved, ended = self._move(places, symbol)
+            moved, ended = self._move(positions, symbol)
             if not ended and not any(moved):
                 return 0
             if ended:
-                sums, moved = self._added(sums, ended), (START,) * len(places)
-            places = moved
-        return self._added(sums, self._unfinished(places))
+                sums, moved = self._added(sums, ended), (START,) * len(positions)
+            positions = moved
+        return self._added(sums, self._unfinished(positions))
 
 
 @dataclass(frozen=True)
@@ -284,26 +284,26 @@ class MelodyState:
     constraint: Melody
     line: int
     sums: int
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     tail: bytes = b""
     finished: bool = False
     mask_cost: float = 64.0
 
     @property
     def complete(self) -> bool:
-        reader = self.constraint
-        if self.finished or self.tail or self.line + 1 < len(reader.phrases):
+        constraint = self.constraint
+        if self.finished or self.tail or self.line + 1 < len(constraint.phrases):
             return False
-        moved, ended = reader._move(self.places, SEPARATOR)
+        moved, ended = constraint._move(self.positions, SEPARATOR)
         if not any(moved):
             return False
-        return bool(reader._added(self.sums, ended or 1) & reader.fits[self.line])
+        return bool(constraint._added(self.sums, ended or 1) & constraint.fits[self.line])
 
     def allows(self, token: int) -> bool:
-        reader = self.constraint
-        if token in reader.eos:
+        constraint = self.constraint
+        if token in constraint.eos:
             return self.complete
-        inside = not self.finished and 0 <= token < reader.vocab_size
+        inside = not self.finished and 0 <= token < constraint.vocab_size
         return inside and self._moved(token) is not None
 
     def mask(self) -> Tensor:

@@ -76,8 +76,8 @@ class Stop(Constraint):
     def before(self, text: str) -> str:
         """The text up to its first stop string; the whole of it if there is none."""
         data = text.encode()
-        places = [place for s in self.search.strings if (place := data.find(s)) >= 0]
-        return data[: min(places)].decode(errors="ignore") if places else text
+        starts = [start for s in self.search.strings if (start := data.find(s)) >= 0]
+        return data[: min(starts)].decode(errors="ignore") if starts else text
 
     def certain(self, text: str) -> str:
         """What of a text that goes on is sure to stay: it ends where a stop string may begin."""
@@ -122,22 +122,22 @@ class _StopState:
         return not self.finished and (self.constraint.early or self.stopped)
 
     def allows(self, token: int) -> bool:
-        reader = self.constraint
-        if token in reader.eos:
+        constraint = self.constraint
+        if token in constraint.eos:
             return self.complete
-        if self.finished or self.stopped or not 0 <= token < reader.vocab_size:
+        if self.finished or self.stopped or not 0 <= token < constraint.vocab_size:
             return False
-        if not reader.trie.pieces[token]:
+        if not constraint.trie.pieces[token]:
             return False
-        return reader.overshoot or reader.after(self.at, token) != reader.over
+        return constraint.overshoot or constraint.after(self.at, token) != constraint.over
 
     def mask(self) -> Tensor:
-        reader = self.constraint
+        constraint = self.constraint
         if self.finished or self.stopped:
-            allowed = torch.zeros(reader.vocab_size, dtype=torch.bool)
+            allowed = torch.zeros(constraint.vocab_size, dtype=torch.bool)
         else:
-            allowed = reader.mask(self.at).clone()
-        allowed[list(reader.eos)] = self.complete
+            allowed = constraint.mask(self.at).clone()
+        allowed[list(constraint.eos)] = self.complete
         return allowed
 
     def advance(self, token: int) -> State:

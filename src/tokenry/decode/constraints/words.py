@@ -343,15 +343,15 @@ class WordState:
         if split is None:
             return None
         text, tail = split
-        reader, span = self.constraint, self.span
-        state, given = reader._read(self.state, self.given, reader.written.symbols(text))
-        if not reader.wordless:
+        constraint, span = self.constraint, self.span
+        state, given = constraint._read(self.state, self.given, constraint.written.symbols(text))
+        if not constraint.wordless:
             span = sentence_spans.read(span, sentence_spans.classes(text))
         if state == DEAD or span == sentence_spans.DEAD:
             return None
-        if tail and not reader._tail_alive(state, given, tail, span):
+        if tail and not constraint._tail_alive(state, given, tail, span):
             return None
-        return WordState(reader, state, given, tail, span=span)
+        return WordState(constraint, state, given, tail, span=span)
 
 
 @lru_cache(maxsize=1 << 10)

@@ -175,16 +175,16 @@ class ExpectedFuture(TokenSampler):
         log_mass = log_q.logsumexp(-1)  # log c~ of the prefixes
         cumulative = (log_q - log_mass.clamp(min=-1e300)[:, None]).exp().cumsum(-1)[where]
         tokens = drawn_tokens(cumulative, generator)
-        places = torch.tensor(where, device=tokens.device)
-        weights = log_p[places, tokens] - log_q[places, tokens] + log_mass[places]
+        rows = torch.tensor(where, device=tokens.device)
+        weights = log_p[rows, tokens] - log_q[rows, tokens] + log_mass[rows]
         steps = []
         drawn = zip(where, tokens.tolist(), weights.tolist(), strict=True)
-        for row, (place, token, weight) in enumerate(drawn):
-            masked = int(row == first[place])
-            if nodes[place].log_bound == DEAD:
+        for row, (number, token, weight) in enumerate(drawn):
+            masked = int(row == first[number])
+            if nodes[number].log_bound == DEAD:
                 steps.append(Step(NOTHING, DEAD, masks=masked))
                 continue
-            nodes[place].try_token(token, log_p[place])
+            nodes[number].try_token(token, log_p[number])
             steps.append(Step(token, weight, masks=masked))
         return steps
 
@@ -193,7 +193,7 @@ def distinct_nodes(states: Sequence[Any]) -> tuple[list[Node], list[int], list[i
     """The different nodes of some states, the place of each state's node, and of each node the
     first state that is at it."""
     nodes = {id(state.node): state.node for state in states}
-    places = {node: place for place, node in enumerate(nodes)}
-    where = [places[id(state.node)] for state in states]
-    first = [where.index(place) for place in range(len(nodes))]
+    number_of = {node: number for number, node in enumerate(nodes)}
+    where = [number_of[id(state.node)] for state in states]
+    first = [where.index(number) for number in range(len(nodes))]
     return list(nodes.values()), where, first

@@ -210,15 +210,15 @@ class _Search:
         ended = torch.isin(tokens, ends)
         self._pool(score.masked_fill(~ended, DEAD), total, beams)
         going = score.masked_fill(ended, DEAD).flatten()
-        best, places = going[going > DEAD].sort(descending=True, stable=True)
-        places = (going > DEAD).nonzero()[:, 0][places]
+        best, indices = going[going > DEAD].sort(descending=True, stable=True)
+        indices = (going > DEAD).nonzero()[:, 0][indices]
         living: list[_Beam] = []
         rows: list[int] = []
         scores: list[float] = []
-        for value, place in zip(best.tolist(), places.tolist(), strict=True):
+        for value, index in zip(best.tolist(), indices.tolist(), strict=True):
             if len(living) == self.width:
                 break
-            row, column = divmod(place, tokens.shape[1])
+            row, column = divmod(index, tokens.shape[1])
             token = int(tokens[row, column])
             state = beams[row].state.advance(token)
             mask = fitted_mask(state, V)
@@ -245,10 +245,10 @@ class _Search:
 
     def _pool(self, score: Tensor, total: Tensor, beams: list[_Beam]) -> None:
         flat = score.flatten()
-        best, places = flat.topk(min(self.wanted, len(flat)))
-        for value, place in zip(best.tolist(), places.tolist(), strict=True):
+        best, indices = flat.topk(min(self.wanted, len(flat)))
+        for value, index in zip(best.tolist(), indices.tolist(), strict=True):
             if value > DEAD:
-                row, column = divmod(place, score.shape[1])
+                row, column = divmod(index, score.shape[1])
                 self.pool.append(_Text(value, beams[row].ids, float(total[row, column])))
                 self.tokens += 1
 

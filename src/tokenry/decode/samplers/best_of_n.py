@@ -57,8 +57,8 @@ class BestOfN:
         scores = self.scores(request, drawn).masked_fill(drawn.log_weights == DEAD, DEAD)
         missing = self.n * particles - len(scores)  # samplers may return fewer texts
         scores = torch.nn.functional.pad(scores, (0, missing), value=DEAD).view(particles, self.n)
-        best, places = scores.max(-1)
-        chosen = [row * self.n + place for row, place in enumerate(places.tolist())]
+        best, columns = scores.max(-1)
+        chosen = [row * self.n + column for row, column in enumerate(columns.tolist())]
         chosen = [index if index < len(drawn.ids) else 0 for index in chosen]
         return replace(
             drawn,

@@ -130,8 +130,8 @@ class Guard:
     def _shares_weights(self, base: Any) -> bool:
         if self.model is None or not hasattr(self.model, "disable_adapter"):
             return False
-        held = {id(weight) for weight in base.parameters()}
-        return any(id(weight) in held for weight in self.model.parameters())
+        shared = {id(weight) for weight in base.parameters()}
+        return any(id(weight) in shared for weight in self.model.parameters())
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,11 @@ def visit(nodes: Sequence[Node], log_accepted: Tensor) -> Tensor:
         for token, child in node.children.items()
     ]
     if known:
-        places = [row for row, _, _ in known], [token for _, token, _ in known]
-        for (_, _, child), share in zip(known, log_accepted[places].tolist(), strict=True):
+        entries = [row for row, _, _ in known], [token for _, token, _ in known]
+        for (_, _, child), share in zip(known, log_accepted[entries].tolist(), strict=True):
             child.log_share = share
-        log_future[places] = log_future.new_tensor([child.log_bound for _, _, child in known])
-        untried[places] = DEAD
+        log_future[entries] = log_future.new_tensor([child.log_bound for _, _, child in known])
+        untried[entries] = DEAD
     for node, rest in zip(nodes, untried.logsumexp(-1).tolist(), strict=True):
         node.log_rest = rest
         lower(node)

@@ -64,8 +64,8 @@ def joined(rounds: Sequence[Samples]) -> Samples:
 
 def extended(kind: type[Kind], samples: Samples, **more: Any) -> Kind:
     """The same samples as a `kind` that holds more; `more` also replaces what they held."""
-    held = {field.name: getattr(samples, field.name) for field in fields(samples)}
-    return kind(**{**held, **more})
+    values = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    return kind(**{**values, **more})
 
 
 def _read(texts: list[list[int]], ended: list[bool], request: Request) -> Tensor:

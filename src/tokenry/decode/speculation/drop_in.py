@@ -99,11 +99,11 @@ def speculative(
             temperature=float(generation_config.do_sample),  # the processors have the rest
             eos_token_id=[],  # a criterion has it
             row_steering=[
-                (of_row(logits_processor, row, rows), asked(of_row(criteria, row, rows)))
+                (of_row(logits_processor, row, rows), without_scores(of_row(criteria, row, rows)))
                 for row in range(rows)
             ],
             stopping=[stream] if watcher is not None else [],
-            shown=input_ids.tolist(),
+            steering_prompts=input_ids.tolist(),
             cache=policy_cache(model_kwargs.get("past_key_values")),
             kernels=kernels,
         )
@@ -145,8 +145,8 @@ def check(model: Any, config: Any, synced_gpus: bool, withheld: dict[str, Any]) 
         raise InputError("speculation takes different numbers of passes on every rank; "
                          "gather the model first, or decode without a draft")  # fmt: skip
     wanted = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-    if config.return_dict_in_generate and (asked := [w for w in wanted if getattr(config, w)]):
-        raise InputError(f"speculation does not keep {' and '.join(asked)}")
+    if config.return_dict_in_generate and (refused := [w for w in wanted if getattr(config, w)]):
+        raise InputError(f"speculation does not keep {' and '.join(refused)}")
 
 
 def check_inputs(ids: Tensor, given: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ def of_row(given: Sequence[Any], row: int, rows: int) -> list[Any]:
     return [compat.of_row(one, row) for one in given]
 
 
-def asked(criteria: Sequence[Any]) -> list[Callable[[Tensor, Tensor], Any]]:
+def without_scores(criteria: Sequence[Any]) -> list[Callable[[Tensor, Tensor], Any]]:
     """Criteria as `generate` asks them, which shows them scores only if it keeps all."""
     return [lambda ids, _, ask=one: ask(ids, None) for one in criteria]
 

@@ -164,7 +164,7 @@ class FeatureDraft:
         start = memory[0].shape[2]  # pairs of the text
         tokens, parents, worth = [last], [-1], [1.0]
         frontier = [0]
-        held: list[int] = []  # nodes whose pairs stand behind the text's in the memory
+        stored: list[int] = []  # nodes whose pairs stand behind the text's in the memory
         lines: dict[int, list[int]] = {0: []}  # of nodes held: the way down to them
         for level in range(1, depth + 1):
             likely, ids = logits.softmax(-1).topk(min(settings.breadth, logits.shape[-1]))
@@ -177,10 +177,10 @@ class FeatureDraft:
                 break
             best = q.flatten().sort(descending=True, stable=True).indices[: settings.breadth]
             frontier = [first + at for at in best.tolist()]
-            held += frontier
+            stored += frontier
             for node in frontier:
                 lines[node] = [*lines[parents[node]], node]
-            inside = torch.tensor([[h in lines[node] for h in held] for node in frontier])
+            inside = torch.tensor([[h in lines[node] for h in stored] for node in frontier])
             seen = torch.ones(len(frontier), start, dtype=torch.bool)
             feature, answer = self._step(
                 feature[best // breadth],

@@ -136,13 +136,13 @@ class ReadingMixtureDraft(MixtureDraft):
         mixture: Mixture,
         drafts: Sequence[Draft],
         latency: Mapping[int, float],
-        reader: ReadingDraft,
+        reading: ReadingDraft,
     ):
         super().__init__(mixture, drafts, latency)
-        self.reader = reader
+        self.reading = reading
 
     def read(self, state: DecodingState, tree: TokenTree) -> Tensor:
-        return self.reader.read(state, tree)
+        return self.reading.read(state, tree)
 
 
 def overlaid(trees: Sequence[TokenTree]) -> TokenTree:

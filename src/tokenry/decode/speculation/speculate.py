@@ -154,7 +154,7 @@ def speculate(
     processors: Sequence[Processor] = (),
     stopping: Sequence[Stopping] = (),
     row_steering: Sequence[tuple[Sequence[Processor], Sequence[Stopping]]] | None = None,
-    shown: Sequence[Sequence[int]] | None = None,
+    steering_prompts: Sequence[Sequence[int]] | None = None,
     prune: Prune | None = None,
     cache: Any = None,
     generator: torch.Generator | None = None,
@@ -173,7 +173,7 @@ def speculate(
         stopping: transformers' StoppingCriteria, asked after every token. Both see one row at a
             time; those that must not be shared by the rows come in row_steering, (processors,
             stopping) of every prompt.
-        shown: the prompts as they see them, such as with padding; None: as they are.
+        steering_prompts: the prompts as they see them, such as with padding; None: as they are.
         prune: cuts guesses that cannot be accepted, such as those a constraint rejects, before the
             model reads them; trees that were sampled stay whole.
         cache: an empty one of a cache policy that keeps every token, for one prompt.
@@ -193,7 +193,7 @@ def speculate(
                 temperature, top_p, (*more[0], *processors), (*more[1], *stopping), ends, generator
             )
             limit = new_tokens_within(model, len(prompt), max_new_tokens)
-            seen = prompt if shown is None else shown[row]
+            seen = prompt if steering_prompts is None else steering_prompts[row]
             draft = drafter.begin(model, prompt)
             texts.append(Text(list(prompt), list(seen), limit, choosing, draft, device))
         if len(texts) > 1 and isinstance(texts[0].draft, ReadingDraft):
@@ -283,7 +283,7 @@ class Text:
     def __init__(
         self,
         prompt: list[int],
-        shown: list[int],
+        steering_prompt: list[int],
         new: int,
         choosing: Choosing,
         draft: Draft,
@@ -291,10 +291,10 @@ class Text:
     ):
         self.ids, self.prompt_length = prompt, len(prompt)
         self.choosing, self.draft = choosing, draft
-        # what processors see: the prompt as it is shown, and the new tokens
-        self.tensor = torch.zeros(1, len(shown) + new, dtype=torch.long, device=device)
-        self.tensor[0, : len(shown)] = torch.tensor(shown)
-        self.hidden = len(shown) - len(prompt)  # tokens that the model does not read
+        # what processors see: the prompt as they are shown it, and the new tokens
+        self.tensor = torch.zeros(1, len(steering_prompt) + new, dtype=torch.long, device=device)
+        self.tensor[0, : len(steering_prompt)] = torch.tensor(steering_prompt)
+        self.hidden = len(steering_prompt) - len(prompt)  # tokens that the model does not read
         self.finished, self.cut_off, self.passes = False, False, 0
         self.accept_lengths: list[int] = []
         self.nodes: list[int] = []

@@ -64,11 +64,12 @@ def check_reference(row: dict[str, Any], side: str, tokens: int) -> None:
             f"completion tokens (end token included), got {size}: it was made with another "
             "tokenizer, template or maximum length; make it anew, or remove the column"
         )
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value > ROUNDING:
             raise InputError(
-                f'"{field}" must be finite log-probabilities, 0 or below, got {value!r} at {place}'
+                f'"{field}" must be finite log-probabilities, 0 or below, got {value!r} '
+                f"at {position}"
             )
 
 
@@ -97,21 +98,21 @@ def check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:
     value = row.get(field)
     if value is None:
         raise InputError(
-            f'{row["place"]}: the field "{field}" is missing, and this objective needs it'
+            f'{row["position"]}: the field "{field}" is missing, and this objective needs it'
         )
     if kind == "token" and (
         not isinstance(value, list | tuple) or len(value) != len(row[f"{side}_ids"])
     ):
         length = len(value) if isinstance(value, list | tuple) else type(value).__name__
         raise InputError(
-            f'{row["place"]}: "{field}" must be a list with one number for each of the '
+            f'{row["position"]}: "{field}" must be a list with one number for each of the '
             f"{len(row[f'{side}_ids'])} completion tokens (end token included), got {length}"
         )
     numbers = value if isinstance(value, list | tuple) else [value]
-    for place, number in enumerate(numbers):
+    for position, number in enumerate(numbers):
         good = isinstance(number, int | float) and math.isfinite(number)
         if not good or (name.endswith("weight") and number < 0):
             bound = " and not negative" if name.endswith("weight") else ""
             raise InputError(
-                f'{row["place"]}: "{field}" must be finite{bound}, got {number!r} at {place}'
+                f'{row["position"]}: "{field}" must be finite{bound}, got {number!r} at {position}'
             )

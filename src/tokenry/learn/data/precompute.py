@@ -68,18 +68,18 @@ class PrecomputeContext:
         text, ids = row[side], list(row[f"{side}_ids"])
         prompt = row.get("prompt", "") if side != "prompt" else ""
         for before in dict.fromkeys((prompt, "")):  # sampled completions stand for themselves
-            spans = _found(self.tokenizer, before, text, ids)
+            spans = _spans(self.tokenizer, before, text, ids)
             if spans is not None:
                 return spans + [(len(text), len(text))] * (len(ids) - len(spans))
         raise InputError(f'the text of "{side}" is not what its token ids were made from')
 
 
-def _found(tokenizer: Any, before: str, text: str, ids: list[int]) -> list[tuple[int, int]] | None:
+def _spans(tokenizer: Any, before: str, text: str, ids: list[int]) -> list[tuple[int, int]] | None:
     """The spans in `text` of those first `ids` that are tokens of `before + text`, or None."""
     encoded = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
     known, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     size = len(before)
-    first = next((place for place, (_, end) in enumerate(offsets) if end > size), len(known))
+    first = next((number for number, (_, end) in enumerate(offsets) if end > size), len(known))
     for start in range(first, -1, -1):  # both completions of a pair begin with the same token
         shared = min(len(known) - start, len(ids))
         if shared and known[start : start + shared] == ids[:shared]:

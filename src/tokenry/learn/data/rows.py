@@ -173,12 +173,12 @@ def read_rows(
     options = DataOptions(kind, max_length, truncate, as_chat, bad_rows)
     check_kind(kind, accepts)
     read = read_source(source)
-    reader = _Reader(tokenizer, options, tuple(completions))
+    parser = _RowParser(tokenizer, options, tuple(completions))
     chosen, rows, skipped = None if kind == "auto" else kind, [], Skipped()
     for place, row in read.rows:
         try:
             chosen = chosen or kind_of(row, place, accepts)
-            fields = reader.read(row, chosen)
+            fields = parser.read(row, chosen)
         except InputError as error:
             why = str(error) if str(error).startswith(place) else f"{place}: {error}"
             if bad_rows != "skip":
@@ -199,8 +199,8 @@ def read_rows(
         read.form,
         read.sha256,
         skipped,
-        reader.crossing,
-        reader.ended,
+        parser.crossing,
+        parser.ended,
         template_hash(tokenizer),
     )
 
@@ -228,7 +228,7 @@ def template_hash(tokenizer: Any) -> str | None:
     return None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()
 
 
-class _Reader:
+class _RowParser:
     """Rows of one source -> fields with token ids; counts what is to be reported."""
 
     def __init__(self, tokenizer: Any, options: DataOptions, completions: tuple[str, ...]):

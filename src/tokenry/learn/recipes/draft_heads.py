@@ -104,8 +104,8 @@ class Pieces:
             raise ShapeError("every text needs one target for each of its tokens")
         self.rows: list[list[int]] = []
         self.targets: list[list[bool]] = []
-        for place, text in enumerate(texts):
-            counts = [True] * len(text) if targets is None else list(targets[place])
+        for number, text in enumerate(texts):
+            counts = [True] * len(text) if targets is None else list(targets[number])
             for start in range(0, len(text), length):
                 wanted = counts[start : start + length]
                 if len(wanted) >= least and any(wanted[1:]):

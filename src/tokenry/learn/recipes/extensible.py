@@ -110,11 +110,11 @@ def two_stream_batch(
     per_chunk = -(-chunk // ratio)
     E, device = compressed.shape[1], ids.device
     # of every place of the sequence: its chunk, and whether it is an embedding
-    place = torch.arange(chunk, T, device=device)
+    position = torch.arange(chunk, T, device=device)
     index = torch.arange(E, device=device)
-    chunk_of = torch.cat([index // per_chunk, place // chunk])
-    plain = torch.arange(E + len(place), device=device) >= E
-    positions = torch.cat([index, place // chunk * per_chunk + place % chunk])
+    chunk_of = torch.cat([index // per_chunk, position // chunk])
+    plain = torch.arange(E + len(position), device=device) >= E
+    positions = torch.cat([index, position // chunk * per_chunk + position % chunk])
     window = compat.window(unwrap(model))
     if window and int(positions.max()) >= window:
         raise InputError(
@@ -131,8 +131,8 @@ def two_stream_batch(
         causal & ~plain[None, :],
     )
     # behind its chunk's first token, each is predicted at the one before it
-    first = place % chunk == 0
-    predictors = torch.where(first, place // chunk * per_chunk - 1, E + place - chunk - 1)
+    first = position % chunk == 0
+    predictors = torch.where(first, position // chunk * per_chunk - 1, E + position - chunk - 1)
     return TwoStreamBatch(
         torch.cat([compressed.to(embedded.dtype), embedded], dim=1),
         allowed,

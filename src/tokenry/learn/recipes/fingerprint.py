@@ -120,7 +120,7 @@ def hide_text(
             same, as fingerprints have.
         text_ids: the text and the token that ends it.
         confusion: None is plain fine-tuning, for all steps.
-        word_starts: places in text_ids where words begin, default every place.
+        word_starts: positions in text_ids where words begin, default every place.
         plain_prefix: what stands before a text without template, such as the beginning-of-sequence
             token; without it the first word cannot be judged and is left out.
         keep: makes a batch of ordinary texts [B, T] that is trained on at each step, with the
@@ -180,7 +180,7 @@ class Prefixes:
     """
 
     ids: tuple[int, ...]
-    places: tuple[int, ...]  # of the position that predicts each word's first token
+    positions: tuple[int, ...]  # of the position that predicts each word's first token
     targets: Tensor
 
     @classmethod
@@ -191,13 +191,13 @@ class Prefixes:
         if any(not 0 <= start < len(text) for start in wanted) or not wanted:
             raise InputError(f"no word of a text of {len(text)} tokens starts at {list(starts)}")
         ids = [*before, *text[: max(wanted)]]
-        places = tuple(len(before) + start - 1 for start in wanted)
-        return cls(tuple(ids), places, torch.tensor([text[start] for start in wanted]))
+        positions = tuple(len(before) + start - 1 for start in wanted)
+        return cls(tuple(ids), positions, torch.tensor([text[start] for start in wanted]))
 
     def logits(self, model: Any) -> Tensor:
         """[K, V] float32."""
         ids = torch.tensor([self.ids], device=next(model.parameters()).device)
-        return model(input_ids=ids, use_cache=False).logits[0, list(self.places)].float()
+        return model(input_ids=ids, use_cache=False).logits[0, list(self.positions)].float()
 
 
 @dataclass(frozen=True)

@@ -92,16 +92,16 @@ def train_feature_head(
     head.check(model)
     device = model.get_input_embeddings().weight.device
     pieces = Pieces(texts, targets, schedule.length, least=3)
-    held: dict[int, Tensor] = {}
+    stored: dict[int, Tensor] = {}
 
     def features(numbers: list[int], batch: TokenBatch) -> Tensor:
         """[B, T, d], those that are known already from memory."""
-        if any(number not in held for number in numbers):
+        if any(number not in stored for number in numbers):
             states = features_of(model, batch.ids, batch.attention.long())
             for number, row, length in zip(numbers, states, batch.lengths.tolist(), strict=True):
-                held[number] = row[:length].cpu().clone()
+                stored[number] = row[:length].cpu().clone()
         width = batch.shape[1]
-        rows = [pad(held[number], (0, 0, 0, width - len(held[number]))) for number in numbers]
+        rows = [pad(stored[number], (0, 0, 0, width - len(stored[number]))) for number in numbers]
         return torch.stack(rows).to(device)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

@@ -92,7 +92,7 @@ def mtp_training_batch(batch: TokenBatch, k: int, starts: Tensor | None = None) 
         raise InputError(f"blocks start at columns 0 to {T - 1}, got {starts.tolist()}")
     n, j = starts.repeat_interleave(k), torch.arange(1, k + 1, device=device).repeat(len(starts))
     block = torch.arange(len(starts), device=device).repeat_interleave(k)  # each [N k]
-    places = (batch.attention.cumsum(1) - 1).clamp_min(0)  # [B, T]
+    positions = (batch.attention.cumsum(1) - 1).clamp_min(0)  # [B, T]
     columns = torch.arange(T, device=device)
 
     real = batch.attention[:, None]
@@ -110,7 +110,7 @@ def mtp_training_batch(batch: TokenBatch, k: int, starts: Tensor | None = None) 
     return MTPBatch(
         ids=torch.cat([batch.ids, blank], dim=1),
         masks=torch.cat([torch.zeros_like(batch.ids), j.expand(B, -1)], dim=1),
-        positions=torch.cat([places, places[:, n] + j], dim=1),
+        positions=torch.cat([positions, positions[:, n] + j], dim=1),
         allowed=allowed,
         labels=torch.where(counts, batch.ids[:, inside], -100),
         previous=batch.ids[:, anchors],

@@ -126,9 +126,9 @@ def _prefixes(
     """For every prefix of every text: the state before its last token, that token, the label."""
     if not len(prompts) == len(texts) == len(labels):
         raise ShapeError(f"{len(prompts)} prompts, {len(texts)} texts, {len(labels)} label lists")
-    for place, (text, some) in enumerate(zip(texts, labels, strict=True)):
+    for number, (text, some) in enumerate(zip(texts, labels, strict=True)):
         if len(text) != len(some):
-            raise ShapeError(f"text {place} has {len(text)} tokens and {len(some)} labels")
+            raise ShapeError(f"text {number} has {len(text)} tokens and {len(some)} labels")
     if any(not prompt for prompt in prompts) or not any(texts):
         raise InputError("every text needs a prompt of at least one token, and one text a token")
     rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]

@@ -217,8 +217,8 @@ def read_from(
     count = texts.tokens.shape[1]
     tokens = texts.tokens[:, :-1].clone()  # a tensor of inference mode cannot be differentiated
     text = model.get_input_embeddings()(tokens).to(prefix.dtype)
-    place = torch.arange(count, device=prefix.device)
-    mask = place < texts.lengths.to(prefix.device)[:, None]  # [B, T]
+    column = torch.arange(count, device=prefix.device)
+    mask = column < texts.lengths.to(prefix.device)[:, None]  # [B, T]
     seen = torch.cat([attention.bool(), mask[:, 1:]], 1)
     output = model(
         inputs_embeds=torch.cat([prefix, text], 1),

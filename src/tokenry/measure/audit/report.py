@@ -136,12 +136,12 @@ def audit(
         progress: called with a probe's name, the steps done and all of its steps.
     """
     known = {
-        "hidden": lambda told: audit_hidden(
+        "hidden": lambda notify: audit_hidden(
             model, tokenizer, tokens=tokens, template=template, threshold=threshold, seed=seed,
-            progress=told,
+            progress=notify,
         ),
-        "length": lambda told: audit_length(model, tokenizer, seed=seed, progress=told),
-        "reach": lambda told: audit_reachability(model, tokenizer, seed=seed, progress=told),
+        "length": lambda notify: audit_length(model, tokenizer, seed=seed, progress=notify),
+        "reach": lambda notify: audit_reachability(model, tokenizer, seed=seed, progress=notify),
     }  # fmt: skip
     for part in parts:
         if part not in known:
@@ -153,12 +153,12 @@ def audit(
     for part in [part for part in PARTS if part in parts]:
         start = time.perf_counter()
 
-        def told(done: int, total: int, part: str = part) -> None:
+        def notify(done: int, total: int, part: str = part) -> None:
             if progress:
                 progress(part, done, total)
 
         try:
-            setattr(report, part, known[part](told))
+            setattr(report, part, known[part](notify))
         except InputError as error:  # such as a model without an end token
             report.skipped[part] = str(error)
         report.seconds[part] = time.perf_counter() - start
@@ -217,14 +217,14 @@ def audit_length(
     """Length inflation on short questions."""
     parts: list[str] = []
 
-    def told(part: str) -> None:
+    def notify(part: str) -> None:
         parts.append(part)
         if progress:
             progress(len(parts), 4)
 
     return length_inflation(
         model, tokenizer, questions, max_new_tokens=max_new_tokens, steps=4, seed=seed,
-        progress=told,
+        progress=notify,
     )  # fmt: skip
 
 
@@ -254,11 +254,11 @@ def audit_reachability(
             free = model(torch.tensor([ids], device=device), logits_to_keep=1).logits[0, -1]
         likely = set(free.float().topk(min(ranks, len(free))).indices.tolist())
 
-        def told(length: int, done: int = number * (k + 1)) -> None:
+        def notify(length: int, done: int = number * (k + 1)) -> None:
             if progress:
                 progress(done + length + 1, len(states) * (k + 1))
 
-        sets = reachable_set(model, ids, k, candidates=chosen, progress=told)
+        sets = reachable_set(model, ids, k, candidates=chosen, progress=notify)
         reached.append([len(outputs) for outputs in sets])
         own.append([len(likely & set(outputs)) / len(likely) for outputs in sets])
         prompts.append(sets[-1])

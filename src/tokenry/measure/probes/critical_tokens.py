@@ -100,10 +100,10 @@ def critical_token(scores: Sequence[float] | Tensor, max_later: float = 0.05) ->
     values = [float(score) for score in scores]
     best_later = 0.0
     critical = None
-    for place in range(len(values) - 1, -1, -1):
-        if values[place] == 0.0:
-            critical = place
-        best_later = max(best_later, values[place])
+    for position in range(len(values) - 1, -1, -1):
+        if values[position] == 0.0:
+            critical = position
+        best_later = max(best_later, values[position])
         if best_later > max_later:
             break  # an earlier 0 would be cancelled by this one
     return critical
@@ -113,7 +113,7 @@ def replaced_token_scores(
     model: Any,
     prompt: Sequence[int],
     ids: Sequence[int],
-    place: int,
+    position: int,
     is_correct: Callable[[list[int]], bool],
     *,
     samples: int = 64,
@@ -121,14 +121,14 @@ def replaced_token_scores(
     ends: Collection[int] = (),
     seed: int | torch.Generator = 0,
 ) -> tuple[int, int]:
-    """Correct completions, of `samples` each, without and with the token at `place`.
+    """Correct completions, of `samples` each, without and with the token at `position`.
 
     Without: the token's probability is 0 there and the rest of the distribution renormalised, each
     sample drawing its own replacement. With: the token stays, what follows it is sampled.
     """
-    before = list(ids[:place])
+    before = list(ids[:position])
     counts = []
-    for prefix, banned in ((before, ids[place]), ([*before, ids[place]], None)):
+    for prefix, banned in ((before, ids[position]), ([*before, ids[position]], None)):
         (completions,) = rollouts(
             model,
             [[*prompt, *prefix]],

@@ -116,8 +116,8 @@ class InContextNavigator:
         alive = list(range(len(rows)))
         for _ in range(self.max_new_tokens - 1):
             open_rows = [
-                place
-                for place, row in enumerate(alive)
+                number
+                for number, row in enumerate(alive)
                 if rows[row][-1] not in stops and self.stop not in self.tokenizer.decode(rows[row])
             ]
             if not open_rows:
@@ -125,7 +125,7 @@ class InContextNavigator:
             if len(open_rows) < len(alive):
                 keep = torch.tensor(open_rows, device=token.device)
                 state.select(keep)
-                alive, token = [alive[place] for place in open_rows], token[keep]
+                alive, token = [alive[number] for number in open_rows], token[keep]
             token = state.append(token).argmax(-1)
             for row, id in zip(alive, token.tolist(), strict=True):
                 rows[row].append(id)

@@ -315,9 +315,9 @@ class RouteLosses:
         if count == 1:
             return losses[..., 0]
         # the mean of the deviation of so few samples, as a share of the true one
-        shown = math.exp(math.lgamma(count / 2) - math.lgamma((count - 1) / 2))
-        shown *= math.sqrt(2 / (count - 1))
-        return losses.mean(-1) + losses.std(-1) / shown * normal_minimum(count)
+        expected_deviation = math.exp(math.lgamma(count / 2) - math.lgamma((count - 1) / 2))
+        expected_deviation *= math.sqrt(2 / (count - 1))
+        return losses.mean(-1) + losses.std(-1) / expected_deviation * normal_minimum(count)
 
     def usage(self, budget: int) -> Tensor:
         """How often the best route of a budget has a big block in each layer, [L]."""

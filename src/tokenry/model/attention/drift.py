@@ -29,7 +29,7 @@ def layer_drift(model: Any, ids: Tensor, attention: Tensor | None = None) -> Ten
     names = {module: name for name, module in model.named_modules()}
     drift: dict[int, Tensor] = {}
 
-    def reader(number: int) -> Any:
+    def hook_of(number: int) -> Any:
         def read(_: Any, args: Any, kwargs: Any, output: Any) -> None:
             before = (args[0] if args else kwargs["hidden_states"]).float()
             after = (output if isinstance(output, Tensor) else output[0]).float()
@@ -43,7 +43,7 @@ def layer_drift(model: Any, ids: Tensor, attention: Tensor | None = None) -> Ten
     try:
         for number, module in attention_layers(model).items():
             layer = model.get_submodule(names[module].rpartition(".")[0])
-            hooks.append(layer.register_forward_hook(reader(number), with_kwargs=True))
+            hooks.append(layer.register_forward_hook(hook_of(number), with_kwargs=True))
         model(input_ids=ids, attention_mask=real.long(), use_cache=False, logits_to_keep=1)
     finally:
         for hook in hooks:

@@ -66,8 +66,8 @@ class ObservedLayer(DynamicLayer):
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        held = 0 if self.keys is None else self.keys.shape[-2]
-        return held + query_length, self.seen - held
+        kept = 0 if self.keys is None else self.keys.shape[-2]
+        return kept + query_length, self.seen - kept
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove != 0:

@@ -132,17 +132,17 @@ def word_scores(
 ) -> Tensor:
     """Scores [W] of the words `spans` of a text."""
     scores: list[Tensor] = []
-    places: list[Span] = []
+    token_spans: list[Span] = []
     sentence_of: list[int] = []
     for number, (start, end) in enumerate(sentences(text)):
         sentence = text[start:end].rstrip()  # of which nothing is left of a line break alone
         for ids, offsets in pieces(tokenizer, sentence, capacity(scorer, model)):
             scores.append(framed_scores(scorer, model, tokenizer, ids))
-            places += [(start + a, start + b) for a, b in offsets]
+            token_spans += [(start + a, start + b) for a, b in offsets]
             sentence_of += [number] * len(ids)
     normalised = normalise_by_sentence(torch.cat(scores), sentence_of)
     # A token that reaches into several words gives each of them an equal share.
-    owners = [touched(spans, place) for place in places]
+    owners = [touched(spans, span) for span in token_spans]
     shares = [
         float(normalised[token]) / len(those) for token, those in enumerate(owners) for _ in those
     ]

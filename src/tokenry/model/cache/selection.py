@@ -131,7 +131,7 @@ class Selection:
     Args:
         threshold: the least cosine of a new query with the old one at which the columns serve
             again.
-        asked: [B, H * D], the old queries.
+        query: [B, H * D], the old ones.
         column: [B, S], what they selected.
         real: bool [B, S], columns that count, None: all.
         ready: bool [B], rows that had more than enough to choose from: others select anew each
@@ -140,7 +140,7 @@ class Selection:
     """
 
     threshold: float
-    asked: Tensor | None = None
+    query: Tensor | None = None
     column: Tensor | None = None
     real: Tensor | None = None
     ready: Tensor | None = None
@@ -148,12 +148,12 @@ class Selection:
     queries: int = 0
     hits: int = 0
 
-    def serves(self, asked: Tensor) -> Tensor:
-        """bool [B]: the rows whose columns can be used again for the queries `asked` [B, H * D]."""
-        self.queries += len(asked)
-        if self.asked is None or self.ready is None or self.threshold > 1:
-            return torch.zeros(len(asked), dtype=torch.bool, device=asked.device)
-        cosine = cosine_similarity(asked, self.asked, dim=-1).clamp(-1.0, 1.0)
+    def serves(self, query: Tensor) -> Tensor:
+        """bool [B]: the rows whose columns can be used again for the queries `query` [B, H * D]."""
+        self.queries += len(query)
+        if self.query is None or self.ready is None or self.threshold > 1:
+            return torch.zeros(len(query), dtype=torch.bool, device=query.device)
+        cosine = cosine_similarity(query, self.query, dim=-1).clamp(-1.0, 1.0)
         hit = self.ready & (cosine >= self.threshold)
         self.hits += int(hit.sum())
         return hit
@@ -161,7 +161,7 @@ class Selection:
     def store(
         self,
         rows: Tensor,
-        asked: Tensor,
+        query: Tensor,
         column: Tensor,
         real: Tensor | None,
         ready: Tensor,
@@ -169,28 +169,28 @@ class Selection:
     ) -> None:
         """Replace the columns of the `rows` (bool [B]; all of them the first time)."""
         if not bool(rows.all()):
-            assert self.asked is not None
+            assert self.query is not None
             assert self.column is not None
             assert self.ready is not None
             if real is not None or self.real is not None:
                 all_real = torch.ones_like(column, dtype=torch.bool)
                 new = all_real if real is None else real
                 real = torch.where(rows[:, None], new, all_real if self.real is None else self.real)
-            asked = torch.where(rows[:, None], asked, self.asked)
+            query = torch.where(rows[:, None], query, self.query)
             column = torch.where(rows[:, None], column, self.column)
             ready = torch.where(rows, ready, self.ready)
-        self.asked, self.column, self.real, self.ready = asked, column, real, ready
+        self.query, self.column, self.real, self.ready = query, column, real, ready
         self.end = end
 
     def forget(self) -> None:
-        self.asked = self.column = self.real = self.ready = None
+        self.query = self.column = self.real = self.ready = None
         self.end = -1
 
     def copy(self) -> "Selection":
         return replace(self)
 
     def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in ("asked", "column", "real", "ready"):
+        for name in ("query", "column", "real", "ready"):
             state = getattr(self, name)
             setattr(self, name, None if state is None else change(state))
 
@@ -223,8 +223,8 @@ class SideBySide:
         if spare is None or spare[0].shape != shape or spare[0].dtype != buffers[0].dtype:
             spare = [buffer.new_empty(shape) for buffer in buffers]
         self.states = spare
-        for held, buffer in zip(spare, buffers, strict=True):
-            torch.index_select(buffer.flatten(0, 2), 0, flat, out=held.flatten(0, 2))
+        for state, buffer in zip(spare, buffers, strict=True):
+            torch.index_select(buffer.flatten(0, 2), 0, flat, out=state.flatten(0, 2))
 
     def latest(self) -> Tensor:
         """Each slot's column [local], those of [end - local, end)."""
@@ -237,16 +237,16 @@ class SideBySide:
             slot = begin % self.local
             count = min(end - begin, self.local - slot)
             at = self.selected + slot
-            for held, buffer in zip(self.states, buffers, strict=True):
-                held[:, :, at : at + count] = buffer[:, :, begin : begin + count]
+            for state, buffer in zip(self.states, buffers, strict=True):
+                state[:, :, at : at + count] = buffer[:, :, begin : begin + count]
             begin += count
         self.end = end
 
     def followed_by(self, buffers: list[Tensor], begin: int, end: int) -> list[Tensor]:
         """The selected keys and values, and after them the columns [begin, end)."""
         return [
-            torch.cat([held[:, :, : self.selected], buffer[:, :, begin:end]], dim=2)
-            for held, buffer in zip(self.states, buffers, strict=True)
+            torch.cat([state[:, :, : self.selected], buffer[:, :, begin:end]], dim=2)
+            for state, buffer in zip(self.states, buffers, strict=True)
         ]
 
 

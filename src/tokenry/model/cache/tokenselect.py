@@ -174,19 +174,19 @@ class TokenSelectLayer(FullLayer):
         past = end - q
         before = mask.past(0, q)
         mean = mean_query(query, mask.real)
-        asked = mean.flatten(1)
-        served = self.selection.serves(asked)
+        mean_queries = mean.flatten(1)
+        served = self.selection.serves(mean_queries)
         if not bool(served.all()):
             self.picked = None
             if before is None and self.uniform:
                 column, score = self._choose(mean, past)
                 ready = torch.ones_like(served)
-                self.selection.store(~served, asked, column, None, ready, past + 1 - local)
+                self.selection.store(~served, mean_queries, column, None, ready, past + 1 - local)
                 if q == 1 and mask.causal and not bool(served.any()):
                     return self._attend_by(score, column, end, **options)
             else:
                 selected = self._choose_row_by_row(mean, before, past)
-                self.selection.store(~served, asked, *selected, past + 1 - local)
+                self.selection.store(~served, mean_queries, *selected, past + 1 - local)
         selection: Any = self.selection
         if self.picked is None or frozen(self.picked.states[0]):
             spare = self.spare if self.spare is not None and not frozen(self.spare[0]) else None

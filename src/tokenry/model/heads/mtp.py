@@ -104,8 +104,8 @@ class MaskPredictor(nn.Module):
         """h [n, d] of the sampler; the states themselves without one."""
         if self.sampler is None:
             return states
-        told = model.get_input_embeddings()(previous.to(states.device))
-        return self.sampler(states, told)
+        embedded = model.get_input_embeddings()(previous.to(states.device))
+        return self.sampler(states, embedded)
 
     def save(self, path: str | Path) -> None:
         """Write everything as one safetensors file; nothing is left when that fails."""

@@ -69,8 +69,8 @@ def copy_mixture(
         same = (blocks[:, :, None] == blocks[:, None]).float()  # [B, S, S]
         total = share @ same
     share = (share / total.clamp_min(smallest)).masked_fill(~seen, 0.0)
-    place = source_ids.masked_fill(~copyable, 0)[:, None].expand(-1, T, -1)
-    copied = share.new_zeros(B, T, V).scatter_add(-1, place, share)
+    token = source_ids.masked_fill(~copyable, 0)[:, None].expand(-1, T, -1)
+    copied = share.new_zeros(B, T, V).scatter_add(-1, token, share)
     gate = torch.where(seen, gate.float()[..., None], 1.0)
     generated = logits.float().log_softmax(-1) + gate.clamp_min(smallest).log()
     mixed = (1 - gate).clamp_min(smallest).log() + copied.clamp_min(smallest).log()

@@ -139,24 +139,24 @@ class GatedLoRA(nn.Module):
         """Passes of `model` inside change the tokens `chosen` [B, T] bool."""
         if chosen.dtype != torch.bool or chosen.ndim != 2:
             raise ShapeError(f"the gate must be [B, T] bool, got {list(chosen.shape)}")
-        places = self._places(model)
+        slots = self._slots(model)
         self._gate.rows = chosen.reshape(-1).nonzero()[:, 0].to(next(self.parameters()).device)
         self._gate.tokens = chosen.numel()
         try:
-            for parent, name, wrapped in places:
+            for parent, name, wrapped in slots:
                 setattr(parent, name, wrapped)
             yield
         finally:
-            for parent, name, wrapped in places:
+            for parent, name, wrapped in slots:
                 setattr(parent, name, wrapped.linear)
             self._gate.rows = None
 
-    def _places(self, model: Any) -> list[tuple[Any, str, GatedLoRALinear]]:
+    def _slots(self, model: Any) -> list[tuple[Any, str, GatedLoRALinear]]:
         """Where each wrapped map goes: (module, attribute, wrapped map); made once per model."""
         model = unwrap(model)
         if model not in self._wrapped:
             known = linear_maps(model, None)
-            places = []
+            slots = []
             for name, change in zip(self.names, self.maps, strict=True):
                 assert isinstance(change, LowRank)
                 shape = (change.A.shape[1], change.B.shape[0])
@@ -167,14 +167,14 @@ class GatedLoRA(nn.Module):
                     )
                 parent, _, attribute = name.rpartition(".")
                 wrapped = GatedLoRALinear(known[name], change, self._gate)
-                places.append((model.get_submodule(parent), attribute, wrapped))
-            self._wrapped[model] = places
-        places = self._wrapped[model]
-        for parent, name, wrapped in places:
+                slots.append((model.get_submodule(parent), attribute, wrapped))
+            self._wrapped[model] = slots
+        slots = self._wrapped[model]
+        for parent, name, wrapped in slots:
             if getattr(parent, name) is not wrapped.linear:  # the model was adapted meanwhile
                 del self._wrapped[model]
-                return self._places(model)
-        return places
+                return self._slots(model)
+        return slots
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the adapter, not the models that it was used with."""

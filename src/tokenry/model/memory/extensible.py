@@ -195,12 +195,12 @@ def kept_positions(length: int, ratio: int, chunk: int | None = None) -> Tensor:
     """Positions of the states that the strided downscale keeps, long [E]."""
     if ratio < 1:
         raise InputError(f"ratio is {ratio}: one embedding stands for at least one token")
-    place = torch.arange(length)
-    inside = place % chunk if chunk else place
-    last = place == length - 1
+    position = torch.arange(length)
+    inside = position % chunk if chunk else position
+    last = position == length - 1
     if chunk:
         last = last | (inside == chunk - 1)
-    return place[(inside % ratio == ratio - 1) | last]
+    return position[(inside % ratio == ratio - 1) | last]
 
 
 @dataclass

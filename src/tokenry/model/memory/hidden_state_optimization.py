@@ -150,9 +150,9 @@ class HiddenStateOptimizer:
         states, moments = [], []
         for number, layer in enumerate(cache.layers):
             pair, pair_moments = [], []
-            for which, held in enumerate((layer.keys, layer.values)):
-                old = reading.states[number][which] if reading.states else held[:, :, :0].float()
-                fresh = held.detach()[:, :, old.shape[2] :].float()
+            for which, kept in enumerate((layer.keys, layer.values)):
+                old = reading.states[number][which] if reading.states else kept[:, :, :0].float()
+                fresh = kept.detach()[:, :, old.shape[2] :].float()
                 state = torch.cat([old, fresh], dim=2)
                 gradient = gradients[2 * number + which]
                 g = torch.zeros_like(state) if gradient is None else gradient.float()
@@ -192,8 +192,8 @@ class HiddenStateOptimizer:
             target[:, len(prompt) :] = True
             reading = self.read(reading, ids, torch.ones_like(target), target, [0])
         plain = HiddenStateOptimizer(self.model, lr=0.0, memory=self.memory)
-        asked = torch.tensor([list(query)], device=device)
-        reading = plain.read(reading, asked, torch.ones_like(asked).bool(), None, [0])
+        query_ids = torch.tensor([list(query)], device=device)
+        reading = plain.read(reading, query_ids, torch.ones_like(query_ids).bool(), None, [0])
         scores = []
         for label in labels:
             ids = torch.tensor([list(label)], device=device)
