@@ -29,10 +29,10 @@ METHODS = ("text", "one stage", "MEET")
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Four languages, seeds from `100 seed`."""
+    """Six languages, seeds from `100 seed`."""
     languages, steps, size = at(
         scale,
-        full=(4, 240, {}),
+        full=(6, 240, {}),
         smoke=(2, 4, {"pairs": 6, "fit_steps": 2, "samples": 16}),
     )
 
