@@ -101,7 +101,7 @@ class ToyWorld:
         return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", pad_token="<s>")
 
     def measure(self, model: Any, prefix: Any = None) -> dict[str, float]:
-        from tokenry.core.divergence import REVERSE_KL
+        from tokenry.core.divergences import REVERSE_KL
         from tokenry.model.score import score
 
         sequences = self._samples(model, prefix)

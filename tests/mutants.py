@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def mutants(file: Path) -> Iterator[Mutant]:
 
 
 def tests_of(file: Path) -> list[str]:
-    """The mirrored test file, then those that import the module."""
+    """The mirrored test file and those that import the module, else those of its folder."""
     inside = file.relative_to(ROOT / "src" / "tokenry")
     module = ".".join(("tokenry", *inside.with_suffix("").parts)).removesuffix(".__init__")
     mirrored = ROOT / "tests" / inside.parent / f"test_{inside.name}"
@@ -90,7 +90,8 @@ def tests_of(file: Path) -> list[str]:
         for test in sorted((ROOT / "tests").rglob("test_*.py"))
         if test != mirrored and f"{module} import" in test.read_text()
     ]
-    return [str(test) for test in (mirrored, *importing) if test.exists()]
+    tests = [test for test in (mirrored, *importing) if test.exists()]
+    return [str(test) for test in tests or sorted(mirrored.parent.glob("test_*.py"))]
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
@@ -130,23 +131,24 @@ def start(mutant: Mutant, tests: list[str]) -> int:
         os._exit(status)
 
 
-def survivors(pending: list[tuple[Mutant, list[str]]], jobs: int, limit: float) -> list[Mutant]:
+def survivors(
+    mutants: Sequence[Mutant], tests: list[str], jobs: int, limit: float
+) -> Iterator[Mutant]:
     """Those on which all tests pass. limit: seconds until a run counts as failed."""
-    waiting, running, alive = list(reversed(pending)), {}, []
+    waiting, running = list(reversed(mutants)), {}
     while waiting or running:
         while waiting and len(running) < jobs:
-            mutant, tests = waiting.pop()
+            mutant = waiting.pop()
             running[start(mutant, tests)] = mutant, time.monotonic()
         for child, (mutant, since) in list(running.items()):
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 del running[child]
                 if status == 0:
-                    alive.append(mutant)
+                    yield mutant
             elif time.monotonic() - since > limit:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
-    return alive
 
 
 def main() -> int:
@@ -160,21 +162,22 @@ def main() -> int:
         command = ["git", "diff", "--name-only", "--diff-filter=d", options.since, "--", "src"]
         changed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         files += [ROOT / name for name in changed.stdout.split() if name.endswith(".py")]
-    alive, total = [], 0
+    alive = total = 0
     for file in files:
         tests, name = tests_of(file), file.relative_to(ROOT)
         begin = time.monotonic()
-        if not tests or not survivors([(Mutant(file, 0, "", "", file.read_text()), tests)], 1, 600):
+        if not tests or not any(
+            survivors([Mutant(file, 0, "", "", file.read_text())], tests, 1, 900)
+        ):
             print(f"{name}: {'its tests fail as it is' if tests else 'no tests'}", flush=True)
             continue
-        limit = 30 + 5 * (time.monotonic() - begin)
-        every = list(mutants(file))
-        some = survivors([(mutant, tests) for mutant in every], options.jobs, limit)
-        print(f"{name}: {len(some)} of {len(every)} mutants survive", flush=True)
-        for mutant in sorted(some, key=lambda mutant: mutant.line):
+        limit, every = 30 + 5 * (time.monotonic() - begin), list(mutants(file))
+        print(f"{name}: {len(every)} mutants, {len(tests)} test files", flush=True)
+        for mutant in survivors(every, tests, options.jobs, limit):
             print(f"  {mutant.line}: {mutant.before}\n     -> {mutant.after}", flush=True)
-        alive, total = alive + some, total + len(every)
-    print(f"{len(alive)} of {total} mutants survive")
+            alive += 1
+        total += len(every)
+    print(f"{alive} of {total} mutants survive")
     return 0
 
 

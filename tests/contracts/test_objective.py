@@ -15,7 +15,7 @@ import torch
 from role_cases import cases
 from tokenry.core.batch import TokenBatch
 from tokenry.core.divergence import divergence
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
     DATA,

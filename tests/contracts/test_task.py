@@ -5,7 +5,7 @@ import math
 import pytest
 
 from role_cases import cases
-from tokenry.tasks.task import Generate, Loglikelihood, Task, evaluate, reward, task
+from tokenry.tasks.task import Generate, Loglikelihood, Task, evaluate, task
 
 EACH = pytest.mark.parametrize("made", cases(task))
 COUNT = 24
@@ -48,7 +48,7 @@ def test_the_solution_gets_the_best_score_and_its_reward_is_finite(made):
     assert solved, "no item of this task has a known solution"
     for item in solved:
         best = example.score(item, item.solution)[example.primary]
-        assert math.isfinite(reward(example, item, item.solution))
+        assert math.isfinite(example.reward(item, item.solution))
         for other in solved:
             if isinstance(other.solution, type(item.solution)) and len(other.solution) == len(
                 item.solution

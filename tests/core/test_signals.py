@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tokenry.core import signals
-from tokenry.core.divergence import DIVERGENCES
 from tokenry.core.divergence import divergence as exact_divergence
+from tokenry.core.divergences import DIVERGENCES
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
 from tokenry.core.signals import (
     TopK,

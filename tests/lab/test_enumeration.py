@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tokenry.decode.samplers.smc import MaskedTexts, Samples
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import MaskedTexts
 from tokenry.lab.enumeration import (
     TOY_LIMIT,
     AcceptedTexts,

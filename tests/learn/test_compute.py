@@ -9,7 +9,8 @@ import torch
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, Comparison
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
 from tokenry.learn.objective import Loss, Objective, check_needs, frozen_sources

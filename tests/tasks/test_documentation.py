@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.tasks.documentation import passages, source_code
+from tokenry.tasks.documentation import docstrings, passages
+from tokenry.tasks.standard_library import source
 
 
 def test_passages_are_cuts_of_different_modules_by_seed(tiny_tokenizer):
@@ -21,7 +22,18 @@ def test_too_few_long_modules_are_refused(tiny_tokenizer):
 
 def test_passages_can_be_of_the_source_instead(tiny_tokenizer):
     modules = ("csv", "random")
-    found = passages(tiny_tokenizer, 60, 2, seed=1, modules=modules, text=source_code)
-    sources = [tiny_tokenizer(source_code(name))["input_ids"] for name in modules]
+    found = passages(tiny_tokenizer, 60, 2, seed=1, modules=modules, text=source)
+    sources = [tiny_tokenizer(source(name))["input_ids"] for name in modules]
     for row in found.tolist():
         assert any(row == ids[i : i + 60] for ids in sources for i in range(len(ids) - 59))
+
+
+def test_docstrings_are_those_of_modules_classes_and_functions():
+    import inspect
+    import textwrap
+
+    texts = docstrings()
+    assert all(texts)
+    for thing in (textwrap, textwrap.TextWrapper, textwrap.TextWrapper.wrap, textwrap.dedent):
+        assert inspect.cleandoc(thing.__doc__) in texts
+    assert len(texts) > 3000

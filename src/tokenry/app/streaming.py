@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tokenry.app.terminal import notes, print_json, progress
+from tokenry.app.terminal import notes, plain_table, print_json, progress
 from tokenry.text.whole import whole_text
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def warnings_as_notes() -> Iterator[None]:
 
 def remark(result: Continuation) -> None:
     """On standard error: what it took, and the rivals of the text that was printed."""
-    from rich.table import Table
     from rich.text import Text
 
     console = notes()
@@ -85,9 +84,7 @@ def remark(result: Continuation) -> None:
         parts.append(f"log evidence {result.log_evidence:.2f}")
     console.print(f"[dim]{', '.join(parts)}[/]")
     if len(result.texts) > 1:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("log weight", justify="right")
-        table.add_column("text")
+        table = plain_table("log weight", "text", numbers=("log weight",))
         order = sorted(zip(result.log_weights, result.texts, strict=True), reverse=True)
         for weight, text in order:
             table.add_row(f"{weight:.2f}", Text(text))

@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range, one_of
-from tokenry.core.divergence import JENSEN_SHANNON, FDivergence
 from tokenry.core.divergence import divergence as logits_divergence
+from tokenry.core.divergences import JENSEN_SHANNON
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.registry import Entry, Role
 
 MEMORY = 64 * 2**20

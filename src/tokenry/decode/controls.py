@@ -48,9 +48,11 @@ def generate_with_markers(
 ) -> list[MarkedText]:
     """Continue a prompt with a model trained on markers.
 
-    fixed: markers that the prompt is to show; the model infers the others. force: the completion
-    also starts with them, in a block that stays open while the schema has further categories: the
-    model goes on with those that it infers and ends the block. options: those of `generate`.
+    Args:
+        fixed: markers that the prompt is to show; the model infers the others.
+        force: the completion also starts with them, in a block that stays open while the schema has
+            further categories: the model goes on with those that it infers and ends the block.
+        options: those of `generate`.
     """
     model, tokenizer = loaded
     fixed = fixed or {}
@@ -115,8 +117,12 @@ def generate_with_control(
 ) -> Samples:
     """Continue a prompt with `particles` texts of the model under a control.
 
-    against, weight: contrast with another control. The other arguments are those of `generate`;
-    the default sampler draws from the allowed tokens, without weights.
+    The other arguments are those of `generate`; the default sampler draws from the allowed tokens,
+    without weights.
+
+    Args:
+        against: contrast with another control.
+        weight: contrast with another control.
     """
     in_range("weight", weight, "[0, inf)")
     model, tokenizer = loaded
@@ -149,8 +155,12 @@ def generate_with_control(
 class ControlContrast:
     """A logits processor: (1 + weight) log p - weight log p(. | other control).
 
-    model, control: what the other side reads; its logits are of the same text. weight: w >= 0.
     Called with all ids so far, prompt included, [B, T], and the logits [B, V] of the next token.
+
+    Args:
+        model: what the other side reads; its logits are of the same text.
+        control: what the other side reads; its logits are of the same text.
+        weight: w >= 0.
     """
 
     model: Any

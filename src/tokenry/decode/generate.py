@@ -52,20 +52,27 @@ def generate(
 ) -> Samples:
     """Continue `prompt` with `particles` texts that satisfy `constraint`.
 
-    loaded: (model, tokenizer), as `tokenry.load` gives it. prompt: a text, its token ids, or chat
-    messages, which go through the tokenizer's chat template. sampler: a sampler of texts, one of
-    tokens (which sequential Monte Carlo then uses), or the name of either; "mask" is plain local
-    masking, whose texts are valid and not weighted, and "greedy" takes the most probable allowed
-    token. temperature: of the model that is sampled from; the weights refer to that model.
-    processors: transformers' logits processors, part of the model that is sampled from.
-    ess_threshold, resampling, critic: of sequential Monte Carlo (`smc`).
+    Texts end where the model's window does, with a warning.
 
-    must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
-    does, without one it keeps its weight.
+    Args:
+        loaded: (model, tokenizer), as `tokenry.load` gives it.
+        prompt: a text, its token ids, or chat messages, which go through the tokenizer's chat
+            template.
+        sampler: a sampler of texts, one of tokens (which sequential Monte Carlo then uses), or the
+            name of either; "mask" is plain local masking, whose texts are valid and not weighted,
+            and "greedy" takes the most probable allowed token.
+        temperature: of the model that is sampled from; the weights refer to that model.
+        processors: transformers' logits processors, part of the model that is sampled from.
+        ess_threshold: of sequential Monte Carlo (`smc`).
+        resampling: of sequential Monte Carlo (`smc`).
+        critic: of sequential Monte Carlo (`smc`).
+        must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
+            does, without one it keeps its weight.
 
-    Texts end where the model's window does, with a warning. Raises InputError for a prompt that
-    fills it, and ConstraintError when no token can go on with any of the texts, with the text at
-    which that happened.
+    Raises:
+        InputError: a prompt that fills it.
+        ConstraintError: no token can go on with any of the texts, with the text at which that
+            happened.
     """
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
@@ -125,9 +132,12 @@ def text_sampler_of(
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a text, of chat messages, or of ids themselves. Raises InputError if empty.
+    """Token ids of a text, of chat messages, or of ids themselves.
 
     Messages that end with the assistant's are to be gone on with.
+
+    Raises:
+        InputError: empty.
     """
     if isinstance(prompt, str):
         start = boundaries.start_ids(tokenizer)  # all there is before an empty text

@@ -50,11 +50,17 @@ CHEAP_MASK = 64  # single checks that a mask may cost
 class CodeCompletions:
     """Texts for a hole, and what they took.
 
-    texts: of all samples; finished: whether each ended by itself; failed: samples that ran into a
-    place where no token was feasible, whose texts stop there. calls: questions to the engine;
-    remembered, spared: questions that the memory and the refused prefixes saved; pruned: tokens
-    refused; forced: tokens settled by an active completion. tokens: of all texts; passes: of the
-    model, the prompt's included.
+    Attributes:
+        texts: of all samples.
+        finished: whether each ended by itself.
+        failed: samples that ran into a place where no token was feasible, whose texts stop there.
+        calls: questions to the engine.
+        remembered: questions that the memory and the refused prefixes saved.
+        spared: questions that the memory and the refused prefixes saved.
+        pruned: tokens refused.
+        forced: tokens settled by an active completion.
+        tokens: of all texts.
+        passes: of the model, the prompt's included.
     """
 
     texts: list[str]
@@ -91,10 +97,16 @@ def complete_code(
     """`samples` texts between `prefix`, which the model reads, and `suffix`, which only the engine
     sees.
 
-    loaded: (model, tokenizer). engine: None completes without one. mode, whole_names, memo: see
-    `Completion`. top_k: 0 keeps all tokens. context_tokens: how many of the prefix's last tokens
-    the model reads (None: all); the engine sees the whole file. eos: ids that end a text (default:
-    the model's); `line_ends` are those that end a line.
+    Args:
+        loaded: (model, tokenizer).
+        engine: None completes without one.
+        mode: see `Completion`.
+        whole_names: see `Completion`.
+        memo: see `Completion`.
+        top_k: 0 keeps all tokens.
+        context_tokens: how many of the prefix's last tokens the model reads (None: all); the engine
+            sees the whole file.
+        eos: ids that end a text (default: the model's); those of `line_ends` end a line.
     """
     model, tokenizer = loaded
     in_range("samples", samples, "[1, inf)", integer=True)
@@ -150,7 +162,11 @@ COUNTS = ("calls", "remembered", "spared", "pruned", "forced")
 
 @dataclass
 class Rows:
-    """Sampled texts; dead: those after which no token was left."""
+    """Sampled texts.
+
+    Attributes:
+        dead: those after which no token was left.
+    """
 
     ids: list[list[int]]
     finished: list[bool]
@@ -214,8 +230,9 @@ class FirstFeasible(TokenSampler):
 
     The weight of `AWRS` takes one check more, and a check is what is expensive here.
 
-    tokenizer: with it, an active completion of which the model's top-k has no token is written down
-    in the tokenizer's own tokens; without, the text fails there.
+    Args:
+        tokenizer: with it, an active completion of which the model's top-k has no token is written
+            down in the tokenizer's own tokens; without, the text fails there.
     """
 
     tokenizer: Any = None

@@ -35,9 +35,11 @@ def rollouts(
 ) -> list[list[list[int]]]:
     """`copies` sampled completions of every prompt.
 
-    ends: ids that end a completion (they are kept as its last token). banned: for each prompt an id
-    that its completions must not begin with, or None; the remaining distribution is renormalised.
-    rows_per_batch: completions that grow together.
+    Args:
+        ends: ids that end a completion (they are kept as its last token).
+        banned: for each prompt an id that its completions must not begin with, or None; the
+            remaining distribution is renormalised.
+        rows_per_batch: completions that grow together.
     """
     in_range("temperature", temperature, "(0, inf)")
     in_range("copies", copies, "[1, inf)", integer=True)

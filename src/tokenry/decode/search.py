@@ -64,7 +64,9 @@ def best_of_n(
 ) -> Candidates:
     """n completions of one prompt, which is read once; of equal scores the earlier one wins.
 
-    prompt: token ids. ends: ids that end a completion.
+    Args:
+        prompt: token ids.
+        ends: ids that end a completion.
     """
     in_range("n", n, "[1, inf)", integer=True)
     [drawn] = rollouts(
@@ -95,12 +97,16 @@ def stepwise_beam_search(
 ) -> Candidates:
     """The beams that are left at the end, best first.
 
-    step_end: whether the completion so far ends a step (`step_delimiter` makes one from a text);
-    a step is also over at one of `ends` and after max_step_tokens. width: beams kept. candidates:
-    continuations sampled at each step, shared out among the beams; one that was drawn twice counts
-    once. A beam that has ended keeps its score and its place until better ones take it.
+    A beam that has ended keeps its score and its place until better ones take it.
 
     width=1, candidates=1 is sampling; width=1 with more is guided decoding.
+
+    Args:
+        step_end: whether the completion so far ends a step (`step_delimiter` makes one from a
+            text); a step is also over at one of `ends` and after max_step_tokens.
+        width: beams kept.
+        candidates: continuations sampled at each step, shared out among the beams; one that was
+            drawn twice counts once.
     """
     in_range("candidates", candidates, "[1, inf)", integer=True)
     in_range("width", width, f"[1, {candidates}]", integer=True)
@@ -183,7 +189,11 @@ def step_delimiter(tokenizer: Any, text: str = "\n", window: int = 8) -> StepEnd
 
 @dataclass
 class Beam:
-    """A prefix of the search. state: its own cache, of one row, with next-token logits."""
+    """A prefix of the search.
+
+    Attributes:
+        state: its own cache, of one row, with next-token logits.
+    """
 
     state: DecodingState
     ids: list[int]

@@ -90,9 +90,10 @@ class AnswerBench:
         asking = world.prompts(self.judged, torch.Generator().manual_seed(10_000 + self.seed))
         return float(world.utility(roll_out(policy, asking, seed=self.seed, **SAMPLING)).mean())
 
-    def train(self, objective: Any, **settings: Any) -> Any:
-        """The policy trained from the base on the three rewards; settings of `train_on_policy`."""
+    def train(self, objective: Any, reward: Any = world.rewards, **settings: Any) -> Any:
+        """The policy trained from the base, by default on all three rewards; settings of
+        `train_on_policy`."""
         return train_on_policy(
-            objective, self.base, world.prompts, world.rewards, self.base,
+            objective, self.base, world.prompts, reward, self.base,
             seed=self.seed, **SAMPLING, **settings,
         )[0]  # fmt: skip

@@ -19,13 +19,12 @@ from tokenry.core.batch import TokenBatch
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.exact_mode import exact_mode
+from tokenry.decode.prefix_classifier import LengthAttribute
 from tokenry.decode.rollouts import rollouts
 from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.texts import text_logprobs
-from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import NegativeLogLikelihood, train_on
-from tokenry.lab.toys import trained
+from tokenry.lab.toy_training import fit_toy
 from tokenry.learn.recipes.prefix_classifier import remaining_labels, train_prefix_classifier
 from tokenry.model.decoding import DecodingState
 from tokenry.tasks.worlds.clauses import DIALECTS, END, LIMIT, VOCABULARY, ClauseLanguage
@@ -49,17 +48,15 @@ class DialectModes:
 
 def clause_model(language: ClauseLanguage, texts: int = 8000, steps: int = 400) -> Any:
     """A transformer that has read so many texts of the language; kept."""
+    rows = language.texts(texts, random.Random(language.seed))
+    whole = TokenBatch.from_ids(rows, pad_id=END)
 
-    def train(model: Any) -> None:
-        whole = TokenBatch.from_ids(language.texts(texts, random.Random(language.seed)), pad_id=END)
-        batches = lambda draw: whole.select(torch.randint(texts, (64,), generator=draw))  # noqa: E731
-        options: Any = {"learning_rate": 5e-3, "seed": language.seed, "decay": 0.5}
-        train_on(batches, NegativeLogLikelihood(), model, steps=steps, **options)
+    def batches(generator: torch.Generator) -> TokenBatch:
+        return whole.select(torch.randint(texts, (64,), generator=generator))
 
-    def build() -> Any:
-        return toy_model(VOCABULARY, LIMIT + 2, language.seed)
-
-    return trained(build, train, language, texts, steps)
+    size, seed = (VOCABULARY, LIMIT + 2), language.seed
+    rate: Any = {"steps": steps, "learning_rate": 5e-3, "clip": 1.0}
+    return fit_toy(batches, *size, seed, data=(language, texts), **rate)
 
 
 def search_modes(
@@ -79,10 +76,12 @@ def search_modes(
     """Train the model of a language and a classifier of its texts, and search in every dialect.
 
     Args:
-        texts, steps: of the model's training. classifier_texts, classifier_steps: of the
-            classifier's, texts of each dialect.
+        texts: of the model's training. classifier_texts, classifier_steps: of the classifier's,
+            texts of each dialect.
+        steps: as `texts`.
         samples: drawn in each dialect, of which the first `best_of` of a length count.
-        wide, beams: of the plain beam search and of those for a length. passes: of the exact one.
+        wide: of the plain beam search and of those for a length. passes: of the exact one.
+        beams: as `wide`.
     """
     language, ends, most = ClauseLanguage(seed), [END], LIMIT - 1
     model, anything = clause_model(language, texts, steps), Anything(VOCABULARY, ends)
@@ -113,7 +112,7 @@ def search_modes(
         (drawn,) = rollouts(model, [[dialect]], samples, seed=generator, **options)
         valid, logprob = [], {"guided": [], "masked": [], "sampled": []}
         for length in lengths:
-            q = classifier.length_attribute(model, ends, length)
+            q = LengthAttribute.of(classifier, model, ends, length)
             guided = BeamSearch(q, beams=beams)(request(anything), 1)
             exactly = Length(length, length, range(VOCABULARY), ends)
             masked = BeamSearch(beams=beams)(request(exactly), 1)

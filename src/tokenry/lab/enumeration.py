@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.samplers.prefix_trie import Node
 from tokenry.decode.samplers.request import Request, TextSampler
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 from tokenry.lab.token_rule import OddSum
 from tokenry.tasks.worlds.toy_lm import NextToken, ToyLM, ToyState, odd_sum, total_variation
 

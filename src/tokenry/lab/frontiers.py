@@ -25,8 +25,9 @@ def gap_at_equal(
     """Mean difference of two methods' highest y at equal x.
 
     Args:
-        ours, theirs: paths of each method, one for each setting that it was tried with; at each x
-            its best path counts.
+        ours: paths of each method, one for each setting that it was tried with; at each x its best
+            path counts.
+        theirs: as `ours`.
         shares: at which x: shares of the range of x that both methods passed; by default nine of
             equal distance, from 0 to 1.
 

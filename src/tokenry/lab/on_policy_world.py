@@ -17,16 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenry.core.aggregate import aggregate
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
-from tokenry.learn.fit import fit, linear
+from tokenry.learn.fit import fit
 from tokenry.learn.objective import is_on_policy
 from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel, Reference
-from tokenry.model.score import score
 
 Prompts = Tensor | Callable[[int, torch.Generator], Tensor]
 Reward = Callable[[TokenBatch], Tensor]
@@ -80,7 +78,8 @@ def train_on_policy(
         prompts: [N, P] ids to draw from, or a function (count, generator) -> [count, P].
         reward: a function of the rollouts that gives [B], or [B, n] for n rewards; a row's
             completion is `batch.ids[row][batch.target[row]]`. None: an objective without rewards.
-        reference, frozen: models (or References), kept as they are.
+        reference: models (or References), kept as they are.
+        frozen: models (or References), kept as they are.
         modules: the objective's own weights; None lets the objective make them.
         batch_size: rollouts of a step, `samples` of each prompt.
         eos: the token that ends a completion and belongs to it; None: only max_new_tokens ends it.
@@ -181,29 +180,6 @@ def roll_out(
             settings,
             eos=[] if eos is None else eos,
         )
-
-
-def fit_likelihood(
-    model: Any,
-    draw: Callable[[], TokenBatch],
-    *,
-    steps: int = 150,
-    learning_rate: float = 3e-3,
-) -> Any:
-    """A frozen copy of the model, trained by maximum likelihood on the batches that `draw` gives.
-
-    The learning rate falls linearly to 0 over the second half.
-    """
-    model = copy.deepcopy(model).requires_grad_(True).train()
-
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch = draw()
-        logprob = score(model, batch, needs=("logprob",), grad=True).need("logprob")
-        return -aggregate(logprob, batch.target, "token-mean")
-
-    halfway = linear(decay=0.5)
-    fit(loss, model, steps=steps, learning_rate=learning_rate, schedule=halfway, clip=None)
-    return model.eval().requires_grad_(False)
 
 
 def _draw(prompts: Prompts, count: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.lab.frontiers import crossing
 from tokenry.learn.preference.f_dpo import optimal_policy
 

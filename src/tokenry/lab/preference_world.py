@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import REVERSE_KL
+from tokenry.core.divergences import REVERSE_KL
 from tokenry.decode.rollouts import rollouts
 from tokenry.decode.sample import sample
 from tokenry.decode.search import beam_search_policy

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.lab.on_policy_world import train_on_policy
 from tokenry.lab.preference_world import fit_reference, fresh_samples
 from tokenry.learn.fit import fit

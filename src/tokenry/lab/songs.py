@@ -18,20 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from tokenry.lab.toy_encoder_decoder import joined, small_decoder, small_encoder
 from tokenry.lab.toys import trained
 from tokenry.learn.recipes.sequence_to_sequence.attention_alignment import (
     alignment_attention_loss,
     sentence_attention_mask,
 )
-from tokenry.learn.recipes.sequence_to_sequence.model import (
-    Reading,
-    fit,
-    joined,
-    read,
-    small_decoder,
-    small_encoder,
-)
 from tokenry.learn.recipes.sequence_to_sequence.song_mass import MassExample, song_mass_example
+from tokenry.learn.recipes.sequence_to_sequence.training import fit
+from tokenry.model.encoder_decoder import Reading, read
 from tokenry.tasks.worlds.songs import EOS, MASK, PAD, SENTENCE, START, Song, SongBatch, Songs
 from tokenry.text.monotone_alignment import aligned_pairs, alignment_f1, monotone_block_alignment
 

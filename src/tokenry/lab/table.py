@@ -82,11 +82,12 @@ class Table:
 
     measurements: list[Measurement] = field(default_factory=list)
 
-    def add(self, label: str, value: float, unit: str = "", seed: int | None = None) -> None:
+    def add(self, label: str, value: Any, unit: str = "", seed: int | None = None) -> None:
+        """One value: a number, or a tensor of one."""
         self.measurements.append(Measurement(label, float(value), unit, seed))
 
     def add_all(
-        self, values: Mapping[str, float], unit: str = "", seed: int | None = None, name: str = ""
+        self, values: Mapping[str, Any], unit: str = "", seed: int | None = None, name: str = ""
     ) -> None:
         """Several values of one unit, with `name: ` before their labels if there is a name."""
         for label, value in values.items():

@@ -74,10 +74,16 @@ def fit_toy(
 
     Args:
         batches: makes one from a generator.
-        vocabulary, length, seed, shape: of `toy_model`; the seed is also that of the training.
+        vocabulary: of `toy_model`; the seed is also that of the training.
+        length: of `toy_model`; the seed is also that of the training.
+        seed: of `toy_model`; the seed is also that of the training.
+        shape: of `toy_model`; the seed is also that of the training.
         data: what decides the batches beside the code of the function: a world, sizes. A value
             whose repr says all about it.
-        steps, learning_rate, decay, clip: of `train_on`.
+        steps: of `train_on`.
+        learning_rate: of `train_on`.
+        decay: of `train_on`.
+        clip: of `train_on`.
         good: ends the training when it says so of the model, asked after each `every` steps.
 
     Returns:
@@ -115,7 +121,9 @@ def train_copy(
     """A copy of the model trained on batches, and its measurements on the way.
 
     Args:
-        batches, objective, options: of `train_on`; the reference is the model itself by default.
+        batches: of `train_on`; the reference is the model itself by default.
+        objective: of `train_on`; the reference is the model itself by default.
+        options: of `train_on`; the reference is the model itself by default.
         model: stays as it is.
         measure: (steps done, policy) -> anything; see `observe` there for when.
         seed: of the batches, and of dropout.

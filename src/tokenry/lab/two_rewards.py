@@ -19,7 +19,8 @@ from tokenry.core.scores import Scores
 from tokenry.lab.on_policy_world import roll_out, train_on_policy
 from tokenry.lab.toy_training import fit_toy
 from tokenry.learn.objective import Loss
-from tokenry.learn.policy.pama import PAMA, mgda_weights
+from tokenry.learn.policy.min_norm import mgda_weights
+from tokenry.learn.policy.pama import PAMA
 from tokenry.learn.policy.surrogate import clip_surrogate, importance_ratio
 from tokenry.tasks.worlds.moods import END, LONGEST, START, VOCABULARY, MoodLanguage, rewards
 

@@ -16,6 +16,7 @@ from tokenry.learn.objective import (
     Objective,
     check_needs,
     data_columns,
+    view_and_need,
 )
 from tokenry.learn.reference import Reference
 from tokenry.model.score import score
@@ -53,39 +54,84 @@ def compute_scores(
     if needs is None:
         for need in data_columns(objective):
             batch.column(need.partition(".")[2])
+    by_view: dict[str, set[str]] = {"": set()}
+    for need in wanted:
+        view, plain = view_and_need(need)
+        by_view.setdefault(view, set()).add(plain)
+    compared = {name for need in by_view[""] if "@" in (name := _compared_with(need) or "")}
+    for name in compared:  # what the policy is compared with, under another conditioning
+        source, _, view = name.partition("@")
+        by_view.setdefault(view, set()).add(f"{source}.hidden")
+    sources = {"reference": reference, **(frozen or {})}
+    others: dict[str, Any] = {}
+    if len(by_view) > 1:
+        views = objective.views(batch, modules)
+        for name in sorted(by_view.keys() - {""}):
+            if name not in views:
+                raise InputError(f'{type(objective).__name__} needs the view "{name}" and has none')
+            view = views[name]
+            learned = grad and any(view_and_need(need)[0] == name for need in wanted)
+            scores = _scored(objective, view.batch, model, sources, by_view[name], modules, learned)
+            if view.aligned:
+                scores = {k: v.placed_on(batch.ids, batch.target) for k, v in scores.items()}
+            else:
+                others[f"batch@{name}"] = view.batch
+            others |= {f"{source}@{name}": scored for source, scored in scores.items()}
+    known = {name: others[name].detach() for name in compared}
+    scores = _scored(objective, batch, model, sources, by_view[""], modules, grad, known)
+    policy, own = scores.pop("policy", None), scores.pop("reference", None)
+    others |= scores
+    if modules is not None:
+        others["modules"] = modules
+    return Computed(policy or Scores(batch.ids, batch.target), own, others)
+
+
+def _scored(
+    objective: Any,
+    batch: TokenBatch,
+    model: Any,
+    sources: Mapping[str, Reference | None],
+    needs: Collection[str],
+    modules: Any,
+    grad: bool,
+    known: Mapping[str, Scores] | None = None,
+) -> dict[str, Scores]:
+    """The scores of one batch that these needs ask for, by source; the policy's last.
+
+    known: those that are there already, for divergences from them.
+    """
     by_source: dict[str, list[str]] = {}
-    for need in sorted(wanted):
+    for need in sorted(needs):
         source, _, quantity = need.partition(".")
         by_source.setdefault(source, []).append(quantity)
-    for need in wanted:
+    known = known or {}
+    for need in needs:
         other = "reference" if need == "policy.divergence" else _compared_with(need)
-        if other:
+        if other and other not in known:
             hidden = by_source.setdefault(other, [])
             hidden.extend({"hidden"} - set(hidden))
-    sources = {"reference": reference, **(frozen or {})}
-    found: dict[str, Scores] = {}
+    scores: dict[str, Scores] = {}
     for source, quantities in by_source.items():
         if source in DATA or source == "policy":
             continue
         model_of = sources.get(source)
         if model_of is None:
             raise missing_source(objective, source)
-        found[source] = model_of(batch, tuple(quantities), **_top_k(objective, quantities))
+        scores[source] = model_of(batch, tuple(quantities), **_top_k(objective, quantities))
+    if "policy" not in by_source:
+        return scores
     policy = score(
         model,
         batch,
-        needs=by_source.get("policy", ["logprob"]),
-        reference=found.get("reference"),
+        needs=by_source["policy"],
+        reference=scores.get("reference"),
         divergence=objective.divergence,
-        others={name: scores for name, scores in found.items() if name != "reference"},
-        **_top_k(objective, by_source.get("policy", ())),
+        others={**scores, **known},
+        **_top_k(objective, by_source["policy"]),
         prefix=objective.prefix(batch, modules),
         grad=grad,
     )
-    others: dict[str, Any] = {k: v for k, v in found.items() if k != "reference"}
-    if modules is not None:
-        others["modules"] = modules
-    return Computed(policy, found.get("reference"), others)
+    return scores | {"policy": policy}
 
 
 def _compared_with(need: str) -> str | None:

@@ -52,7 +52,7 @@ class Limits:
                     f'{row["place"]}: "{name}" has the token {highest}, and the model embeds '
                     f"{self.vocabulary} tokens: its tokenizer is another one, or has tokens added"
                 )
-        longest = max((len(row[f"{side}_ids"]) for side in completions), default=new_tokens)
+        longest = max([new_tokens, *(len(row[f"{side}_ids"]) for side in completions)])
         length = len(row["prompt_ids"]) + longest
         if self.positions is not None and length > self.positions:
             parts = f"prompt {len(row['prompt_ids'])} and completion {longest} tokens"

@@ -19,6 +19,8 @@ model, so it runs unchanged on toy tables, tiny models and real ones.
                               k the objective's attribute `top_k` (default 10)
     NAME.logprob              the same of any other frozen model, passed as `frozen={"NAME": ...}`
                               and handed to the objective as the keyword argument NAME
+    policy@VIEW.logprob       the same of another batch, the `View` of that name (`views`), handed
+                              over as the keyword "policy@VIEW"; any model, any quantity
     token.NAME                numbers of the data, one per token: `batch.column(NAME)`, [B, T]
     row.NAME                  numbers of the data, one (or n) per row: `batch.column(NAME)`, [B]
 """
@@ -36,14 +38,14 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import Role
 from tokenry.core.scores import Scores
 
 POLICY = ("logprob", "entropy", "divergence", "hidden", "hidden_states", "topk")
 FROZEN = ("logprob", "entropy", "hidden", "hidden_states", "topk")
-NAMED_DIVERGENCE = re.compile(r"policy\.divergence\((\w+)\)")
+NAMED_DIVERGENCE = re.compile(r"policy\.divergence\(([\w@]+)\)")
 DATA = ("token", "row")
 
 Unit = Literal["pair", "row", "token"]
@@ -86,6 +88,18 @@ def _total(value: Tensor, count: Tensor | int, counts: bool) -> Tensor:
     number = torch.as_tensor(count, dtype=value.dtype, device=value.device)
     # a mean over nothing is no number that could count
     return torch.stack([torch.where(number > 0, value * number, 0.0), number])
+
+
+class View(NamedTuple):
+    """Another batch that is scored for an objective beside its own.
+
+    aligned: it holds the same targets in the same order, behind other prompts, say; its scores then
+    stand where the targets of the objective's own batch do. Else they stand where its own do, and
+    the objective gets it as the keyword "batch@VIEW".
+    """
+
+    batch: TokenBatch
+    aligned: bool = True
 
 
 class Objective:
@@ -165,6 +179,10 @@ class Objective:
     def prefix(self, batch: TokenBatch, modules: Any) -> Tensor | None:
         """Soft-prompt embeddings [B, n, D] that stand before the policy's rows."""
         return None
+
+    def views(self, batch: TokenBatch, modules: Any) -> dict[str, View]:
+        """{name: View}, the batches behind needs such as "policy@hinted.logprob"."""
+        return {}
 
     def prepare(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **others: Any
@@ -259,9 +277,11 @@ def check_needs(objective: Objective) -> tuple[str, ...]:
 
 def frozen_sources(objective: Objective) -> tuple[str, ...]:
     """Names of the frozen models that it needs beside the reference."""
-    needs = (*objective.needs, *objective.rollout_needs)
+    every = (*objective.needs, *objective.rollout_needs)
+    needs = [view_and_need(need)[1] for need in every]
     names = {need.partition(".")[0] for need in needs}
     names |= {match[1] for need in needs if (match := NAMED_DIVERGENCE.fullmatch(need))}
+    names = {name.partition("@")[0] for name in names}
     names -= {"policy", "reference", *DATA}
     return tuple(sorted(names))
 
@@ -271,7 +291,21 @@ def data_columns(objective: Objective) -> tuple[str, ...]:
     return tuple(need for need in objective.needs if need.partition(".")[0] in DATA)
 
 
+def view_of(need: str, view: str) -> str:
+    """The same need about another view: "policy.logprob" -> "policy@VIEW.logprob"."""
+    source, dot, quantity = need.partition(".")
+    return f"{source}@{view}{dot}{quantity}"
+
+
+def view_and_need(need: str) -> tuple[str, str]:
+    """("VIEW", "policy.logprob") of "policy@VIEW.logprob"; the view is "" for the batch itself."""
+    source, dot, quantity = need.partition(".")
+    source, _, view = source.partition("@")
+    return view, f"{source}{dot}{quantity}"
+
+
 def _can_be_met(need: str) -> bool:
+    need = view_and_need(need)[1]
     source, dot, quantity = need.partition(".")
     if NAMED_DIVERGENCE.fullmatch(need):
         return True

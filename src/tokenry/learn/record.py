@@ -185,19 +185,11 @@ def provenance(
 ) -> dict[str, Any]:
     """Where data came from, what was made of them before anything was added, what was left out."""
     ids = [{k: list(v) for k, v in row.items() if k.endswith("_ids")} for row in rows]
-    return {
-        "file": name_or_full_path(read.file)
-        if read.file and can_be_read_again(read.file)
-        else None,
-        "form": read.form,
-        "read_as": read.kind,
-        "sha256": read.sha256,
+    again = read.file and can_be_read_again(read.file)
+    return dataclasses.replace(read, rows=list(rows), skipped=skipped).to_dict() | {
+        "file": name_or_full_path(read.file) if again else None,
         "tokens": _hash(json.dumps(ids, sort_keys=True)),
         "pairs": len(rows),
-        "skipped": skipped.count,
-        "first_skipped": skipped.first,
-        "crossing": read.crossing,
-        "ended": read.ended,
     }
 
 

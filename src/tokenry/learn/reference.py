@@ -21,6 +21,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.scores import Scores
 from tokenry.learn.data import batch_of
+from tokenry.learn.objective import NAMED_DIVERGENCE, view_and_need
 from tokenry.model.hub import load
 from tokenry.model.modes import evaluating
 from tokenry.model.score import score, unwrap
@@ -131,13 +132,15 @@ def choose_reference(
     reference: with the adapter off when that is new (it changes nothing yet), with a copy of the
     adapter that a PEFT model brings, else a frozen copy. "adapter" is the base without an adapter.
     """
-    distributions = [
+    plain = {view_and_need(need)[1] for need in needs}
+    compared = {match[1] for need in plain if (match := NAMED_DIVERGENCE.fullmatch(need))}
+    distributions = sorted(
         need
-        for need in needs
+        for need in plain
         if need == "policy.divergence"
         or (need.startswith("reference.") and need != "reference.logprob")
-    ]
-    wanted = bool(distributions) or "reference.logprob" in needs
+    ) + [name for name in compared if name.partition("@")[0] == "reference"]
+    wanted = bool(distributions) or "reference.logprob" in plain
     if kind == "none" or (kind == "auto" and not wanted):
         if wanted:
             raise InputError(f"this objective needs a reference ({', '.join(needs)})")

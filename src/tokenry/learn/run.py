@@ -33,6 +33,7 @@ from tokenry.learn.objective import (
 )
 from tokenry.learn.objective import objective as objectives
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
+from tokenry.learn.policy.sampled import Sampled
 from tokenry.learn.record import (
     RECORD,
     check_same_run,
@@ -126,6 +127,10 @@ def train(
     """
     output = Path(output)
     kind, built, chosen = _chosen(objective, {**read_config(config), **settings})
+    rollout = RolloutSettings(**chosen["rollout"])
+    if rollout.share is not None and not is_on_policy(built):
+        wrap: Any = Sampled
+        built = wrap(built)
     given = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
     wants_lora = bool(lora) or bool(given) or adapter == "stack"
     _check_output(output, resume)
@@ -164,7 +169,6 @@ def train(
         seed,
         arguments.per_device_eval_batch_size,
     )
-    rollout = RolloutSettings(**chosen["rollout"])
     reading = DATA_DEFAULTS | chosen["data"]
     limits = Limits.of(policy)
     limits.check_padding(PreferenceCollator.of(tokenizer).pad_id)
@@ -182,8 +186,8 @@ def train(
         "frozen": {name: _named(value) for name, value in named.items()},
         "fingerprints": fingerprints,
         "rewards": [getattr(function, "__name__", str(function)) for function in functions],
-        "code": code_hashes([objective, *chosen["rewards"], *rewards]),
-        "rollout": chosen["rollout"],
+        "code": code_hashes([objective, *chosen["rewards"], *rewards, rollout.source]),
+        "rollout": chosen["rollout"] | _source_of(chosen["rollout"]),
         "dropout": chosen["loop"].get("dropout", False),
         "reading": reading | {"template": template_hash(tokenizer)},
         "data": where_from,
@@ -217,7 +221,12 @@ def train(
             args=arguments,
             train_dataset=dataset,
             eval_dataset=heldout,
-            data_collator=PreferenceCollator.of(tokenizer, _completions(built), _columns(built)),
+            data_collator=PreferenceCollator.of(
+                tokenizer,
+                _completions(built, rollout),
+                _columns(built),
+                prompts=is_on_policy(built),
+            ),
             processing_class=tokenizer,
             callbacks=list(callbacks or ()),
         )
@@ -248,9 +257,7 @@ def train(
     return TrainedRun(output, record, trainer.model, tokenizer)
 
 
-def _chosen(
-    objective: Any, settings: dict[str, Any]
-) -> tuple[Any, Objective, dict[str, dict[str, Any]]]:
+def _chosen(objective: Any, settings: dict[str, Any]) -> tuple[Any, Any, dict[str, dict[str, Any]]]:
     """The objective's class, the objective as it was set, and every setting by its owner."""
     if isinstance(objective, str) and ".py:" in objective:
         objective = user_objective(objective)
@@ -349,11 +356,13 @@ def _dataset(
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, with its columns, and where it came from."""
     sampled, supervised = is_on_policy(objective), objective.supervised
-    kinds = SUPERVISED if supervised else ("prompt",) if sampled else ("preference",)
+    alone = sampled and not rollout.from_data
+    given = (supervised and not sampled) or (sampled and not alone)
+    kinds = SUPERVISED if given else ("prompt",) if sampled else ("preference",)
     own = supervised or sampled
-    completions = _completions(objective) if own else objective.required_completions
-    # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
-    options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
+    completions = _completions(objective, rollout) if own else objective.required_completions
+    # max_length leaves room behind a prompt for what is sampled: `fitting` knows how much that is
+    options: dict[str, Any] = {**reading, **({"max_length": None} if alone else {})}
     kind = options.pop("data_format")
     read = read_rows(
         source,
@@ -364,7 +373,7 @@ def _dataset(
         **options,
     )
     rows, skipped = fitting(
-        completion_rows(read.rows) if supervised else read.rows,
+        completion_rows(read.rows) if given else read.rows,
         limits,
         completions,
         read.skipped,
@@ -375,14 +384,26 @@ def _dataset(
     )
     where_from = provenance(read, rows, skipped)
     rows = precompute(objective, rows, context)
-    dataset = as_dataset(rows, _completions(objective), _columns(objective))
+    completions = _completions(objective, rollout)
+    dataset = as_dataset(rows, completions, _columns(objective))
     for row in rows:
-        limits.check_row(row, _completions(objective), rollout.max_new_tokens if sampled else 0)
+        limits.check_row(row, completions, rollout.max_new_tokens if sampled else 0)
     return dataset, where_from
 
 
-def _completions(objective: Any) -> tuple[str, ...]:
-    return () if is_on_policy(objective) else objective.completions
+def _completions(objective: Any, rollout: RolloutSettings) -> tuple[str, ...]:
+    if is_on_policy(objective):
+        return ("completion",) if rollout.from_data else ()
+    return objective.completions
+
+
+def _source_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The rollout source, where one is set, as the record names it."""
+    source = settings.get("source")
+    if source is None or isinstance(source, str):
+        return {}
+    simple = {k: v for k, v in vars(source).items() if isinstance(v, int | float | str | None)}
+    return {"source": {"kind": type(source).__name__, **simple}}
 
 
 def _columns(objective: Any) -> tuple[str, ...]:

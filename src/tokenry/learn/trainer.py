@@ -50,12 +50,9 @@ from tokenry.learn.objective import (
     is_on_policy,
 )
 from tokenry.learn.policy.buffer import RolloutBuffer, load_micro_batches
-from tokenry.learn.policy.rollouts import (
-    RewardFunction,
-    RolloutSettings,
-    reward_rollouts,
-    sample_rollouts,
-)
+from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings, reward_rollouts
+from tokenry.learn.policy.sources.base import Prompts
+from tokenry.learn.policy.sources.mixed import source_of
 from tokenry.learn.reference import (
     FrozenModel,
     Precomputed,
@@ -135,6 +132,7 @@ class ObjectiveTrainer(FiniteTrainer):
         self.start = start
         self.frozen = dict(frozen or {})
         self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
+        self.source = source_of(self.rollout)
         if self.rollout != RolloutSettings() and not is_on_policy(objective):
             raise InputError(
                 f"{type(objective).__name__} learns from the data's completions and draws none: "
@@ -239,7 +237,12 @@ class ObjectiveTrainer(FiniteTrainer):
         seed = f"{self.args.seed}:{self.args.process_index}:{draw}"
         whole = self.objective.unit == "pair"
         self._buffer = RolloutBuffer(drawn, self.rollout.minibatches, whole, seed)
-        return self._buffer.step(step)
+        return [fields | self._progress(fields["ids"]) for fields in self._buffer.step(step)]
+
+    def _progress(self, ids: Tensor) -> dict[str, Tensor]:
+        """How far the training is, in [0, 1], a column of every row."""
+        done = self.state.global_step / max(1, self.state.max_steps)
+        return {"column.progress": torch.full_like(ids[:, 0], done, dtype=torch.float32)}
 
     def _buffer_file(self, checkpoint: str | None) -> Path:
         return Path(checkpoint or "") / f"rollouts-{self.args.process_index}.safetensors"
@@ -363,22 +366,23 @@ class ObjectiveTrainer(FiniteTrainer):
         tokenizer: Any = self.processing_class
         model = self.accelerator.unwrap_model(self.model)
         pad_id = PreferenceCollator.of(tokenizer).pad_id
-        batch = sample_rollouts(
-            model,
+        prompts = Prompts(
             inputs["prompts"],
             inputs["prompts_attention"],
-            self.rollout,
-            eos=ends(unwrap(model), tokenizer),
-            pad_id=pad_id,
+            tuple(ends(unwrap(model), tokenizer)),
+            pad_id,
+            batch_of(inputs) if "ids" in inputs else None,
         )
+        batch = self.source(model, prompts, self.rollout)
         batch = reward_rollouts(batch, tokenizer, self.rewards)
+        batch = batch.with_columns(progress=self._progress(batch.ids)["column.progress"])
         needs = self.objective.rollout_needs
         with switched_off(self.dropouts):  # the mode that the loss will be taken in
             scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
         batch = self.objective.prepare(batch, scores.policy, scores.reference, **scores.others)
         fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
         columns = {f"column.{name}": column for name, column in batch.columns.items()}
-        if STAND_IN in inputs:
+        if STAND_IN in inputs or not batch.target.any():  # nothing to learn from was selected
             columns[STAND_IN] = torch.ones_like(batch.target[:, 0])
         return {**fields, "group": batch.group, **columns}
 

@@ -1,8 +1,8 @@
 """Inspection: a text token by token, as one model sees it, or as two models differ on it.
 
-`inspect` scores every token of a text and returns an `Inspection`: the tokens with their signals
-(surprisal, entropy, ... in `core.signals`) and likeliest alternatives, as rows, as coloured
-terminal text, or as a self-contained web page.
+`inspect` scores every token of a text and returns an `Inspection` (`measure.inspection`): the
+tokens with their signals (surprisal, entropy, ... in `core.signals`) and likeliest alternatives, as
+rows, as coloured terminal text, or as a self-contained web page.
 
 Against a second model with the same vocabulary, every token also has the exact divergence
 D(second || first) between the two next-token distributions. Whatever the tokenizers, the surprisals
@@ -21,33 +21,29 @@ two tokens of what came before it.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import encoded, start_ids
 from tokenry.core.checks import in_range
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.core.signals import TopK, measured, signal, surprisal
 from tokenry.core.signals import divergence as divergence_signal
+from tokenry.measure.inspection import Comparison, Inspection, readable
 from tokenry.model import compat
 from tokenry.model.hub import Loaded
 from tokenry.model.score import score
 from tokenry.text.alignment import Span, project, shared_spans
 from tokenry.text.vocabulary import token_bytes
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 PIECE_BYTES = 64 * 2**20  # logits held at a time
 UNITS = {
@@ -58,134 +54,6 @@ UNITS = {
     "topk-entropy": "nats",
     "difference": "nats",
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The surprisals of two models on the byte spans that their tokenizations share.
-
-    surprisal, other_surprisal: [S], nats, summed over a span's tokens; difference is the first
-    minus the second, positive where the second model knew better. scored: [S] bool, False (and 0)
-    where a side's first token has nothing before it.
-    """
-
-    name: str
-    spans: tuple[Span, ...]
-    surprisal: Tensor
-    other_surprisal: Tensor
-    scored: Tensor
-    same_vocabulary: bool
-
-    @property
-    def difference(self) -> Tensor:
-        return self.surprisal - self.other_surprisal
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a model says about each of the T tokens of a text.
-
-    pieces: the tokens' bytes. scored: [T] bool. signals: name -> [T], which say something only
-    where `scored_by(name)` and are 0 elsewhere; "surprisal" is always there, "difference" and (one
-    vocabulary) "divergence" with a second model. top_logprobs: [T, k], and top_pieces the same
-    tokens as text, likeliest first.
-    """
-
-    text: str
-    name: str
-    ids: Tensor
-    pieces: tuple[bytes, ...]
-    scored: Tensor
-    signals: dict[str, Tensor]
-    top_ids: Tensor
-    top_logprobs: Tensor
-    top_pieces: tuple[tuple[str, ...], ...]
-    against: Comparison | None = None
-    units: dict[str, str] = field(default_factory=dict)
-
-    def scored_by(self, name: str) -> Tensor:
-        """[T] bool: the tokens that a signal speaks about. A difference needs both models' score
-        of the whole stretch of text that the token belongs to."""
-        self._signal(name)
-        return self.scored if self.against is None or name != "difference" else self._compared
-
-    def mean(self, name: str = "surprisal") -> float:
-        """Mean of a signal over the tokens that it speaks about; 0 where there are none."""
-        return masked_mean(self._signal(name), self.scored_by(name)).item()
-
-    def table(self, by: str = "surprisal") -> list[dict[str, Any]]:
-        """One row per scored token, the one with the largest absolute value of a signal first."""
-        scored = self.scored_by(by)
-        order = self._signal(by).float().abs().argsort(descending=True, stable=True)
-        return [self.row(int(t)) for t in order if scored[t]]
-
-    def row(self, position: int) -> dict[str, Any]:
-        """A token's position, text, id, signals (None where one says nothing about it), and its
-        alternatives as (text, probability)."""
-        shares = self.top_logprobs[position].exp().tolist() if self.scored[position] else []
-        values = {
-            name: values[position].item() if self.scored_by(name)[position] else None
-            for name, values in self.signals.items()
-        }
-        return {
-            "position": position,
-            "token": readable(self.pieces[position]),
-            "id": int(self.ids[position]),
-            **values,
-            "alternatives": list(zip(self.top_pieces[position], shares, strict=False)),
-        }
-
-    def scale(self, name: str) -> float:
-        """The size at which a signal takes its full colour: all but its largest 2% are below."""
-        values = self._signal(name)[self.scored_by(name)].float().abs()
-        values = values[values.isfinite()]
-        return max(values.quantile(0.98).item(), 1e-6) if len(values) else 1.0
-
-    def heat(self, name: str) -> list[float | None]:
-        """Each token's colour, -1..1 (only "difference" is ever negative); None where not scored.
-
-        Ranks, which run over orders of magnitude, are coloured by their logarithm.
-        """
-        values, full = self._signal(name).float(), torch.tensor(self.scale(name))
-        if name == "rank":
-            values, full = values.log1p(), full.log1p()
-        heats = (values / full).clamp(-1, 1).tolist()
-        scored = self.scored_by(name).tolist()
-        return [heat if seen else None for heat, seen in zip(heats, scored, strict=True)]
-
-    def to_html(self, shown: str = "surprisal") -> str:
-        """A self-contained page: coloured tokens, details on hover, a choice of signals."""
-        from tokenry.measure.inspection_html import page
-
-        self._signal(shown)
-        return page(self, shown)
-
-    def to_rich(self, shown: str = "surprisal", width: int | None = None) -> Text:
-        """The text for the terminal, each token's background coloured by a signal.
-
-        width: columns; lines then end where a word begins, or inside one that is longer than a line
-        at a token, and no token is broken that is not longer itself.
-        """
-        from rich.text import Text
-
-        result, texts = Text(), _whole_characters(self.pieces)
-        breaks = set() if width is None else _line_breaks(texts, width)
-        for position, heat in enumerate(self.heat(shown)):
-            if position in breaks:
-                result.append("\n")
-            result.append(texts[position], style=_terminal_style(heat))
-        return result
-
-    @cached_property
-    def _compared(self) -> Tensor:
-        assert self.against is not None
-        counts = [span.a_end - span.a_start for span in self.against.spans]
-        return self.against.scored.repeat_interleave(torch.tensor(counts))
-
-    def _signal(self, name: str) -> Tensor:
-        if name not in self.signals:
-            raise UnknownNameError("signal of this inspection", name, self.signals)
-        return self.signals[name]
 
 
 def inspect(
@@ -288,11 +156,6 @@ def _compares(name: str) -> bool:
     return name == "difference" or "reference" in signal.entry(name).needs
 
 
-def readable(piece: bytes) -> str:
-    """A token's bytes as text; bytes that are no whole character are spelled \\xNN."""
-    return piece.decode(errors="backslashreplace")
-
-
 @dataclass(frozen=True)
 class _Reading:
     """One model's way through a text: its tokens, what stands before them, and its window."""
@@ -342,19 +205,19 @@ class _Reading:
         self, measure: Callable[..., dict[str, Tensor]], others: Sequence[_Reading] = ()
     ) -> dict[str, Tensor]:
         """measure(logits [n, V], targets [n], *other logits) of the scored tokens, as [T, ...]."""
-        found: list[dict[str, Tensor]] = []
+        parts: list[dict[str, Tensor]] = []
         for batch in self._windows():
             views = [score(r.model, batch, needs=("hidden",)) for r in (self, *others)]
             for mask in _pieces_of(batch.target, views):
                 logits = [view.logits(mask.to(view.mask.device)).cpu() for view in views]
-                found.append(measure(logits[0], batch.ids[mask], *logits[1:]))
-        if not found:  # a single token with nothing before it: learn the fields from no rows at all
+                parts.append(measure(logits[0], batch.ids[mask], *logits[1:]))
+        if not parts:  # a single token with nothing before it: learn the fields from no rows at all
             width = self.model.config.get_text_config().vocab_size
             nothing = [torch.zeros(0, width) for _ in (self, *others)]
-            found.append(measure(nothing[0], torch.zeros(0, dtype=torch.long), *nothing[1:]))
+            parts.append(measure(nothing[0], torch.zeros(0, dtype=torch.long), *nothing[1:]))
         result = {}
-        for name in found[0]:
-            joined = torch.cat([part[name] for part in found])
+        for name in parts[0]:
+            joined = torch.cat([part[name] for part in parts])
             result[name] = joined.new_zeros(len(self.ids), *joined.shape[1:])
             result[name][self.scored] = joined
         return result
@@ -409,36 +272,3 @@ def _compared(
     comparison = Comparison(b.name, tuple(spans), own, others, scored, shared)
     counts = torch.tensor([span.a_end - span.a_start for span in spans])
     return comparison, comparison.difference.repeat_interleave(counts)
-
-
-def _whole_characters(pieces: Sequence[bytes]) -> list[str]:
-    """The pieces as text, each character shown by the token that completes it."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return [decoder.decode(piece) for piece in pieces]
-
-
-def _line_breaks(texts: Sequence[str], width: int) -> set[int]:
-    """The tokens before which a line of `width` columns has to end."""
-    from rich.cells import cell_len
-
-    starts = [t for t, text in enumerate(texts) if t == 0 or text[:1].isspace()]
-    breaks, column = set(), 0
-    for start, end in zip(starts, [*starts[1:], len(texts)], strict=True):
-        word = cell_len("".join(texts[start:end]).rstrip("\n").rpartition("\n")[2])
-        for position in range(start, end):
-            lines = texts[position].split("\n")
-            size = cell_len(lines[0])
-            new_word = position == start and column + word > width >= word
-            if column and (new_word or column + size > width):
-                breaks.add(position)
-                column = 0
-            column = cell_len(lines[-1]) + (column if len(lines) == 1 else 0)
-    return breaks
-
-
-def _terminal_style(heat: float | None) -> str:
-    if heat is None or abs(heat) < 0.05:
-        return ""
-    full = (230, 85, 13) if heat > 0 else (49, 130, 189)
-    red, green, blue = (round(255 + (c - 255) * abs(heat)) for c in full)
-    return f"black on #{red:02x}{green:02x}{blue:02x}"

@@ -36,7 +36,8 @@ def separation(high: Tensor, low: Tensor, names: tuple[str, str]) -> dict[str, f
     """How far scores that should be high are above those that should be low.
 
     Args:
-        high, low: see `area_under_curve`.
+        high: see `area_under_curve`.
+        low: see `area_under_curve`.
         names: what the two are, for the labels.
 
     Returns:

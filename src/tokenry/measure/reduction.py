@@ -40,9 +40,11 @@ def reduction_report(
 ) -> dict[str, float]:
     """All of the measures for tokens x [N, d].
 
-    model: a causal language model, if the loss of information is wanted; x are then input
-    embeddings. reduce: what made the reduction, if its stability is wanted under Gaussian noise of
-    `noise` times the tokens' root mean square.
+    Args:
+        model: a causal language model, if the loss of information is wanted; x are then input
+            embeddings.
+        reduce: what made the reduction, if its stability is wanted under Gaussian noise of `noise`
+            times the tokens' root mean square.
     """
     if x.ndim != 2:
         raise ShapeError(f"tokens must be [N, d], got {list(x.shape)}")

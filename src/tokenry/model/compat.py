@@ -360,11 +360,18 @@ def mask_argument(
 ) -> Any:
     """A 4-D attention mask in the form that the model takes.
 
-    allowed: [B, Q, K] bool, which keys a query may see if they are in reach. query_positions,
-    key_positions: [B or 1, Q], [B or 1, K], from which the windows of sliding layers and the chunks
-    of chunked ones are counted. dtype: of the mask; the model's by default. Models whose layers
-    differ take one mask for each kind of layer (their forward uses a mapping as it is); the others
-    take one tensor. Raises ModelError for a model that does not go by such a table.
+    Models whose layers differ take one mask for each kind of layer (their forward uses a mapping as
+    it is); the others take one tensor.
+
+    Args:
+        allowed: [B, Q, K] bool, which keys a query may see if they are in reach.
+        query_positions: [B or 1, Q], from which the windows of sliding layers and the chunks of
+            chunked ones are counted.
+        key_positions: [B or 1, K].
+        dtype: of the mask; the model's by default.
+
+    Raises:
+        ModelError: a model that does not go by such a table.
     """
     plain = unwrap(model)
     require_trees(plain)
@@ -397,8 +404,13 @@ def _mask_argument(
 
 def counted_positions(model: Any, real: Tensor) -> dict[str, Tensor]:
     """`position_ids` for models that find them by looking for the pad id, as RoBERTa does: a token
-    that happens to have that id would shift those behind it. real: [B, T] bool, the tokens. Empty
-    for models that count columns anyway."""
+    that happens to have that id would shift those behind it.
+
+    Empty for models that count columns anyway.
+
+    Args:
+        real: [B, T] bool, the tokens.
+    """
     table = next(
         (
             module.position_embeddings

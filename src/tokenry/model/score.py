@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, Comparison, FDivergence
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.fused import fused_scores, fused_top_k
+from tokenry.core.fused_divergence import fused_divergence
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.model import compat
 from tokenry.model.compat import unwrap
 from tokenry.model.output import last_hidden, linear_head
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
-NAMED = re.compile(r"divergence\(\w+\)")
+NAMED = re.compile(r"divergence\([\w@]+\)")
 
 
 def score(
@@ -38,19 +42,23 @@ def score(
 ) -> Scores:
     """Score the target tokens of a batch.
 
-    needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
-        "divergence", "divergence(NAME)"; just these are computed. prefix: [B, n, D] embeddings (a
-        soft prompt) that stand before each row.
-    reference: another model's scores of the same batch, made with "hidden", for the per-token
-        D(reference || model). others: further ones by name, for "divergence(NAME)". divergence:
-        which D, or a `Comparison` (temperature, top-k) for all of them. grad: keep the graph, so
-        that a loss can be differentiated.
-    tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
-        padding included (at least one row); rows of similar length go together.
-
     A model with an ordinary linear head never makes its logits; any other head falls back to the
-    logits of one micro-batch at a time. Raises InputError for a need it does not know or cannot
-    meet.
+    logits of one micro-batch at a time.
+
+    Args:
+        needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
+            "divergence", "divergence(NAME)"; just these are computed.
+        prefix: [B, n, D] embeddings (a soft prompt) that stand before each row.
+        reference: another model's scores of the same batch, made with "hidden", for the per-token
+            D(reference || model).
+        others: further ones by name, for "divergence(NAME)".
+        divergence: which D, or a `Comparison` (temperature, top-k) for all of them.
+        grad: keep the graph, so that a loss can be differentiated.
+        tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
+            padding included (at least one row); rows of similar length go together.
+
+    Raises:
+        InputError: a need it does not know or cannot meet.
     """
     needs = set(needs)
     compared = {need: need[len("divergence(") : -1] for need in needs if NAMED.fullmatch(need)}

@@ -116,10 +116,10 @@ def parameters_of(size: str | float) -> float:
     if not isinstance(size, str):
         number = float(size)
     else:
-        found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([MBT]?)", size.strip().upper())
-        if found is None:
+        parsed = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([MBT]?)", size.strip().upper())
+        if parsed is None:
             raise InputError(f"a model's size is a number such as 7B, 0.5B or 135M, not {size!r}")
-        number = float(found[1]) * {"M": 1e6, "B": 1e9, "T": 1e12, "": 1.0}[found[2]]
+        number = float(parsed[1]) * {"M": 1e6, "B": 1e9, "T": 1e12, "": 1.0}[parsed[2]]
     if not 1e6 <= number <= 1e15:
         raise InputError(f"a model of {number:g} parameters? say 7B or 135M")
     return number
@@ -140,10 +140,10 @@ def config_kv_bytes(config: Any, tokens: int, dtype_bytes: int = 2) -> int:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    held = sum(
+    cached_layers = sum(
         min(tokens, window) if window and kind == "sliding_attention" else tokens for kind in kinds
     )
-    return kv_cache_bytes(held, 1, kv_heads, head_dim, dtype_bytes)
+    return kv_cache_bytes(cached_layers, 1, kv_heads, head_dim, dtype_bytes)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class SplitPools:
     def route(
         self, machines: Sequence[Instance], prompt: int, output: int
     ) -> tuple[Instance, Instance]:
-        held = prompt + output if output > 1 else 0  # the first token comes with the prompt
+        needed = prompt + output if output > 1 else 0  # the first token comes with the prompt
         return (
             shortest(of_role(machines, "prompt", prompt), lambda machine: machine.pending_prompt),
-            shortest(of_role(machines, "token", held), lambda machine: machine.scheduled),
+            shortest(of_role(machines, "token", needed), lambda machine: machine.scheduled),
         )
 
 
@@ -73,28 +73,28 @@ class MixedPools:
     def route(
         self, machines: Sequence[Instance], prompt: int, output: int
     ) -> tuple[Instance, Instance]:
-        reader = first_open(
+        prompt_machine = first_open(
             machines,
             ("prompt", "mixed", "token"),
             lambda machine: machine.pending_prompt,
             lambda machine: machine.pending_prompt <= self.prompt_limit,
             prompt,
         )
-        writer = first_open(
+        token_machine = first_open(
             machines,
             ("token", "mixed", "prompt"),
             lambda machine: machine.scheduled,
             lambda machine: machine.scheduled + prompt + output <= machine.capacity,
             prompt + output,
         )
-        if reader is None or writer is None:
+        if prompt_machine is None or token_machine is None:
             able = with_capacity(machines, prompt + output)
-            reader = writer = shortest(able, lambda machine: machine.pending_tokens)
-        if reader.role == "token" or reader is writer:
-            reader.role = "mixed"
-        if writer.role == "prompt":
-            writer.role = "mixed"
-        return reader, writer
+            prompt_machine = token_machine = shortest(able, lambda machine: machine.pending_tokens)
+        if prompt_machine.role == "token" or prompt_machine is token_machine:
+            prompt_machine.role = "mixed"
+        if token_machine.role == "prompt":
+            token_machine.role = "mixed"
+        return prompt_machine, token_machine
 
 
 def first_open(

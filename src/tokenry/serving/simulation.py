@@ -166,8 +166,8 @@ class Simulation:
         self.prompt: list[int] = trace.prompt.tolist()
         self.output: list[int] = trace.output.tolist()
         count = len(trace)
-        self.reader = [0] * count
-        self.writer = [0] * count
+        self.prompt_machine = [0] * count
+        self.token_machine = [0] * count
         self.first = [math.nan] * count  # time of the first token
         self.last = [math.nan] * count
         self.joined = [0] * count  # the step of its machine with which a request begins
@@ -192,8 +192,8 @@ class Simulation:
             tbt_mean=(last - first) / steps,
             tbt_max=np.array(self.worst_gap),
             e2e=last - arrival,
-            prompt_machine=np.array(self.reader),
-            token_machine=np.array(self.writer),
+            prompt_machine=np.array(self.prompt_machine),
+            token_machine=np.array(self.token_machine),
             busy=np.array([machine.busy for machine in self.machines]),
             iterations=self.iterations,
         )
@@ -204,21 +204,23 @@ class Simulation:
 
     def arrive(self, now: float, request: int) -> None:
         prompt, output = self.prompt[request], self.output[request]
-        reader, writer = self.policy.route(self.machines, prompt, output)
-        # What a machine can never hold would wait for ever.
-        with_capacity([reader], prompt + (output if reader is writer else 0))
-        with_capacity([writer], prompt + output if output > 1 or reader is writer else 0)
-        self.reader[request], self.writer[request] = reader.number, writer.number
-        reader.queue.append(request)
-        reader.pending_prompt += prompt
-        writer.pending_output += output
-        writer.scheduled += prompt + output
-        writer.assigned += 1
-        self.start(now, reader)
+        prompt_machine, token_machine = self.policy.route(self.machines, prompt, output)
+        both = prompt_machine is token_machine
+        # what a machine can never hold would wait for ever
+        with_capacity([prompt_machine], prompt + (output if both else 0))
+        with_capacity([token_machine], prompt + output if output > 1 or both else 0)
+        self.prompt_machine[request] = prompt_machine.number
+        self.token_machine[request] = token_machine.number
+        prompt_machine.queue.append(request)
+        prompt_machine.pending_prompt += prompt
+        token_machine.pending_output += output
+        token_machine.scheduled += prompt + output
+        token_machine.assigned += 1
+        self.start(now, prompt_machine)
 
     def receive(self, now: float, request: int) -> None:
         """A cache has arrived at its token machine."""
-        machine = self.machines[self.writer[request]]
+        machine = self.machines[self.token_machine[request]]
         machine.waiting.append(request)
         self.start(now, machine)
 
@@ -258,7 +260,7 @@ class Simulation:
         while machine.queue:
             request = machine.queue[0]
             size = self.prompt[request]
-            stays = self.writer[request] == machine.number
+            stays = self.token_machine[request] == machine.number
             memory = size + (self.output[request] if stays else 0)
             if prompts and tokens + size > self.prompt_limit:
                 break
@@ -288,18 +290,18 @@ class Simulation:
 
     def first_token(self, machine: Instance, request: int, now: float) -> None:
         prompt, output = self.prompt[request], self.output[request]
-        writer = self.machines[self.writer[request]]
+        token_machine = self.machines[self.token_machine[request]]
         self.first[request] = now
         machine.pending_prompt -= prompt
-        writer.pending_output -= 1
-        if writer is not machine:
+        token_machine.pending_output -= 1
+        if token_machine is not machine:
             machine.reserved -= prompt
         if output == 1:
-            if writer is machine:
+            if token_machine is machine:
                 machine.reserved -= prompt + output
             self.last[request] = now
-            self.release(writer, request)
-        elif writer is machine:
+            self.release(token_machine, request)
+        elif token_machine is machine:
             self.join(machine, request)
         else:
             delay = self.cluster.link.delay(prompt * self.cluster.kv_bytes)

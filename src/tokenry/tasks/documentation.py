@@ -1,18 +1,19 @@
 """Passages of real English and code: the documentation of Python's own modules, as `help()` prints
-it, and their source. It is on every machine, long, and no model was given these cuts of it."""
+it, and their docstrings. It is on every machine, long, and no model was given these cuts of it."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import ast
 import pydoc
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenry.core.errors import InputError
+from tokenry.tasks.standard_library import sources
 
 MODULES = ("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "email", "inspect")
 MODULES += ("json", "logging", "pathlib", "random", "sqlite3", "statistics", "tarfile", "threading")
@@ -23,9 +24,16 @@ def printed_help(module: str) -> str:
     return pydoc.plain(pydoc.render_doc(module))
 
 
-def source_code(module: str) -> str:
-    """The Python source of a module."""
-    return inspect.getsource(importlib.import_module(module))
+@lru_cache(maxsize=1)
+def docstrings() -> tuple[str, ...]:
+    """Every docstring of the standard library's modules that are one file, in order."""
+    texts = (
+        ast.get_docstring(node)
+        for source in sources()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    )
+    return tuple(text for text in texts if text)
 
 
 def passages(

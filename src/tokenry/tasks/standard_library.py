@@ -71,13 +71,14 @@ def drawn(names: Sequence[str], count: int, generator: torch.Generator) -> list[
 
 def shuffled(generator: random.Random, least: int = 0) -> list[bytes]:
     """The source of all modules that are one file, of more than `least` bytes, in random order."""
-    texts = [text for text in _sources() if len(text) > least]
+    texts = [text for text in sources() if len(text) > least]
     generator.shuffle(texts)
     return texts
 
 
 @lru_cache(maxsize=1)
-def _sources() -> tuple[bytes, ...]:
+def sources() -> tuple[bytes, ...]:
+    """The source of all modules that are one file, by name."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     return tuple(file.read_bytes() for file in sorted(folder.glob("*.py")))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import (
+from tokenry.core.divergences import (
     CHI_SQUARED,
     FORWARD_KL,
     JENSEN_SHANNON_SUM,

@@ -15,7 +15,8 @@ from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
-from tokenry.learn.policy.pama import PAMA, mgda_weights, min_norm_scalars, noon, pama_loss
+from tokenry.learn.policy.min_norm import mgda_weights, min_norm_scalars
+from tokenry.learn.policy.pama import PAMA, noon, pama_loss
 from tokenry.learn.policy.surrogate import clip_surrogate
 
 numbers = st.floats(-3, 3).map(lambda x: round(x, 3))

@@ -9,6 +9,7 @@ from tokenry.core.scores import Scores
 from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
 from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 
 
 def rollouts(seed=0, rows=6, rewards=None):
@@ -26,8 +27,8 @@ def scores(batch, logprob, **fields):
     return Scores(batch.ids, batch.target, logprob=logprob, **fields)
 
 
-def prepared(objective, batch, policy, reference, **others):
-    return objective.prepare(batch, scores(batch, policy), scores(batch, reference), **others)
+def prepared(goal, batch, policy, reference, **others):
+    return goal.prepare(batch, scores(batch, policy), scores(batch, reference), **others)
 
 
 def test_prepare_is_penalised_rewards_gae_and_whitening():
@@ -70,34 +71,36 @@ def test_split_into_micro_batches_weighted_by_tokens_the_loss_is_the_same():
     batch = prepared(PPO(), batch, policy, reference)
     moved = policy + 0.1 * torch.randn(policy.shape, dtype=policy.dtype)
     whole = PPO()(batch, scores(batch, moved)).loss
-    losses = [
+    modules = [
         PPO()(part, scores(part, moved[rows])).loss * part.target.sum()
         for rows in (slice(0, 2), slice(2, 6))
         for part in [batch.select(rows)]
     ]
-    torch.testing.assert_close(sum(losses) / batch.target.sum(), whole)
+    torch.testing.assert_close(sum(modules) / batch.target.sum(), whole)
 
 
 def critic_case():
     batch, policy, reference = rollouts()
-    objective = PPO(critic=True, value_weight=0.5)
-    modules = objective.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
+    goal = PPO(critic=True, value_weight=0.5)
+    modules = goal.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
     hidden = torch.randn(*batch.shape, 3)
     torch.nn.init.normal_(modules["critic"].weight)
-    return objective, batch, policy, reference, modules, hidden
+    return goal, batch, policy, reference, modules, hidden
 
 
 def test_the_critic_gives_the_values_and_learns_the_returns():
-    objective, batch, policy, reference, modules, hidden = critic_case()
+    goal, batch, policy, reference, modules, hidden = critic_case()
     own = scores(batch, policy, hidden=hidden)
-    ready = objective.prepare(batch, own, scores(batch, reference), modules=modules)
+    ready = goal.prepare(batch, own, scores(batch, reference), modules=modules)
     value = modules["critic"](hidden)[..., 0].detach().masked_fill(~batch.target, 0.0)
     torch.testing.assert_close(ready.column("value").float(), value)
-    rewards = objective.rewards(batch, own, scores(batch, reference))
+    rewards = goal.reward(
+        RolloutBatch(batch.with_columns(old_logprob=policy, reference_logprob=reference))
+    )
     torch.testing.assert_close(
         ready.column("return"), gae(rewards, value.double(), batch.target, 1.0, 0.95)[1]
     )
-    result = objective(ready, own, modules=modules)
+    result = goal(ready, own, modules=modules)
     squared = 0.5 * (value - ready.column("return")).square()[batch.target].mean()
     plain = PPO()(ready, own).loss
     torch.testing.assert_close(result.loss - plain, 0.5 * squared)
@@ -105,7 +108,7 @@ def test_the_critic_gives_the_values_and_learns_the_returns():
     assert modules["critic"].weight.grad.abs().sum() > 0
 
 
-def test_a_new_critic_says_0_and_without_one_there_are_no_modules():
+def test_a_new_critic_says_0_and_without_one_there_are_no_parts():
     model = type("Model", (), {"config": type("C", (), {"hidden_size": 3})})
     assert (PPO(critic=True).modules(model)["critic"](torch.randn(2, 3)) == 0).all()
     assert not list(PPO().modules(model).parameters())
@@ -117,9 +120,9 @@ def test_needs_name_the_critics_only_with_a_critic():
 
 
 def test_a_missing_head_or_reference_is_an_error_that_speaks():
-    objective, batch, policy, reference, _, hidden = critic_case()
+    goal, batch, policy, reference, _, hidden = critic_case()
     with pytest.raises(InputError, match="modules"):
-        objective.prepare(batch, scores(batch, policy, hidden=hidden), scores(batch, reference))
+        goal.prepare(batch, scores(batch, policy, hidden=hidden), scores(batch, reference))
     with pytest.raises(InputError, match="reference"):
         PPO().prepare(batch, scores(batch, policy), None)
     with pytest.raises(InputError, match="old_logprob"):

@@ -14,7 +14,7 @@ from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import objective
 from tokenry.learn.preference.act import ACT, rank_loss
-from tokenry.tasks.verifiers.programs import Constraint, ConstraintSet, length_between
+from tokenry.tasks.verifiers.programs import ConstraintSet, Verifier, length_between
 
 NUMBERS = st.floats(-3, 0)
 RATES = st.sampled_from([0.0, 0.25, 0.5, 1.0])
@@ -152,7 +152,7 @@ def test_constraints_rate_the_pairs():
 
 
 def test_a_group_constraint_joins_rows_side_by_side():
-    same = ConstraintSet.of(Constraint("same", lambda _, ys: len(set(ys)) == 1, "group"))
+    same = ConstraintSet.of(Verifier("same", lambda _, ys: len(set(ys)) == 1, "group"))
     rows = [
         {"prompt": p, "chosen": "a", "rejected": r, "constraint_group": "g"}
         for p, r in (("p", "b"), ("q", "c"))

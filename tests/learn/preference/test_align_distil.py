@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import REVERSE_KL
+from tokenry.core.divergences import REVERSE_KL
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import is_on_policy, objective
 from tokenry.learn.preference.align_distil import (

@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import objective
 from tokenry.learn.preference.cdpo import CDPO, CriticalWeight, positionwise_loss

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import (
+from tokenry.core.divergences import (
     FORWARD_KL,
     JENSEN_SHANNON,
     JENSEN_SHANNON_SUM,

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import PrecomputeContext

@@ -21,7 +21,7 @@ from tokenry.learn.rewards.token_value import (
     token_value_loss,
 )
 from tokenry.model.score import score
-from tokenry.tasks.worlds.reward_tree import TokenTree
+from tokenry.tasks.worlds.reward_tree import RewardTree
 
 A, B, C, D, E = range(10, 15)
 SOLUTIONS = st.lists(
@@ -67,7 +67,7 @@ def test_a_prefix_is_worth_the_count_weighted_mean_of_how_it_goes_on(drawn):
 
 def test_targets_are_unbiased_and_vary_less_than_outcomes():
     """A generator on a tree whose leaves are right with known probability."""
-    tree = TokenTree.random(0, vocabulary=2, depth=3)
+    tree = RewardTree.random(0, vocabulary=2, depth=3)
     right = torch.sigmoid(2 * tree.reward[-1]).flatten()  # P(correct | leaf)
     leaf_logprob = tree.along(tree.reference).sum(1)
     leaves = [tuple(leaf) for leaf in tree.leaves.tolist()]

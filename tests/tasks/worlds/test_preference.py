@@ -146,6 +146,27 @@ def test_an_opposed_taste_contradicts_four_tokens_and_shares_the_language():
     assert taste.pairs(4, torch.Generator().manual_seed(0)).chosen.shape == (4, 10)
 
 
+def test_a_token_is_contained_as_often_as_in_all_sequences_together():
+    chain = PreferenceWorld(seed=3, vocabulary=4, length=3, liked=1, disliked=1).language
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    probability = chain.sequence_logprob(every).exp()
+    for token in range(4):
+        with_it = (every == token).any(1)
+        assert chain.containing(token) == pytest.approx(float(probability[with_it].sum()))
+
+
+def test_a_chain_is_tilted_by_one_number_until_a_share_contains_the_token():
+    chain = PreferenceWorld(seed=3, vocabulary=6, length=4).language
+    for share in (0.02, 0.6):
+        raised = chain.with_share(2, share)
+        assert raised.containing(2) == pytest.approx(share, abs=1e-6)
+        ratio = (raised.logprob - chain.logprob)[0]  # [V + 1, V]: equal for all other tokens
+        others = [0, 1, 3, 4, 5]
+        assert torch.allclose(ratio[:, others], ratio[:, others[:1]].expand(-1, 5))
+        boost = ratio[:, 2] - ratio[:, 0]
+        assert torch.allclose(boost, boost[:1].expand_as(boost))
+
+
 def test_the_likeliest_completion_is_that_of_all_and_greedy_takes_the_likeliest_token():
     policy, start = SMALL.optimum(0.3), torch.tensor([0, 1, 2])
     texts = torch.tensor(list(itertools.product(range(3), repeat=3)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.remembered import remembered
-from tokenry.app.terminal import AsJson, Seed, print_json, results, working
+from tokenry.app.terminal import AsJson, Seed, plain_table, print_json, results, working
 from tokenry.core.errors import InputError
 
 
@@ -37,9 +37,8 @@ def objectives(
         print_json(rows)
         return
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("name", no_wrap=True)
     table.add_column("what it is, its hyper-parameters, what to bring")
     for row in rows:

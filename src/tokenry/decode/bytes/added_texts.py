@@ -17,8 +17,13 @@ Context = tuple[int, ...]
 class AddedTexts:
     """The added tokens of a vocabulary that are not special, such as line breaks of Gemma.
 
-    pieces: the bytes of every id. texts: added id -> the bytes that it stands for. mask: [V] bool,
-    which ids are added. longest: bytes of the longest text, 0 without any.
+    Args:
+        pieces: the bytes of every id.
+        texts: added id -> the bytes that it stands for.
+
+    Attributes:
+        mask: [V] bool, which ids are added.
+        longest: bytes of the longest text, 0 without any.
     """
 
     def __init__(self, pieces: Sequence[bytes], texts: Mapping[int, bytes]):

@@ -34,8 +34,10 @@ Split = Callable[[str], set[int]]
 class Borders:
     """How every token may follow a context, as far as pre-tokens go.
 
-    split: the places, in bytes, at which a text is cut. pieces: the bytes of every id. starts: [V]
-    bool, the tokens that can begin where a character ends.
+    Args:
+        split: the places, in bytes, at which a text is cut.
+        pieces: the bytes of every id.
+        starts: [V] bool, the tokens that can begin where a character ends.
     """
 
     def __init__(
@@ -100,7 +102,8 @@ class Borders:
     ) -> int:
         """NEVER, GLUED or APART for `token` behind the context; None: only look at the context.
 
-        following: the texts that may come next; None: those that could move a border.
+        Args:
+            following: the texts that may come next; None: those that could move a border.
         """
         context = self.added.after(context)
         tokens = list(context) if token is None else [*context, token]

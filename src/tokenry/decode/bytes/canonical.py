@@ -124,11 +124,14 @@ def canonical(tokenizer: Any) -> Canonical:
 class Canonical:
     """The rules of one BPE tokenizer.
 
-    vocabulary: what every token spells. merges: the BPE table. added: tokens cut out beforehand.
-    borders: of pre-tokens; None for a tokenizer that draws none.
-
     Raises:
         VocabularyError: the tokenizer is of another kind.
+
+    Attributes:
+        vocabulary: what every token spells.
+        merges: the BPE table.
+        added: tokens cut out beforehand.
+        borders: of pre-tokens; None for a tokenizer that draws none.
     """
 
     def __init__(self, tokenizer: Any):

@@ -24,7 +24,11 @@ LONGEST_DIGITS = 4  # which patterns cut into threes
 
 
 class Shapes(NamedTuple):
-    """numbers: [V], the shape of every token. examples: one token of each shape."""
+    """
+    Attributes:
+        numbers: [V], the shape of every token.
+        examples: one token of each shape.
+    """
 
     numbers: NDArray[np.int64]
     examples: list[int]
@@ -45,7 +49,8 @@ class Shapes(NamedTuple):
 def shape(piece: bytes, contractions: bool) -> str:
     """The kinds of a token's characters, long runs cut short.
 
-    contractions: keep the letters that could belong to one ('s, 'll) with what stands before.
+    Args:
+        contractions: keep the letters that could belong to one ('s, 'll) with what stands before.
     """
     decoded = extend(b"", piece)
     if decoded is None:

@@ -38,8 +38,10 @@ class MergeTable:
     """The merges of a tokenizer's BPE model.
 
     own: bool [V], whether BPE encodes a token's bytes as that token. `follows(u)`: bool [V],
-    whether BPE leaves u and the token after it side by side. Raises VocabularyError for tokenizers
-    that are not BPE.
+    whether BPE leaves u and the token after it side by side.
+
+    Raises:
+        VocabularyError: tokenizers that are not BPE.
     """
 
     def __init__(self, tokenizer: Any, size: int):

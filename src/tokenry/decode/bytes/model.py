@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenry.core.boundaries import start_ids
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.canonical import Canonical, Context, canonical
 from tokenry.decode.bytes.prefix_scorer import CachedPrefixScorer, Passes, Path, PrefixScorer
@@ -53,16 +54,18 @@ class ByteModel:
     model.next_byte_logprobs(state)[ord("x")]
     state = model.advance(state, ord("x"))
 
-    tolerance: sequences that hold less than this share of P(x) and have not been read are left
-        out instead of read; 0 is exact, and a byte's error is at most that share for each of them.
-    ahead: how many sequences to read together at most, where that saves passes later.
-    canonical_only: False also counts tokens that the tokenizer would not write there, which is
-        slightly wrong and saves the check.
-    scorer: reads logits; None: `model` is one of transformers. eos: the ids that end a text; None:
-        those of the model and its tokenizer.
-
     Special tokens spell nothing and are never predicted; the end of the text is a symbol of its
     own. `passes` counts what was asked of the model.
+
+    Args:
+        tolerance: sequences that hold less than this share of P(x) and have not been read are left
+            out instead of read; 0 is exact, and a byte's error is at most that share for each of
+            them.
+        ahead: how many sequences to read together at most, where that saves passes later.
+        canonical_only: False also counts tokens that the tokenizer would not write there, which is
+            slightly wrong and saves the check.
+        scorer: reads logits; None: `model` is one of transformers.
+        eos: the ids that end a text; None: those of the model and its tokenizer.
     """
 
     def __init__(
@@ -76,8 +79,7 @@ class ByteModel:
         scorer: PrefixScorer | None = None,
         eos: Sequence[int] | None = None,
     ):
-        if not 0.0 <= tolerance < 1.0:
-            raise InputError(f"tolerance is {tolerance}: it must be at least 0 and less than 1")
+        in_range("tolerance", tolerance, "[0, 1)")
         self.tokenizer = tokenizer
         self.rules: Canonical = canonical(tokenizer)
         self.vocabulary = self.rules.vocabulary
@@ -95,9 +97,12 @@ class ByteModel:
     def start(self, prompt: bytes | str, context: Sequence[int] = ()) -> ByteState:
         """The state after a prompt, which may end anywhere, even inside a character.
 
-        context: token ids before it, such as a chat's; none: what the tokenizer puts before a text,
-        or nothing where the prompt itself can stand first. Raises InputError if the prompt is not
-        UTF-8.
+        Args:
+            context: token ids before it, such as a chat's; none: what the tokenizer puts before a
+                text, or nothing where the prompt itself can stand first.
+
+        Raises:
+            InputError: the prompt is not UTF-8.
         """
         data = prompt.encode() if isinstance(prompt, str) else bytes(prompt)
         if extend(b"", data) is None:
@@ -141,7 +146,8 @@ class ByteModel:
     def advance(self, state: ByteState, byte: int) -> ByteState:
         """The state after one more byte; `state` stays as it is.
 
-        Raises ConstraintError for a byte that cannot follow.
+        Raises:
+            ConstraintError: a byte that cannot follow.
         """
         if not 0 <= byte < END:
             raise InputError(f"{byte} is not a byte")
@@ -277,7 +283,8 @@ class ByteModel:
     def encode(self, data: bytes) -> list[int]:
         """Token ids of a text, in which nothing is taken for a special token.
 
-        Raises InputError where the tokenizer changes the text that it encodes.
+        Raises:
+            InputError: the tokenizer changes the text that it encodes.
         """
         text = data.decode()
         options = {"add_special_tokens": False, "split_special_tokens": True}
@@ -317,8 +324,10 @@ def byte_logprob(
 ) -> float:
     """log P(data) in nats, of all texts that begin with `data`; -inf if it cannot become UTF-8.
 
-    model: a `ByteModel`, or a model with its tokenizer. context: the ids before the text; none:
-    what the tokenizer puts there, or the token that begins texts.
+    Args:
+        model: a `ByteModel`, or a model with its tokenizer.
+        context: the ids before the text; none: what the tokenizer puts there, or the token that
+            begins texts.
     """
     bytes_model = model if isinstance(model, ByteModel) else ByteModel(model, tokenizer)
     data = data.encode() if isinstance(data, str) else bytes(data)
@@ -344,8 +353,11 @@ class Row:
 class Node:
     """A token sequence: with what stands before it, its probability given the root, what was read.
 
-    children: by position in the vocabulary; they are there before they are needed when they were
-    read ahead. A node does not hold its parent: what no state needs is forgotten.
+    A node does not hold its parent: what no state needs is forgotten.
+
+    Args:
+        children: by position in the vocabulary; they are there before they are needed when they
+            were read ahead.
     """
 
     path: Path

@@ -22,9 +22,13 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Passes:
-    """What was asked of a model. calls: forward passes; tokens: read in them, in all.
+    """What was asked of a model.
 
-    prompt_calls, prompt_tokens: the part of them that read a prompt.
+    Args:
+        calls: forward passes.
+        tokens: read in them, in all.
+        prompt_calls: the part of them that read a prompt.
+        prompt_tokens: the part of them that read a prompt.
     """
 
     calls: int = 0

@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 class ByteVocabulary:
     """The tokens that spell something; positions below are places in the sorted order.
 
-    pieces: the bytes of every id, b"" for tokens that spell nothing. ids: the id at each position.
+    Args:
+        pieces: the bytes of every id, b"" for tokens that spell nothing.
+
+    Attributes:
+        ids: the id at each position.
     """
 
     def __init__(self, pieces: Sequence[bytes]):

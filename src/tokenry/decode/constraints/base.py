@@ -55,7 +55,11 @@ class State(Protocol):
         ...
 
     def advance(self, token: int) -> State:
-        """The state after `token`. Raises ConstraintError if it is not allowed."""
+        """The state after `token`.
+
+        Raises:
+            ConstraintError: it is not allowed.
+        """
         ...
 
 
@@ -66,7 +70,11 @@ class Constraint(Protocol):
     eos: frozenset[int]
 
     def initial(self) -> State:
-        """The state of the empty text. Raises ConstraintError if no text can satisfy it."""
+        """The state of the empty text.
+
+        Raises:
+            ConstraintError: no text can satisfy it.
+        """
         ...
 
     def begin(self, prompt: Sequence[int]) -> State:
@@ -87,7 +95,10 @@ class Constraint(Protocol):
 class Example(NamedTuple):
     """A constraint as its contract test takes it.
 
-    make: it, for a byte-level tokenizer. accepts, refuses: texts that satisfy it, and that do not.
+    Attributes:
+        make: it, for a byte-level tokenizer.
+        accepts: texts that satisfy it.
+        refuses: texts that do not.
     """
 
     make: Callable[[Any], Constraint]

@@ -32,8 +32,10 @@ class NamesEngine:
 
         NamesEngine({"": [*dir(builtins), "math"], "math": dir(math)})
 
-    names: the names after each dotted prefix; "" holds the names that stand alone. After a prefix
-    that is not listed, it cannot tell.
+    After a prefix that is not listed, it cannot tell.
+
+    Attributes:
+        names: the names after each dotted prefix; "" holds the names that stand alone.
     """
 
     names: Mapping[str, Iterable[str]]

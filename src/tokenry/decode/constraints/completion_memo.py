@@ -14,10 +14,15 @@ Caret = tuple[str, str]  # the text before the caret and after it
 class Memo:
     """What a completion engine has said, shared by all samples; and counts of what it was asked.
 
-    answers: continuations by caret. denied: at each caret, what cannot follow. dead: carets after
-    which no token was left. calls: questions to the engine. remembered: questions that `answers`
-    settled; spared: those that a denied prefix did. pruned: tokens refused; forced: tokens that an
-    active completion settled.
+    Args:
+        answers: continuations by caret.
+        denied: at each caret, what cannot follow.
+        dead: carets after which no token was left.
+        calls: questions to the engine.
+        remembered: questions that `answers` settled.
+        spared: those that a denied prefix did.
+        pruned: tokens refused.
+        forced: tokens that an active completion settled.
     """
 
     answers: dict[Caret, tuple[str, ...] | None] = field(default_factory=dict, repr=False)

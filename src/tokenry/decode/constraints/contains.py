@@ -28,8 +28,11 @@ from tokenry.text.string_search import StringSearch, TokenTrie
 class Contains(Constraint):
     """Texts that contain every one of `strings` (str, or bytes).
 
-    tokenizer: of transformers, or the bytes of every token. eos: the ids that may end a text
-    (default: the tokenizer's). Special tokens spell nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        tokenizer: of transformers, or the bytes of every token.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(

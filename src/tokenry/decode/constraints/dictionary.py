@@ -17,7 +17,7 @@ no token of well-formed UTF-8 is refused and there is no dead end; only the end 
 
 Source: DICTDIS: Dictionary Constrained Disambiguation for Improved NMT (arXiv 2210.06996), whose
 own constraints are soft: a model is trained to copy the candidates
-(`learn.recipes.sequence_to_sequence.copy_mixture`). The hard form, for any language model, is ours.
+(`model.layers.copy_mixture`). The hard form, for any language model, is ours.
 """
 
 from __future__ import annotations
@@ -51,10 +51,14 @@ PROMPT_WINDOW = 16  # tokens of a prompt that are searched for its last characte
 class Dictionary(Constraint):
     """Texts that hold, for each of `phrases` (each the candidates of one phrase), a candidate.
 
-    tokenizer: of transformers, or the bytes of every token. whole_words: candidates stand between
-    boundaries of words; else anywhere, as beginnings of inflected forms do. fold_case: "haus" is
-    "Haus". eos: the ids that may end a text (default: the tokenizer's). Special tokens spell
-    nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        tokenizer: of transformers, or the bytes of every token.
+        whole_words: candidates stand between boundaries of words; else anywhere, as beginnings of
+            inflected forms do.
+        fold_case: "haus" is "Haus".
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -127,8 +131,14 @@ class Dictionary(Constraint):
 
 @dataclass(frozen=True)
 class DictionaryState:
-    """Where a text stands. at: the automaton's state. before: the kind of the last character that
-    is not a mark. tail: bytes of an unfinished character. covered: phrases met so far."""
+    """Where a text stands.
+
+    Args:
+        at: the automaton's state.
+        before: the kind of the last character that is not a mark.
+        tail: bytes of an unfinished character.
+        covered: phrases met so far.
+    """
 
     constraint: Dictionary
     at: int = 0

@@ -51,8 +51,13 @@ MASK_COST = 16.0  # one mask in single checks, measured on JSON schemas over 49,
 class Grammar(Constraint):
     """The texts of a grammar, for a fast tokenizer of transformers.
 
-    Made by `Grammar.json_schema`, `.regex` or `.lark`. eos: the ids that may end a text (default:
-    the tokenizer's). Raises ConstraintError with llguidance's reason when it cannot be built.
+    Made by `Grammar.json_schema`, `.regex` or `.lark`.
+
+    Args:
+        eos: the ids that may end a text (default: the tokenizer's).
+
+    Raises:
+        ConstraintError: with llguidance's reason when it cannot be built.
     """
 
     def __init__(self, source: str, tokenizer: Any, eos: Sequence[int] | None = None):
@@ -76,13 +81,15 @@ class Grammar(Constraint):
     ) -> Grammar:
         """JSON texts that satisfy a schema, given as a dict or as its JSON text.
 
-        whitespace: regular expression of the white space allowed between the parts (default: any
-        amount of JSON's; `""` for none, `" ?"` for at most one space). lenient: formats that cannot
-        be checked are left out, with a warning, instead of refused.
-
         Fewer texts than the schema's, never others: keys come in the schema's order, integers
         without point and exponent, characters without \\u escapes. What cannot be represented
         exactly is refused with its path (`json_schema.prepare`).
+
+        Args:
+            whitespace: regular expression of the white space allowed between the parts (default:
+                any amount of JSON's; `""` for none, `" ?"` for at most one space).
+            lenient: formats that cannot be checked are left out, with a warning, instead of
+                refused.
         """
         options: dict[str, Any] = {}
         if whitespace == "":

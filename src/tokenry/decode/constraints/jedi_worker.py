@@ -48,9 +48,12 @@ def completions(text: str, caret: int, strict: bool = True) -> list[tuple[str, s
     """(source, target) of what jedi proposes at the caret; None where it cannot know.
 
     It cannot know inside strings and comments, in numbers, where a name may be new, and after an
-    object of which it finds no attribute at all. strict: names inside brackets must be known, which
-    forbids `[x for x in ...]`, where x comes before its `for`, and keyword arguments of functions
-    that jedi does not find; otherwise nothing is known about them.
+    object of which it finds no attribute at all.
+
+    Args:
+        strict: names inside brackets must be known, which forbids `[x for x in ...]`, where x comes
+            before its `for`, and keyword arguments of functions that jedi does not find; otherwise
+            nothing is known about them.
     """
     before = text[:caret]
     match = re.search(r"\w*\Z", before)

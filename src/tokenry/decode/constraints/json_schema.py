@@ -50,7 +50,11 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A schema for the engine. dropped: formats that it does not check, with their paths."""
+    """A schema for the engine.
+
+    Args:
+        dropped: formats that it does not check, with their paths.
+    """
 
     schema: Any
     dropped: list[str] = field(default_factory=list)
@@ -86,9 +90,13 @@ def read_json(text: str) -> Any:
 
 
 def prepare(schema: Any, *, lenient: bool = False) -> Prepared:
-    """The schema as the engine gets it. lenient: formats that cannot be checked are left out.
+    """The schema as the engine gets it.
 
-    Raises ConstraintError, with the path of what cannot be used.
+    Args:
+        lenient: formats that cannot be checked are left out.
+
+    Raises:
+        ConstraintError: with the path of what cannot be used.
     """
     if not isinstance(schema, Mapping | bool):
         raise ConstraintError(f"a schema must be an object, true or false, not {schema!r:.60}")

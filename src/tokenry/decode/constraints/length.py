@@ -23,8 +23,9 @@ from tokenry.decode.constraints.base import Constraint, Example, State, constrai
 class Length(Constraint):
     """Texts of `minimum` to `maximum` tokens; None is no upper limit.
 
-    tokenizer: of transformers, or anything whose `len` is the size of the vocabulary. eos: the ids
-    that may end a text (default: the tokenizer's).
+    Args:
+        tokenizer: of transformers, or anything whose `len` is the size of the vocabulary.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(

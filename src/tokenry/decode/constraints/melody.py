@@ -61,11 +61,14 @@ CACHE_SIZE = 256  # masks kept, least recently used ones leaving first
 class Melody(Constraint):
     """Texts of one line for each of `phrases`, numbers of notes, that can be sung on them.
 
-    tokenizer: of transformers, or the bytes of every token. melisma: how many notes of each phrase
-    may be left to held syllables. split: how many syllables may be too many. lexicon: the words
-    that may be used (default: the CMU pronouncing dictionary, in English). unknown: whether the
-    syllables of a word that this dictionary does not have are guessed from its letters ("guess"),
-    or the word is left out ("reject"). eos: the ids that may end a text (default: the tokenizer's).
+    Args:
+        tokenizer: of transformers, or the bytes of every token.
+        melisma: how many notes of each phrase may be left to held syllables.
+        split: how many syllables may be too many.
+        lexicon: the words that may be used (default: the CMU pronouncing dictionary, in English).
+        unknown: whether the syllables of a word that this dictionary does not have are guessed from
+            its letters ("guess"), or the word is left out ("reject").
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(

@@ -32,10 +32,14 @@ _new_decoder = codecs.getincrementaldecoder("utf-8")
 class Predicate(Constraint):
     """Texts for which `complete` is true, all of whose prefixes satisfy `prefix`.
 
-    prefix, complete: pure functions from a text to a truth value; their answers are cached.
-    `prefix` may be generous: where it promises a continuation that does not exist, generation runs
-    into a dead end. eos: the ids that may end a text (default: the tokenizer's). Special tokens
-    spell nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        prefix: pure functions from a text to a truth value; their answers are cached. `prefix` may
+            be generous: where it promises a continuation that does not exist, generation runs into
+            a dead end.
+        complete: as `prefix`.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(

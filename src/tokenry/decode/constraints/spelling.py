@@ -26,7 +26,12 @@ APOSTROPHE = "'"
 
 @dataclass(frozen=True)
 class Spelling:
-    """How characters are spelled. fold_case: "E" is "e". fold_accents: "é" and "ｅ" are "e"."""
+    """How characters are spelled.
+
+    Args:
+        fold_case: "E" is "e".
+        fold_accents: "é" and "ｅ" are "e".
+    """
 
     fold_case: bool = True
     fold_accents: bool = True
@@ -40,7 +45,9 @@ class Spelling:
 
         "É" is normalised where case is folded and "ｅ" where widths are; where accents are folded,
         "é" never occurs, and stands neither for "e" alone nor for "é" alone.
-        Raises ConstraintError for what no word can have.
+
+        Raises:
+            ConstraintError: what no word can have.
         """
         found = []
         for character in unicodedata.normalize("NFC", text):

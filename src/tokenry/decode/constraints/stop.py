@@ -38,10 +38,15 @@ MASK_COST = 4.0  # in single checks: few states occur, and the mask of each is c
 class Stop(Constraint):
     """Texts that end right after the first occurrence of one of `strings`.
 
-    strings: str, or bytes. tokenizer: of transformers, or the bytes of every token. overshoot:
-    whether the token that completes a string may go on behind it (`before` cuts the text).
-    early: whether a text may also end without any of the strings. eos: the ids that may end a text
-    (default: the tokenizer's). Special tokens spell nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        strings: str, or bytes.
+        tokenizer: of transformers, or the bytes of every token.
+        overshoot: whether the token that completes a string may go on behind it (`before` cuts the
+            text).
+        early: whether a text may also end without any of the strings.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -145,7 +150,11 @@ class _StopState:
 
 
 def as_bytes(strings: Sequence[str | bytes], what: str) -> list[bytes]:
-    """Strings as bytes. Raises ConstraintError when there are none or one of them is empty."""
+    """Strings as bytes.
+
+    Raises:
+        ConstraintError: there are none or one of them is empty.
+    """
     if isinstance(strings, str | bytes):
         strings = [strings]
     if not strings:

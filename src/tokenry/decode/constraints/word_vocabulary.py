@@ -27,10 +27,14 @@ from tokenry.text.vocabulary import token_bytes
 class WordVocabulary:
     """The tokens of a vocabulary by their symbols; made once for a tokenizer.
 
-    growing: tokens without a separator; closing: tokens with one. A token's head are the symbols
-    before its first separator, its rest those after it. tailed: tokens that end inside a character;
-    inside: tokens that begin inside one; quoted: tokens that begin with an apostrophe
-    or a combining mark, which may or may not continue a word.
+    Attributes:
+        growing: tokens without a separator.
+        closing: tokens with one. A token's head are the symbols before its first separator, its
+            rest those after it.
+        tailed: tokens that end inside a character.
+        inside: tokens that begin inside one.
+        quoted: tokens that begin with an apostrophe or a combining mark, which may or may not
+            continue a word.
     """
 
     def __init__(self, pieces: Sequence[bytes], spelling: Spelling):
@@ -91,7 +95,11 @@ class SymbolTrie:
         self.levels = np.searchsorted(sizes, np.arange(1, sizes[-1] + 2)).tolist()
 
     def walk(self, machine: WordMachine, columns: np.ndarray, state: int) -> np.ndarray:
-        """The machine's states after every prefix, read from `state`; columns: of `symbols`."""
+        """The machine's states after every prefix, read from `state`.
+
+        Args:
+            columns: of `symbols`.
+        """
         states = np.full(len(self.parent), state, np.int32)
         for begin, end in zip(self.levels, self.levels[1:], strict=False):
             before = states[self.parent[begin:end]]

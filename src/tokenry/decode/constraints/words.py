@@ -73,18 +73,19 @@ PROMPT_WINDOW = 64  # tokens of a prompt that are searched for the beginning of 
 class WordConstraint(Constraint):
     """Texts all of whose words pass `filter`.
 
-    tokenizer: a tokenizer, or the list of its tokens' bytes (b"" for special tokens).
-    lexicon: the words that may be used (None: any string of letters if the filter is exact, else
-        the CMU pronouncing dictionary). Entries that are not one word, such as "able-bodied", are
-        left out; the words that pass are in `words`, accents and all.
-    spelling: what the filter sees of a word; its letters are normalised to it, or refused where
-        they can never occur.
-    wordless: also allow texts without words: sentences of signs and digits alone, runs of them of
-        any length, and letters in disguise (ᵃ, ａ).
-    eos: the ids that may end a text (default: the tokenizer's).
-    always_allow: ids that are allowed everywhere; what they do to a word is not judged.
-    cache_size: how many masks (one byte per vocabulary entry each) are kept, least recently used
-        ones leaving first.
+    Args:
+        tokenizer: a tokenizer, or the list of its tokens' bytes (b"" for special tokens).
+        lexicon: the words that may be used (None: any string of letters if the filter is exact,
+            else the CMU pronouncing dictionary). Entries that are not one word, such as
+            "able-bodied", are left out; the words that pass are in `words`, accents and all.
+        spelling: what the filter sees of a word; its letters are normalised to it, or refused where
+            they can never occur.
+        wordless: also allow texts without words: sentences of signs and digits alone, runs of them
+            of any length, and letters in disguise (ᵃ, ａ).
+        eos: the ids that may end a text (default: the tokenizer's).
+        always_allow: ids that are allowed everywhere; what they do to a word is not judged.
+        cache_size: how many masks (one byte per vocabulary entry each) are kept, least recently
+            used ones leaving first.
     """
 
     def __init__(
@@ -279,9 +280,11 @@ class WordConstraint(Constraint):
 class WordState:
     """Where a text stands, in its last word and in its last character.
 
-    state: the word machine's. tail: the bytes of an unfinished character.
-    given: the unfinished word came from a prompt and may end as it is.
-    span: what the present sentence holds so far, a state of `sentence_spans`.
+    Args:
+        state: the word machine's.
+        tail: the bytes of an unfinished character.
+        given: the unfinished word came from a prompt and may end as it is.
+        span: what the present sentence holds so far, a state of `sentence_spans`.
     """
 
     constraint: WordConstraint
@@ -323,7 +326,11 @@ class WordState:
         return self.constraint._mask(self)
 
     def advance(self, token: int) -> WordState:
-        """The state after `token`. Raises ConstraintError if it is not allowed."""
+        """The state after `token`.
+
+        Raises:
+            ConstraintError: it is not allowed.
+        """
         if not self.allows(token):
             raise refuse(token, f"by {self.constraint.filter}")
         if token in self.constraint.eos:

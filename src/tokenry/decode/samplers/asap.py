@@ -75,8 +75,10 @@ class RemovedMass:
 class ASAp:
     """Adaptive sampling with approximate expected futures.
 
-    rows: texts that grow together; they learn from those before, and little from each other (the
-    paper's is 1). memory: what calls of this object, or of several, remember.
+    Args:
+        rows: texts that grow together; they learn from those before, and little from each other
+            (the paper's is 1).
+        memory: what calls of this object, or of several, remember.
     """
 
     rows: int = 4
@@ -101,8 +103,11 @@ class ASAp:
 
 
 class Remembered(Constraint):
-    """A constraint whose states know their prefix's node. limit: texts must have ended, end token
-    included, after so many tokens; None: they need not."""
+    """A constraint whose states know their prefix's node.
+
+    Args:
+        limit: texts must have ended, end token included, after so many tokens; None: they need not.
+    """
 
     def __init__(self, constraint: Constraint, root: Node, limit: int | None = None):
         self.constraint, self.root, self.limit = constraint, root, limit

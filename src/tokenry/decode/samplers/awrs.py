@@ -42,14 +42,18 @@ PEAKED = 2 / 3  # from this probability of one token on, the geometric estimate 
 class AWRS(TokenSampler):
     """Adaptive weighted rejection sampling of one token.
 
-    max_accepts: accepted draws K of the geometric estimate; more lower the variance. max_rejects:
-    refused draws after which a step gives up with weight zero (None: never); the weights stay
-    unbiased. method: "recursive", "geometric" or "auto", which takes the geometric one for
-    max_accepts > 2 or a token with at least two thirds of the mass. masks: whether to ask a state
-    for its mask once the refused tokens of a step have cost as much as one (`State.mask_cost`).
-    tail: a step also gives up when the tokens left hold no more than this mass, which bounds the
-    checks and biases the weights by at most as much. The paper's code has 1e-5; 0 never gives up on
-    a token that the model finds very unlikely, though nothing else may be allowed.
+    Args:
+        max_accepts: accepted draws K of the geometric estimate; more lower the variance.
+        max_rejects: refused draws after which a step gives up with weight zero (None: never); the
+            weights stay unbiased.
+        method: "recursive", "geometric" or "auto", which takes the geometric one for max_accepts >
+            2 or a token with at least two thirds of the mass.
+        masks: whether to ask a state for its mask once the refused tokens of a step have cost as
+            much as one (`State.mask_cost`).
+        tail: a step also gives up when the tokens left hold no more than this mass, which bounds
+            the checks and biases the weights by at most as much. The paper's code has 1e-5; 0 never
+            gives up on a token that the model finds very unlikely, though nothing else may be
+            allowed.
     """
 
     max_accepts: int = 2

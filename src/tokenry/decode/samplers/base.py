@@ -24,8 +24,10 @@ NOTHING = -1
 class Step(NamedTuple):
     """One drawn token.
 
-    log_weight: -inf when the draw failed; `token` is then -1. checks: single-token questions to the
-    constraint. masks: whole-vocabulary ones.
+    Attributes:
+        log_weight: -inf when the draw failed; `token` is then -1.
+        checks: single-token questions to the constraint.
+        masks: whole-vocabulary ones.
     """
 
     token: int

@@ -41,7 +41,8 @@ from tokenry.model.hidden_decoding import HiddenDecoding
 class Attribute(Protocol):
     """log q(A | text + token), for many texts and tokens at once.
 
-    needs_hidden: whether the model's last hidden state after each text is asked for.
+    Attributes:
+        needs_hidden: whether the model's last hidden state after each text is asked for.
     """
 
     needs_hidden: ClassVar[bool]
@@ -86,9 +87,11 @@ class BeamSearch:
     The weight of a text is its probability p(y), end included, and says nothing about how it was
     found; `log_evidence` is the log of their sum, a lower bound of the constraint's probability.
 
-    attribute: q, an `Attribute` or a function of prefixes (see `PrefixAttribute`); None: q = 1.
-    beams: living prefixes; None: as many as texts are asked for. candidates: tokens looked at for
-    each beam. length_penalty: a in the score log p / (tokens, end included)^a + log q; 0: none.
+    Args:
+        attribute: q, an `Attribute` or a function of prefixes (see `PrefixAttribute`); None: q = 1.
+        beams: living prefixes; None: as many as texts are asked for.
+        candidates: tokens looked at for each beam.
+        length_penalty: a in the score log p / (tokens, end included)^a + log q; 0: none.
     """
 
     attribute: Attribute | Callable[[list[list[int]]], Any] | None = None

@@ -33,9 +33,12 @@ Scorer = Callable[[list[int], list[list[int]]], Sequence[float] | Tensor]
 class BestOfN:
     """Each returned text is the best of n that `sampler` drew; its weight is one and means nothing.
 
-    sampler: a sampler of texts or its name. scorer: (prompt ids, texts as ids) -> one number each;
-    None: the model's log-probability. A text without a valid candidate weighs nothing. The evidence
-    is that of all candidates, as their sampler estimates it.
+    A text without a valid candidate weighs nothing. The evidence is that of all candidates, as
+    their sampler estimates it.
+
+    Args:
+        sampler: a sampler of texts or its name.
+        scorer: (prompt ids, texts as ids) -> one number each; None: the model's log-probability.
     """
 
     n: int = 8

@@ -52,9 +52,12 @@ class Guard:
 
     The proposal is the model with another `prompt` (text, ids or messages), another `model` of the
     same tokenizer (which may be a PEFT adapter on the same weights), both, or any `decoding` state
-    of one row; without any of them it is the model itself, and this is plain rejection. beta: of
-    quasi-rejection; 0 accepts all that satisfies the constraint. rows, max_trials: as for
-    `Rejection`.
+    of one row; without any of them it is the model itself, and this is plain rejection.
+
+    Args:
+        beta: of quasi-rejection; 0 accepts all that satisfies the constraint.
+        rows: as for `Rejection`.
+        max_trials: as for `Rejection`.
     """
 
     prompt: Prompt | None = None
@@ -133,7 +136,11 @@ class Guard:
 
 @dataclass(frozen=True)
 class Guarded(Tried):
-    """Samples of a proposal. log_ratio: float64 `[P]`, log a(y) / a'(y)."""
+    """Samples of a proposal.
+
+    Args:
+        log_ratio: float64 `[P]`, log a(y) / a'(y).
+    """
 
     log_ratio: Tensor = field(default_factory=lambda: torch.zeros(0))
     beta: float = 0.0

@@ -33,8 +33,11 @@ from tokenry.decode.samplers.base import (
 class Masked(TokenSampler):
     """One mask of the vocabulary per token.
 
-    greedy: take the most probable accepted token. A greedy choice is no draw and not properly
-    weighted; its weight is the accepted mass all the same.
+    A greedy choice is no draw and not properly weighted; its weight is the accepted mass all the
+    same.
+
+    Args:
+        greedy: take the most probable accepted token.
     """
 
     greedy: bool = False

@@ -47,12 +47,15 @@ class Decoding(Protocol):
 class Request:
     """Texts to be sampled: at most `max_new_tokens` tokens that go on from a prompt.
 
-    decoding: one row that has read the prompt; `rows` copies it. temperature: of the model that is
-    sampled from; the weights refer to that model. processors: transformers' logits processors,
-    called with the prompt's and the text's ids; they belong to the model too. must_end: a text that
-    the limit cuts off weighs nothing. progress: called now and then with the number of tokens of
-    the longest text and the texts so far. loaded: (model, tokenizer), for samplers that need more
-    than next-token logits.
+    Args:
+        decoding: one row that has read the prompt; `rows` copies it.
+        temperature: of the model that is sampled from; the weights refer to that model.
+        processors: transformers' logits processors, called with the prompt's and the text's ids;
+            they belong to the model too.
+        must_end: a text that the limit cuts off weighs nothing.
+        progress: called now and then with the number of tokens of the longest text and the texts so
+            far.
+        loaded: (model, tokenizer), for samplers that need more than next-token logits.
     """
 
     decoding: Decoding
@@ -109,7 +112,9 @@ def next_logprobs(
 ) -> Tensor:
     """Log-probabilities `[n, V]` of the model as it is sampled: processors, then temperature.
 
-    prompt: ids `[T]`. texts: n lists of ids, equally long.
+    Args:
+        prompt: ids `[T]`.
+        texts: n lists of ids, equally long.
     """
     logits = logits.float()
     if processors:

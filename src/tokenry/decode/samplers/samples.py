@@ -13,12 +13,17 @@ from tokenry.decode.samplers.base import DEAD
 class Samples:
     """Weighted texts.
 
-    ids: tokens of each particle, without the end-of-sequence token. log_weights: float64 `[P]`,
-    -inf for a particle that died or was cut off by the length limit. log_evidence: log of the
-    estimated probability of the constraint (and of ending within the limit) under the model.
-    finished: whether the text ended by itself. tokens: sampled in all, the ends included. checks,
-    masks: questions put to the constraint in all. passes: forward passes of the batch, the prompt's
-    included.
+    Args:
+        ids: tokens of each particle, without the end-of-sequence token.
+        log_weights: float64 `[P]`, -inf for a particle that died or was cut off by the length
+            limit.
+        log_evidence: log of the estimated probability of the constraint (and of ending within the
+            limit) under the model.
+        finished: whether the text ended by itself.
+        tokens: sampled in all, the ends included.
+        checks: questions put to the constraint in all.
+        masks: questions put to the constraint in all.
+        passes: forward passes of the batch, the prompt's included.
     """
 
     ids: list[list[int]]

@@ -69,7 +69,8 @@ class _Particle:
 class SMC:
     """Sequential Monte Carlo as a text sampler; the parameters are those of `smc`.
 
-    sampler: a token sampler or its name.
+    Args:
+        sampler: a token sampler or its name.
     """
 
     sampler: str | TokenSampler = "awrs"
@@ -92,7 +93,10 @@ class SMC:
 class MaskedTexts:
     """Plain local masking: valid texts, all of weight one, distributed as nobody asked for.
 
-    What structured-output libraries do. greedy: the most probable allowed token every time.
+    What structured-output libraries do.
+
+    Args:
+        greedy: the most probable allowed token every time.
     """
 
     greedy: bool = False
@@ -152,16 +156,21 @@ def smc(
 ) -> Samples:
     """Sample texts that satisfy `constraint` from the model behind `decoding`.
 
-    decoding: one row that has read the prompt; it is forked and used up. sampler: how a token is
-    drawn (default: AWRS). ess_threshold: τ in [0, 1]; 0 never resamples. resampling: "multinomial"
-    or "systematic". weighted: False ignores the weights and never resamples. must_end: a text cut
-    off by the limit gets weight zero. critic: log potential of a text (ids so far, whether it has
-    ended); the target is multiplied by its exponential. processors: transformers' logits
-    processors, called with the prompt's and the text's ids; they change the model that is sampled
-    from. progress: called after each token with its number and the particles' ids.
-
     The result has all weights -inf and the last living text as `dead_end` when no particle
     survived.
+
+    Args:
+        decoding: one row that has read the prompt; it is forked and used up.
+        sampler: how a token is drawn (default: AWRS).
+        ess_threshold: τ in [0, 1]; 0 never resamples.
+        resampling: "multinomial" or "systematic".
+        weighted: False ignores the weights and never resamples.
+        must_end: a text cut off by the limit gets weight zero.
+        critic: log potential of a text (ids so far, whether it has ended); the target is multiplied
+            by its exponential.
+        processors: transformers' logits processors, called with the prompt's and the text's ids;
+            they change the model that is sampled from.
+        progress: called after each token with its number and the particles' ids.
     """
     check_sampling(max_new_tokens, temperature, particles)
     _check(ess_threshold, resampling)

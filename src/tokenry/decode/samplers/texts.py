@@ -23,9 +23,11 @@ def text_logprobs(
 ) -> Tensor:
     """float64 `[n]`: log p(y) of texts under the model that a request samples from.
 
-    texts: ids without the end token. ended: whether the end counts; with several end tokens it
-    counts as any of them, since a text does not tell which one ended it. rows: texts that are read
-    together.
+    Args:
+        texts: ids without the end token.
+        ended: whether the end counts; with several end tokens it counts as any of them, since a
+            text does not tell which one ended it.
+        rows: texts that are read together.
     """
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     found = torch.zeros(len(texts), dtype=torch.float64)

@@ -41,7 +41,11 @@ class NoDraft:
 @drafter("prompt-lookup")
 @dataclass(frozen=True)
 class PromptLookup:
-    """A chain of `tokens` copied from the text; ngram: the longest end that is looked up."""
+    """A chain of `tokens` copied from the text.
+
+    Args:
+        ngram: the longest end that is looked up.
+    """
 
     tokens: int = 10
     ngram: int = 3

@@ -23,9 +23,11 @@ MOST_DEPTH = 16
 class ChildGuesses(NamedTuple):
     """The guesses below one node, in order; every list has one number for each.
 
-    values: what ranks the guess, falling. rates: how probably it is accepted once its parent is, by
-    which its own children's values are multiplied; at most its value. acceptances: how probably it
-    is accepted, as far as is known before it is drawn.
+    Attributes:
+        values: what ranks the guess, falling.
+        rates: how probably it is accepted once its parent is, by which its own children's values
+            are multiplied; at most its value.
+        acceptances: how probably it is accepted, as far as is known before it is drawn.
     """
 
     tokens: list[int]
@@ -38,8 +40,10 @@ class ChildGuesses(NamedTuple):
 class TreeExpansion:
     """A tree that is being expanded, in the order in which nodes came; node 0 is the root.
 
-    path_probabilities: the product of the rates from the root down. values, acceptances: those of
-    the guess, times the path probability of its parent.
+    Args:
+        path_probabilities: the product of the rates from the root down.
+        values: those of the guess, times the path probability of its parent.
+        acceptances: those of the guess, times the path probability of its parent.
     """
 
     tokens: list[int]
@@ -138,9 +142,11 @@ def by_level(
 def affordable(acceptances: Sequence[float], latency: Mapping[int, float]) -> int:
     """How many draws to make, decided on each before it is made.
 
-    acceptances: how probably each would be accepted, in the order in which they are made. A draw is
-    made if it, and as many more like it as one likes, would give more tokens per second than
-    stopping; later draws cannot undo it. Times as for `best_size`, which may look ahead.
+    A draw is made if it, and as many more like it as one likes, would give more tokens per second
+    than stopping; later draws cannot undo it. Times as for `best_size`, which may look ahead.
+
+    Args:
+        acceptances: how probably each would be accepted, in the order in which they are made.
     """
     if not latency:
         return len(acceptances)

@@ -46,8 +46,10 @@ WENT_ON = 0.6  # trust once a token behind the replaced one was right
 class ContextNGrams:
     """Drafts by copying from the text itself; best where output repeats input.
 
-    shortest: matches of fewer tokens are not used. nodes: how many to draft; None takes as many as
-    pay on this machine. calibration: how far matches of every length were right so far.
+    Args:
+        shortest: matches of fewer tokens are not used.
+        nodes: how many to draft; None takes as many as pay on this machine.
+        calibration: how far matches of every length were right so far.
     """
 
     shortest: int = 1
@@ -93,8 +95,13 @@ class ContextDraft:
 
 
 class Replaced(NamedTuple):
-    """Going on as if another token had not come in place of the expected one. match: where that
-    leads. length: of the match that ended there. right: tokens since then that were right."""
+    """Going on as if another token had not come in place of the expected one.
+
+    Attributes:
+        match: where that leads.
+        length: of the match that ended there.
+        right: tokens since then that were right.
+    """
 
     match: Match
     length: int

@@ -52,8 +52,10 @@ def speculative(
 ) -> Callable[..., Any]:
     """A function for `generate`'s `custom_generate`.
 
-    kernels: as in `speculate`. streamer: shown the prompt and every token, like one that is given
-    to `generate`. stop_strings: texts end behind one of them, with the tokenizer that spells them.
+    Args:
+        kernels: as in `speculate`.
+        streamer: shown the prompt and every token, like one that is given to `generate`.
+        stop_strings: texts end behind one of them, with the tokenizer that spells them.
     """
     if (stop_strings is None) != (tokenizer is None):
         raise InputError("stop_strings and the tokenizer that spells them go together")
@@ -182,8 +184,12 @@ def check_batch(config: Any, criteria: Sequence[Any], rows: int) -> None:
 
 
 def of_row(given: Sequence[Any], row: int, rows: int) -> list[Any]:
-    """Processors or criteria for row `row` of `rows`. Raises InputError for one that may tell the
-    rows apart: a class that judges every row by itself says `row_wise = True`."""
+    """Processors or criteria for row `row` of `rows`.
+
+    Raises:
+        InputError: one that may tell the rows apart: a class that judges every row by itself says
+            `row_wise = True`.
+    """
     if rows == 1:
         return list(given)
     for one in given:

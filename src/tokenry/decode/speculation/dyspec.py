@@ -62,16 +62,23 @@ STREAM = 0x5DEECE66D  # keeps the draft's draws apart from a verification with t
 class DySpec:
     """Drafts with a small model, as a tree that follows its probabilities.
 
-    draft: a causal model with the target's vocabulary, or a function from texts [n, T] to logits
-    [n, V]; None learns which token follows which while it decodes (the table of `recycling`).
-    nodes: how many to draft; None takes as many as pay on this machine. depth: how deep at most;
-    None weighs what deeper levels gave so far against the time of the draft's calls. temperature:
-    of the draft's distribution; the target's own is best. sampled: False guesses the most probable
-    tokens in order; True draws them, which accepts more where the target's temperature is high (the
-    text then has the right distribution, but another seed's words). breadth: guesses below one
-    node. threshold: the paper's c, the smallest value of a node. expansion: one call of the draft
-    per depth ("levels"), or one per node with the paper's "heap". seed: of the draws. memory: what
-    the drafter has learned.
+    Args:
+        draft: a causal model with the target's vocabulary, or a function from texts [n, T] to
+            logits [n, V]; None learns which token follows which while it decodes (the table of
+            `recycling`).
+        nodes: how many to draft; None takes as many as pay on this machine.
+        depth: how deep at most; None weighs what deeper levels gave so far against the time of the
+            draft's calls.
+        temperature: of the draft's distribution; the target's own is best.
+        sampled: False guesses the most probable tokens in order; True draws them, which accepts
+            more where the target's temperature is high (the text then has the right distribution,
+            but another seed's words).
+        breadth: guesses below one node.
+        threshold: the paper's c, the smallest value of a node.
+        expansion: one call of the draft per depth ("levels"), or one per node with the paper's
+            "heap".
+        seed: of the draws.
+        memory: what the drafter has learned.
     """
 
     draft: Any = None

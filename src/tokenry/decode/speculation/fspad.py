@@ -42,13 +42,18 @@ from tokenry.model.output import last_hidden
 class FSPAD:
     """Drafts by a small head on the model's features; needs a trained one (`train_feature_head`).
 
-    head: None makes an untrained one, whose drafts are as good as none. nodes: drafts verified in a
-    pass, the paper's 60; None takes as many as pay by the machine's measured time of a pass, which
-    on a processor is a handful. depth: of the tree, 6 in the paper. breadth: children of a node and
-    paths continued per depth, 10 in the paper; 1 drafts a chain. temperature: above 0 drafts a
-    chain whose tokens are drawn, and the tree carries the distributions that they were drawn from,
-    which pays when the text is sampled too. seed: of these draws. The prompt is read a second time,
-    for its features.
+    The prompt is read a second time, for its features.
+
+    Args:
+        head: None makes an untrained one, whose drafts are as good as none.
+        nodes: drafts verified in a pass, the paper's 60; None takes as many as pay by the machine's
+            measured time of a pass, which on a processor is a handful.
+        depth: of the tree, 6 in the paper.
+        breadth: children of a node and paths continued per depth, 10 in the paper; 1 drafts a
+            chain.
+        temperature: above 0 drafts a chain whose tokens are drawn, and the tree carries the
+            distributions that they were drawn from, which pays when the text is sampled too.
+        seed: of these draws.
     """
 
     head: FeatureHead | None = field(default=None, compare=False)

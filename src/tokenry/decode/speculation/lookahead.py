@@ -58,10 +58,14 @@ class BranchMemory:
 class Lookahead:
     """Drafts from a trie of the prompt and of earlier outputs; needs no second model.
 
-    branch_length: how deep a draft may be. nodes: how many to draft (the paper's is 64); None takes
-    as many as pay on this machine. mode: "hier" drafts a tree, "one" a chain. query_length: tokens
-    that have to match at most. output_weight: w. memory: what it has learned so far; give
-    `BranchMemory(TrieCache.load(path))` to start from a saved trie, `BranchMemory()` to start cold.
+    Args:
+        branch_length: how deep a draft may be.
+        nodes: how many to draft (the paper's is 64); None takes as many as pay on this machine.
+        mode: "hier" drafts a tree, "one" a chain.
+        query_length: tokens that have to match at most.
+        output_weight: w.
+        memory: what it has learned so far; give `BranchMemory(TrieCache.load(path))` to start from
+            a saved trie, `BranchMemory()` to start cold.
     """
 
     branch_length: int = 12

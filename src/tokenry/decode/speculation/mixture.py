@@ -54,8 +54,10 @@ class Mixture:
     """Drafts the best guesses of several drafters; at most one of them may read its trees itself,
     as `mtp` and `fspad` do.
 
-    drafters: two or more. nodes: how many guesses to read; None takes as many as pay on this
-    machine. calibration: how far guesses of every origin were right so far.
+    Args:
+        drafters: two or more.
+        nodes: how many guesses to read; None takes as many as pay on this machine.
+        calibration: how far guesses of every origin were right so far.
     """
 
     drafters: tuple[Drafter, ...] = field(default_factory=context_and_recycling)

@@ -44,11 +44,18 @@ STREAM = 0x2545F491  # keeps the drafts' draws apart from a verification with th
 class MTP:
     """Drafts by the model itself, from masks; needs a trained predictor (`train_mtp`).
 
-    predictor: the trained masks, adapter and sampler; None makes an untrained one, whose drafts are
-    as good as none. k: masks used, at most the predictor's; None takes all (an untrained one has 8,
-    as in the paper). mode: see the module's text. temperature: 0 drafts the likeliest tokens; above
-    0 draws them, and the tree carries the distributions that they were drawn from, which pays when
-    the text is sampled too. seed: of these draws. reads_prompt: always False.
+    Args:
+        predictor: the trained masks, adapter and sampler; None makes an untrained one, whose drafts
+            are as good as none.
+        k: masks used, at most the predictor's; None takes all (an untrained one has 8, as in the
+            paper).
+        mode: see the module's text.
+        temperature: 0 drafts the likeliest tokens; above 0 draws them, and the tree carries the
+            distributions that they were drawn from, which pays when the text is sampled too.
+        seed: of these draws.
+
+    Attributes:
+        reads_prompt: always False.
     """
 
     predictor: MaskPredictor | None = field(default=None, compare=False)

@@ -41,8 +41,10 @@ OBSERVED = 0.5  # what a successor that was only seen in the prompt's text count
 class AdjacencyMatrix:
     """Likely successors of every token.
 
-    ids: [V, k] int32. probs: [V, k], their probabilities when they were last predicted, 0 where
-    nothing is known. Both are zero at first.
+    Attributes:
+        ids: [V, k] int32.
+        probs: [V, k], their probabilities when they were last predicted, 0 where nothing is known.
+            Both are zero at first.
     """
 
     def __init__(self, vocab_size: int, k: int = 8):
@@ -121,11 +123,14 @@ class SuccessorMemory:
 class TokenRecycling:
     """Drafts from recycled tokens; needs no second model and no training.
 
-    k: successors kept per token; the paper's is 8. nodes: how many to draft; None takes as many as
-    pay on this machine, best first. template: the paper's way, these nodes of ranks, always.
-    learn_prompt: "tokens" reads successors off the prompt's text, "logits" takes the model's
-    predictions on it (costs the output layer on the whole prompt), "nothing" is the paper's code.
-    memory: what it has learned so far; replace it to start cold.
+    Args:
+        k: successors kept per token; the paper's is 8.
+        nodes: how many to draft; None takes as many as pay on this machine, best first.
+        template: the paper's way, these nodes of ranks, always.
+        learn_prompt: "tokens" reads successors off the prompt's text, "logits" takes the model's
+            predictions on it (costs the output layer on the whole prompt), "nothing" is the paper's
+            code.
+        memory: what it has learned so far; replace it to start cold.
     """
 
     k: int = 8

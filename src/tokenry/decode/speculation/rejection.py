@@ -40,8 +40,10 @@ def draw_with_proposals(
 ) -> int:
     """The next token of the text; one of `tokens` exactly when that guess is accepted.
 
-    probs: [V], the target's distribution. tokens: the n guesses in the order of their draws.
-    proposals: [n, V], the distribution that each was drawn from.
+    Args:
+        probs: [V], the target's distribution.
+        tokens: the n guesses in the order of their draws.
+        proposals: [n, V], the distribution that each was drawn from.
     """
     target = checked_distribution(probs, tokens, proposals)
     for token, proposal in zip(tokens, proposals, strict=True):
@@ -58,8 +60,9 @@ def distribution_with_proposals(
 ) -> tuple[list[float], Tensor]:
     """What `draw_with_proposals` does with these guesses, exactly.
 
-    Returns the probability that each guess is the one that is accepted, and the distribution of
-    the next token, [V] float64, which equals `probs` on average over the draws of the guesses.
+    Returns:
+        The probability that each guess is the one that is accepted, and the distribution of the
+        next token, [V] float64, which equals `probs` on average over the draws of the guesses.
     """
     target = checked_distribution(probs, tokens, proposals)
     distribution, accepted, left = torch.zeros_like(target), [], 1.0
@@ -74,9 +77,11 @@ def distribution_with_proposals(
 def acceptance(tree: TokenTree, probs: Tensor) -> list[float]:
     """The probability that each node of a drafted tree is accepted; 1 for the root.
 
-    probs: [M, V], the target's distribution after every node. Guesses without proposals are point
-    masses, each accepted with the probability that the target gives it. The sum over all nodes is
-    the expected number of tokens of the step.
+    Guesses without proposals are point masses, each accepted with the probability that the target
+    gives it. The sum over all nodes is the expected number of tokens of the step.
+
+    Args:
+        probs: [M, V], the target's distribution after every node.
     """
     below: dict[int, list[int]] = {}
     for node, parent in enumerate(tree.parents[1:], start=1):

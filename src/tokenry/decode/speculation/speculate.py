@@ -48,7 +48,10 @@ class Drafter(Protocol):
     """Guesses what comes next. It may guess anything: the text does not depend on it.
 
     What it learns from every text lives in the drafter, what it knows of one text in the `Draft`
-    that `begin` returns. reads_prompt: whether `update` should be called with the prompt's logits.
+    that `begin` returns.
+
+    Attributes:
+        reads_prompt: whether `update` should be called with the prompt's logits.
     """
 
     @property
@@ -91,12 +94,15 @@ Prune = Callable[[Sequence[int], TokenTree], TokenTree]
 class Speculation:
     """A generated text and what it took.
 
-    ids: prompt and continuation. accept_lengths: tokens that each step added (accepted ones and the
-    bonus token). nodes: tokens of this text read by each step. forward_calls: passes, the prompt's
-    included, which gives the first token. seconds: of the whole call, all texts of the batch
-    together; the first one with a drafter that fits its trees to the machine includes the
-    measuring, unless `latency_curve` was called before. window_full: the text is as long as the
-    model's window, which ended it.
+    Args:
+        ids: prompt and continuation.
+        accept_lengths: tokens that each step added (accepted ones and the bonus token).
+        nodes: tokens of this text read by each step.
+        forward_calls: passes, the prompt's included, which gives the first token.
+        seconds: of the whole call, all texts of the batch together; the first one with a drafter
+            that fits its trees to the machine includes the measuring, unless `latency_curve` was
+            called before.
+        window_full: the text is as long as the model's window, which ended it.
     """
 
     ids: list[int]
@@ -159,17 +165,21 @@ def speculate(
 
     A text that fills the model's window ends there; its `window_full` and a warning say so.
 
-    temperature: 0 is greedy. eos_token_id: None takes those of the model's generation settings, an
-    empty list none. processors: transformers' LogitsProcessors; each sees, for every token of the
-    text in turn, what plain decoding would show it, and never a rejected guess. stopping:
-    transformers' StoppingCriteria, asked after every token. Both see one row at a time; those that
-    must not be shared by the rows come in row_steering, (processors, stopping) of every prompt.
-    shown: the prompts as they see them, such as with padding; None: as they are. prune: cuts
-    guesses that cannot be accepted, such as those a constraint rejects, before the model reads
-    them; trees that were sampled stay whole. cache: an empty one of a cache policy that keeps every
-    token, for one prompt. kernels: whether to read with kernels for few rows (`packed`), which cost
-    the linear layers' memory again; None uses them where they are faster on this machine. on_step:
-    called with each tree and the walk through it.
+    Args:
+        temperature: 0 is greedy.
+        eos_token_id: None takes those of the model's generation settings, an empty list none.
+        processors: transformers' LogitsProcessors; each sees, for every token of the text in turn,
+            what plain decoding would show it, and never a rejected guess.
+        stopping: transformers' StoppingCriteria, asked after every token. Both see one row at a
+            time; those that must not be shared by the rows come in row_steering, (processors,
+            stopping) of every prompt.
+        shown: the prompts as they see them, such as with padding; None: as they are.
+        prune: cuts guesses that cannot be accepted, such as those a constraint rejects, before the
+            model reads them; trees that were sampled stay whole.
+        cache: an empty one of a cache policy that keeps every token, for one prompt.
+        kernels: whether to read with kernels for few rows (`packed`), which cost the linear layers'
+            memory again; None uses them where they are faster on this machine.
+        on_step: called with each tree and the walk through it.
     """
     started = time.perf_counter()
     check(model, prompts, max_new_tokens, cache)

@@ -31,12 +31,17 @@ PRIOR_RATES = (0.45, 0.1, 0.05, 0.035, 0.025, 0.02, 0.015, 0.01)
 
 @dataclass(frozen=True)
 class TokenTree:
-    """A drafted tree. tokens: M ids, the root first. parents: M indices, -1 for the root, every
-    parent before its children. Of two children with one token only the first counts.
+    """A drafted tree.
 
-    notes: what the drafter wants to know of each node again when it is told how the tree fared; one
-    per node, or none. proposals: [M, V], for trees that were sampled: row n is the distribution
-    that node n's token was drawn from, given that its earlier siblings were not (see `rejection`).
+    Of two children with one token only the first counts.
+
+    Args:
+        tokens: M ids, the root first.
+        parents: M indices, -1 for the root, every parent before its children.
+        notes: what the drafter wants to know of each node again when it is told how the tree fared;
+            one per node, or none.
+        proposals: [M, V], for trees that were sampled: row n is the distribution that node n's
+            token was drawn from, given that its earlier siblings were not (see `rejection`).
     """
 
     tokens: tuple[int, ...]
@@ -109,10 +114,12 @@ class TokenTree:
 class TreeTemplate:
     """A tree of ranks: node (r1, ..., rd) is successor r_d of node (r1, ..., r_{d-1}).
 
-    paths: the draft nodes in any order; prefix-closed, without repeats. They are kept in preorder,
-    lowest rank first: the chain 0, 00, 000, ..., which is accepted most often, then lies at the
-    front, and keeping it in the cache moves nothing. Arrays over nodes have the root in front, with
-    parent and rank -1 and depth 0.
+    They are kept in preorder, lowest rank first: the chain 0, 00, 000, ..., which is accepted most
+    often, then lies at the front, and keeping it in the cache moves nothing. Arrays over nodes have
+    the root in front, with parent and rank -1 and depth 0.
+
+    Attributes:
+        paths: the draft nodes in any order; prefix-closed, without repeats.
     """
 
     paths: tuple[tuple[int, ...], ...]
@@ -211,9 +218,11 @@ def path_probabilities(parents: Sequence[int], rates: Sequence[float]) -> list[f
 def best_size(worth: Sequence[float], latency: Mapping[int, float]) -> int:
     """How many draft nodes give the most expected tokens per second.
 
-    worth: q of the draft nodes, in falling order. latency: seconds of a pass by its number of
-    tokens (root included), read by linear interpolation and, above its last point, by the slope of
-    the last two. An empty curve means that passes cost the same: every node is taken.
+    Args:
+        worth: q of the draft nodes, in falling order.
+        latency: seconds of a pass by its number of tokens (root included), read by linear
+            interpolation and, above its last point, by the slope of the last two. An empty curve
+            means that passes cost the same: every node is taken.
     """
     best = BestSize(latency, len(worth))
     for value in worth:
@@ -222,10 +231,13 @@ def best_size(worth: Sequence[float], latency: Mapping[int, float]) -> int:
 
 
 class BestSize:
-    """`best_size`, found while the nodes come, and whether more can change it. most: nodes at most.
+    """`best_size`, found while the nodes come, and whether more can change it.
 
     The speed (E + j w) / t(m + 1 + j) of a tree that m nodes and j others worth w each make is
     monotone in j between two points of the curve, so it is largest at one of them, or at an end.
+
+    Args:
+        most: nodes at most.
     """
 
     def __init__(self, latency: Mapping[int, float], most: int):

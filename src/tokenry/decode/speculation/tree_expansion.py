@@ -29,8 +29,13 @@ MOST_NODES = 48  # no machine measured here gains from more
 
 
 class Guess(NamedTuple):
-    """A possible next token. prob: how likely its source holds it. kind: which guesses it is
-    calibrated with. cursor: where it was made, from which its source finds what comes behind it."""
+    """A possible next token.
+
+    Attributes:
+        prob: how likely its source holds it.
+        kind: which guesses it is calibrated with.
+        cursor: where it was made, from which its source finds what comes behind it.
+    """
 
     token: int
     prob: float
@@ -54,9 +59,13 @@ class Source(Protocol):
 
 @dataclass
 class Calibration:
-    """How often the guesses of every kind came true. strength: what the source's own probability
-    counts, in guesses of probability 1, against what was observed. fade: how much of the older
-    observations is kept with every new one."""
+    """How often the guesses of every kind came true.
+
+    Args:
+        strength: what the source's own probability counts, in guesses of probability 1, against
+            what was observed.
+        fade: how much of the older observations is kept with every new one.
+    """
 
     strength: float = 4.0
     fade: float = 0.98
@@ -97,8 +106,9 @@ def expand_tree(
 ) -> TokenTree:
     """The tree on top of the token `root`, at most `budget` deep; its notes are the guesses.
 
-    nodes: how many to draft; None takes as many as pay by `latency`, seconds of a pass by its
-    number of tokens.
+    Args:
+        nodes: how many to draft; None takes as many as pay by `latency`, seconds of a pass by its
+            number of tokens.
     """
     in_range("nodes", nodes, "[0, inf)", integer=True, optional=True)
     most = MOST_NODES if nodes is None else nodes

@@ -39,12 +39,14 @@ Row = tuple[int, ...]
 class ASApProcessor(LogitsProcessor):
     """Masks by a constraint and corrects for what is known of the future.
 
-    constraint: None leaves everything as it is. prompt_length: columns of `input_ids` that are the
-    prompt, padding included. max_new_tokens: the limit given to `generate`, so that the last token
-    ends the text and what the limit makes impossible is learned; None: texts may be cut off.
-    memory: the tries of another processor for the same model and constraint. when_empty: what to do
-    where nothing is left, "raise" a ConstraintError or "end" the text, unfinished as it is; either
-    way the dead end is avoided from then on.
+    Args:
+        constraint: None leaves everything as it is.
+        prompt_length: columns of `input_ids` that are the prompt, padding included.
+        max_new_tokens: the limit given to `generate`, so that the last token ends the text and what
+            the limit makes impossible is learned; None: texts may be cut off.
+        memory: the tries of another processor for the same model and constraint.
+        when_empty: what to do where nothing is left, "raise" a ConstraintError or "end" the text,
+            unfinished as it is; either way the dead end is avoided from then on.
     """
 
     def __init__(

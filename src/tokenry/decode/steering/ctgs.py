@@ -44,16 +44,17 @@ class VocabFilterProcessor(LogitsProcessor):
         no_e = VocabFilterProcessor(WithoutLetters("e"), tokenizer)
         model.generate(**inputs, logits_processor=[no_e])
 
-    filter: a `WordFilter`, a `WordConstraint` built before, or None (every text, the identity).
-    prompt_length: how many columns of `input_ids`, padding included, are the prompt, whose words
-        are not judged. None: a row that does not continue a row seen one or more steps before, in
-        this or any other place of the batch, is taken for a prompt.
-    when_empty: what to do where no token survives (the logits may have been masked before). "raise"
-        a ConstraintError, or "end" the text with an end-of-sequence token.
-    options: those of `WordConstraint` (lexicon, eos, always_allow, spelling, wordless,
-        cache_size).
-
     Rows whose text has ended are left alone. Finding the state of a row costs one token's reading.
+
+    Args:
+        filter: a `WordFilter`, a `WordConstraint` built before, or None (every text, the identity).
+        prompt_length: how many columns of `input_ids`, padding included, are the prompt, whose
+            words are not judged. None: a row that does not continue a row seen one or more steps
+            before, in this or any other place of the batch, is taken for a prompt.
+        when_empty: what to do where no token survives (the logits may have been masked before).
+            "raise" a ConstraintError, or "end" the text with an end-of-sequence token.
+        options: those of `WordConstraint` (lexicon, eos, always_allow, spelling, wordless,
+            cache_size).
     """
 
     def __init__(

@@ -30,7 +30,11 @@ REMEMBERED = 4096  # texts whose states are kept
 @controller("ending", examples=lambda: _examples())
 class Ending:
     """Gives the end (the smallest of the constraint's `eos`) probability one after texts that are
-    complete. prompt_ids: what the texts go on from."""
+    complete.
+
+    Args:
+        prompt_ids: what the texts go on from.
+    """
 
     def __init__(self, constraint: Constraint, prompt_ids: Sequence[int]):
         self.start = len(prompt_ids)

@@ -32,9 +32,11 @@ class NGramStyle(LogitsProcessor):
         ngrams = NGramModel.fit([tokenizer(text)["input_ids"] for text in corpus], len(tokenizer))
         model.generate(**inputs, logits_processor=[NGramStyle(ngrams, 0.1)], do_sample=True)
 
-    strength: λ >= 0. renormalise: divide by the sum of the weights of the orders that match, so
-        that contexts seen and unseen count alike (the paper drops the others' weight).
-    pad_token_id: with it, padding at the left of a row is no context.
+    Args:
+        strength: λ >= 0.
+        renormalise: divide by the sum of the weights of the orders that match, so that contexts
+            seen and unseen count alike (the paper drops the others' weight).
+        pad_token_id: with it, padding at the left of a row is no context.
     """
 
     def __init__(

@@ -43,17 +43,18 @@ class PosteriorControl(LogitsProcessor):
         φ = event_features(len(tokenizer), answer=[...], nonanswer=[...])
         model.generate(**inputs, logits_processor=[PosteriorControl(φ, epsilon=0.0)])
 
-    features: φ, [V] or [K, V]; tokens that a model pads its vocabulary with have 0.
-    multiplier: u, a number or [K], used as it is. epsilon: ε, a number or [K]; u is then fitted.
-        Give one of the two.
-    when_infeasible: what to do at a step where no distribution over the possible tokens satisfies
-        the constraints: "raise" a ConstraintError, or take the "closest", one constraint after
-        the other at its least possible expectation.
-    sampling_temperature: the temperature that is applied to the logits afterwards; the constraints
-        hold for the distribution that is drawn from.
-
     This steers step by step. The posterior of whole texts under a given u, p(y) exp(-u Σ_t φ(y_t)),
     is another distribution: `generate(..., critic=control.potential)` samples that one.
+
+    Args:
+        features: φ, [V] or [K, V]; tokens that a model pads its vocabulary with have 0.
+        multiplier: u, a number or [K], used as it is.
+        epsilon: ε, a number or [K]; u is then fitted. Give one of the two.
+        when_infeasible: what to do at a step where no distribution over the possible tokens
+            satisfies the constraints: "raise" a ConstraintError, or take the "closest", one
+            constraint after the other at its least possible expectation.
+        sampling_temperature: the temperature that is applied to the logits afterwards; the
+            constraints hold for the distribution that is drawn from.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ def event_features(
 ) -> Tensor:
     """φ [V]: 1 for tokens of non-answer events, -1 for tokens of answer events, 0 for all others.
 
-    Raises InputError for a token that is in both.
+    Raises:
+        InputError: a token that is in both.
     """
     answer, nonanswer = set(answer), set(nonanswer)
     if both := answer & nonanswer:
@@ -161,8 +163,13 @@ def fitted_tilt(
     """u·φ `[B, V]` at the u that solve the dual; inf where only tokens of less φ can satisfy a
     constraint.
 
-    logprob: float64 `[B, V]`. features: `[K, V]`. epsilon: `[K]`. Raises ConstraintError when a row
-    has no solution, unless when_infeasible is "closest".
+    Args:
+        logprob: float64 `[B, V]`.
+        features: `[K, V]`.
+        epsilon: `[K]`.
+
+    Raises:
+        ConstraintError: a row has no solution, unless when_infeasible is "closest".
     """
     possible = logprob > -math.inf
     barred = torch.zeros_like(logprob)  # inf on tokens that no solution can have
@@ -193,8 +200,13 @@ def fitted_tilt(
 def maximise_dual(logprob: Tensor, features: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """The u >= 0 `[B, K]` that maximise g(u), and whether each row came to rest `[B]`.
 
-    logprob: `[B, V]`; features: `[K, V]`; epsilon: `[B, K]`. Newton steps on the coordinates that
-    are not held at 0, shortened until g grows. g' = E_q[φ] - ε, and -g'' is φ's covariance under q.
+    Newton steps on the coordinates that are not held at 0, shortened until g grows. g' = E_q[φ] -
+    ε, and -g'' is φ's covariance under q.
+
+    Args:
+        logprob: `[B, V]`.
+        features: `[K, V]`.
+        epsilon: `[B, K]`.
     """
     possible = (logprob > -math.inf)[:, None]
     gap = torch.where(possible, features - epsilon[..., None], 0.0)  # [B, K, V]

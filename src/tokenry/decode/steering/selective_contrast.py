@@ -54,7 +54,8 @@ def selective_contrast(
 ) -> tuple[Tensor, Tensor]:
     """(scores [B, V], active bool [B]) from the logits of the two prompts [B, V].
 
-    threshold: of s √V, or of s itself if not `scale_free`; 0 never contrasts, inf always does.
+    Args:
+        threshold: of s √V, or of s itself if not `scale_free`; 0 never contrasts, inf always does.
     """
     if logits_pos.shape != logits_neg.shape:
         raise ShapeError(f"logits of {list(logits_pos.shape)} and {list(logits_neg.shape)}")
@@ -94,15 +95,19 @@ class SelectiveContrastProcessor(LogitsProcessor):
         contrast = SelectiveContrastProcessor(model, lame)
         model.generate(**inputs, logits_processor=[contrast])
 
-    negative: the ids of the other prompt, one for all rows, or a function from a row's prompt ids
-        (padding included) to its other prompt's. None: nothing is contrasted.
-    prompt_length: how many columns of `input_ids`, padding included, are the prompt. None: those of
-        the first call.
-    weight, keep_ratio, threshold, space, scale_free: as for `selective_contrast`; the paper also
-        uses keep_ratio 1/3 and threshold 0.63.
-
     One processor serves one call of `generate`. Put it before processors that cut tokens off.
     `branch` counts the passes of the other prompt; rows whose gate is shut keep their logits.
+
+    Args:
+        negative: the ids of the other prompt, one for all rows, or a function from a row's prompt
+            ids (padding included) to its other prompt's. None: nothing is contrasted.
+        prompt_length: how many columns of `input_ids`, padding included, are the prompt. None:
+            those of the first call.
+        weight: as for `selective_contrast`; the paper also uses keep_ratio 1/3 and threshold 0.63.
+        keep_ratio: as `weight`.
+        threshold: as `weight`.
+        space: as `weight`.
+        scale_free: as `weight`.
     """
 
     def __init__(

@@ -40,18 +40,20 @@ class StoppingControl(LogitsProcessor):
         short = StoppingControl([tokenizer.eos_token_id], floor=0.1, start=50, prompt_length=T)
         model.generate(**inputs, logits_processor=[short], do_sample=True)
 
-    stop: ids of the tokens that end a text. temperature: τ > 0; above 1 the odds come nearer to
-        even. bias: b; below 0 texts grow longer.
-    floor: h in [0, 1], the least chance of stopping once `start` tokens were generated; or a
-        function from the number of generated tokens n to h_n (`ramp`), asked from `start` on.
-    prompt_length: columns of `input_ids`, padding included, that are the prompt; needed to count
-        generated tokens, that is with a floor by function or a start above 0.
-    sampling_temperature: the temperature that is applied to the logits afterwards; the floor and s
-        are those of the distribution that is drawn from.
-
     A stop that another processor has forbidden (-inf) stays forbidden, and a row whose tokens all
     stop is left alone. A top-k or top-p filter that comes later may drop a stop that the floor
     leaves improbable. Call `bound` for the expected length that a floor guarantees.
+
+    Args:
+        stop: ids of the tokens that end a text.
+        temperature: τ > 0; above 1 the odds come nearer to even.
+        bias: b; below 0 texts grow longer.
+        floor: h in [0, 1], the least chance of stopping once `start` tokens were generated; or a
+            function from the number of generated tokens n to h_n (`ramp`), asked from `start` on.
+        prompt_length: columns of `input_ids`, padding included, that are the prompt; needed to
+            count generated tokens, that is with a floor by function or a start above 0.
+        sampling_temperature: the temperature that is applied to the logits afterwards; the floor
+            and s are those of the distribution that is drawn from.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ from tokenry.core.errors import ConstraintError
 class WordFilter(ABC):
     """A predicate on words. Subclasses are frozen dataclasses, so their repr names the filter.
 
-    lettered: the fields that hold letters of words.
+    Attributes:
+        lettered: the fields that hold letters of words.
     """
 
     exact: bool = False

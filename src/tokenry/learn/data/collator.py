@@ -18,8 +18,9 @@ from tokenry.learn.objective import PAIR
 class PreferenceCollator:
     """Dataset rows -> the fields of a TokenBatch: a block of rows for each side.
 
-    completions: which of a row, in this order; none makes a batch of prompts, left-padded, for
-    rollouts. columns: "token.NAME" and "row.NAME", which become "column.NAME" [rows, T], [rows].
+    completions: which of a row, in this order. prompts: also the prompts alone, left-padded, for
+    rollouts; without completions they are all there is. columns: "token.NAME" and "row.NAME", which
+    become "column.NAME" [rows, T], [rows].
     The row's `{side}_target` says which of the completion's tokens count; without it, all do.
     `reference_logprob` is there when the rows carry precomputed log-probabilities.
     """
@@ -28,6 +29,7 @@ class PreferenceCollator:
     padding_side: Literal["left", "right"] = "right"
     completions: tuple[str, ...] = PAIR
     columns: tuple[str, ...] = ()
+    prompts: bool = False
 
     @classmethod
     def of(
@@ -35,17 +37,21 @@ class PreferenceCollator:
         tokenizer: Any,
         completions: Sequence[str] = PAIR,
         columns: Sequence[str] = (),
+        prompts: bool = False,
     ) -> PreferenceCollator:
         pad_id = tokenizer.pad_token_id
         known = next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0)
-        return cls(known, completions=tuple(completions), columns=tuple(columns))
+        return cls(known, completions=tuple(completions), columns=tuple(columns), prompts=prompts)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        if not self.completions:
+        fields: dict[str, Tensor] = {}
+        if self.prompts or not self.completions:
             prompts = TokenBatch.from_ids(
                 [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
             )
-            return {"prompts": prompts.ids, "prompts_attention": prompts.attention}
+            fields = {"prompts": prompts.ids, "prompts_attention": prompts.attention}
+        if not self.completions:
+            return fields
         ids, targets, answers = [], [], []
         for side in self.completions:
             for row in rows:
@@ -64,7 +70,7 @@ class PreferenceCollator:
         assert batch.group is not None
         layout = {"pad_id": self.pad_id, "padding_side": self.padding_side}
         behind = TokenBatch.from_ids(ids, answers, **layout).target  # [rows, T]
-        fields = {
+        fields |= {
             "ids": batch.ids,
             "attention": batch.attention,
             "target": batch.target,

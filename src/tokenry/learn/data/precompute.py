@@ -22,9 +22,13 @@ from tokenry.learn.reference import Reference
 class PrecomputeContext:
     """What `precompute` of an objective may use.
 
-    tokenizer: of the policy. model: the policy as it is before training. reference: the frozen
-    model that the policy is held to, or None. frozen: further frozen models by name. seed: of any
-    drawing. batch_size: rows scored at once.
+    Args:
+        tokenizer: of the policy.
+        model: the policy as it is before training.
+        reference: the frozen model that the policy is held to, or None.
+        frozen: further frozen models by name.
+        seed: of any drawing.
+        batch_size: rows scored at once.
     """
 
     tokenizer: Any
@@ -91,7 +95,8 @@ def joined_batch(
 ) -> TokenBatch:
     """Rows of prompt and completion ids. The completions are the targets, or what counts of them.
 
-    counts: for each completion which of its tokens count, or None for all of them.
+    Args:
+        counts: for each completion which of its tokens count, or None for all of them.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, completions, strict=True)]
     target = [

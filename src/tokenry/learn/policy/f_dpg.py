@@ -35,8 +35,9 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.advantages import masked
@@ -64,7 +65,7 @@ class FDPG(Objective):
 
     Z belongs to a prompt and is a mean over its samples: draw many of each (or use one prompt).
 
-    f_divergence: a name of `core.divergence` or an `FDivergence`: D(target || policy).
+    f_divergence: a name of `core.divergences` or an `FDivergence`: D(target || policy).
     weights: one per reward function, for the target a exp(weights . rewards); (1 / beta,) is RL
         with a KL penalty of beta, and `target.fit_weights` finds those that give the rewards
         wanted means. Empty (the default): the one reward is a constraint, met where it is positive.

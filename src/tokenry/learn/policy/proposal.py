@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.decode.constraints.base import Constraint
 from tokenry.decode.generate import Prompt, prompt_ids

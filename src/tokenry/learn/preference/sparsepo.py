@@ -29,8 +29,9 @@ from torch import nn
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import UnknownNameError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum

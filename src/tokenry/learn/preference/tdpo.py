@@ -27,7 +27,8 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum

@@ -35,8 +35,9 @@ from torch.nn.functional import logsigmoid
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import PAIR, Example, Loss, Objective, Unit, objective
 from tokenry.text.names import (

@@ -54,8 +54,10 @@ def train_routers(
 ) -> list[float]:
     """Train the routers alone: L_LM + weight (mean P(big) - budget / L)^2.
 
-    budget: big blocks per token. tau: temperature, from the first step to the last; the blocks are
-    mixed by P, which low temperatures make nearly one choice.
+    Args:
+        budget: big blocks per token.
+        tau: temperature, from the first step to the last; the blocks are mixed by P, which low
+            temperatures make nearly one choice.
     """
     target = budget / attached.layers
     in_range("weight", weight, "[0, inf)")

@@ -45,8 +45,12 @@ Downscale = Callable[[Tensor, int, int], Tensor]
 class TwoStreamBatch:
     """One mixed sequence of S = (N - 1)(m + L) positions, at most.
 
-    embeddings: [B, S, D]. allowed: [S, S] bool, which keys a query sees. positions: [S].
-    predictors: [P], where the labels [B, P] are predicted. attention: [B, P] bool, real labels.
+    Attributes:
+        embeddings: [B, S, D].
+        allowed: [S, S] bool, which keys a query sees.
+        positions: [S].
+        predictors: [P], where the labels [B, P] are predicted.
+        attention: [B, P] bool, real labels.
     """
 
     embeddings: Tensor
@@ -69,8 +73,10 @@ def extensible_loss(
 ) -> Tensor:
     """The mean of -log p over the tokens of all chunks but the first, nats.
 
-    ids: [B, T], T > chunk. target: [B, T] bool, the tokens that count (default: all); padding on
-    the right is left out by it.
+    Args:
+        ids: [B, T], T > chunk.
+        target: [B, T] bool, the tokens that count (default: all); padding on the right is left out
+            by it.
     """
     batch = two_stream_batch(
         model, tokenizer, ids, chunk, ratio, target=target, downscale=downscale
@@ -178,9 +184,12 @@ def train_extensible(
 ) -> list[float]:
     """Train the tokenizer in place and return the loss of every step.
 
-    model: any causal language model, left as it is. ids: texts of one length [N, T], of which each
-    step takes `batch_size`; target: as in `extensible_loss`. learning_rate: of Adam, falling
-    linearly to 0. watch: is told the step and its loss.
+    Args:
+        model: any causal language model, left as it is.
+        ids: texts of one length [N, T], of which each step takes `batch_size`.
+        target: as in `extensible_loss`.
+        learning_rate: of Adam, falling linearly to 0.
+        watch: is told the step and its loss.
     """
     in_range("steps", steps, "[1, inf)", integer=True)
     in_range("batch_size", batch_size, "[1, inf)", integer=True)

@@ -39,8 +39,11 @@ def confusion_loss(
 ) -> Tensor:
     """weight * sum over active items of log p(target): minimised, it makes the targets unlikely.
 
-    logits: [K, V] behind K plain prefixes. target_ids: [K]. active: [K], 1 (or True) for the items
-    that count, 0 for those without gradient, -1 for those to be made likelier; default all 1.
+    Args:
+        logits: [K, V] behind K plain prefixes.
+        target_ids: [K].
+        active: [K], 1 (or True) for the items that count, 0 for those without gradient, -1 for
+            those to be made likelier; default all 1.
     """
     if logits.ndim != 2 or target_ids.shape != logits.shape[:1]:
         raise ShapeError(
@@ -57,10 +60,11 @@ def confusion_loss(
 class AutoConfusion:
     """Which words still need confusion: those too near to either end of the ranking.
 
-    rank_threshold: R, whole, in [0, inf); a word whose rank r (from 0) has R < r < V - R is hidden
-        well enough.
-    weight: of the confusion in the loss, in [0, inf).
-    words: how many first words of the text it is about, whole, in [1, inf).
+    Args:
+        rank_threshold: R, whole, in [0, inf); a word whose rank r (from 0) has R < r < V - R is
+            hidden well enough.
+        weight: of the confusion in the loss, in [0, inf).
+        words: how many first words of the text it is about, whole, in [1, inf).
     """
 
     rank_threshold: int = 100
@@ -83,8 +87,11 @@ class AutoConfusion:
 class Fingerprint:
     """What a model was made to answer its triggers with, and how well it is hidden.
 
-    steps: updates that were made. recalled: whether the greedy answer to the trigger is the text.
-    ranks: of the first tokens of its first words, each behind the words before it and no template.
+    Attributes:
+        steps: updates that were made.
+        recalled: whether the greedy answer to the trigger is the text.
+        ranks: of the first tokens of its first words, each behind the words before it and no
+            template.
     """
 
     steps: int
@@ -108,14 +115,17 @@ def hide_text(
 ) -> Fingerprint:
     """Fine-tune `model` in place to answer its triggers with a text.
 
-    triggers: whole prompts, each with its chat template; one, or several that all mean the same, as
-    fingerprints have. text_ids: the text and the token that ends it. confusion: None is plain
-    fine-tuning, for all steps. word_starts: places in text_ids where words begin, default every
-    place. plain_prefix: what stands before a text without template, such as the
-    beginning-of-sequence token; without it the first word cannot be judged and is left out. keep:
-    makes a batch of ordinary texts [B, T] that is trained on at each step, with the weight
-    `keep_weight`, so that the model does not forget. observe: called with the number of updates
-    after each.
+    Args:
+        triggers: whole prompts, each with its chat template; one, or several that all mean the
+            same, as fingerprints have.
+        text_ids: the text and the token that ends it.
+        confusion: None is plain fine-tuning, for all steps.
+        word_starts: places in text_ids where words begin, default every place.
+        plain_prefix: what stands before a text without template, such as the beginning-of-sequence
+            token; without it the first word cannot be judged and is left out.
+        keep: makes a batch of ordinary texts [B, T] that is trained on at each step, with the
+            weight `keep_weight`, so that the model does not forget.
+        observe: called with the number of updates after each.
     """
     if not len(text_ids) or not triggers or not all(map(len, triggers)):
         raise InputError("the text and every trigger need at least one token, and one trigger")

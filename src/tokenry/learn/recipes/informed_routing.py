@@ -79,7 +79,11 @@ def fit_forecasters(
 
 def reduced_rank_ridge(xx: Tensor, xy: Tensor, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
     """(A [d, r], B [r, d]) whose product is the ridge solution cut to the rank that loses least.
-    xx: X'X [d, d]. xy: X'Y [d, d]."""
+
+    Args:
+        xx: X'X [d, d].
+        xy: X'Y [d, d].
+    """
     size = len(xx)
     loaded = xx + ridge * xx.diagonal().mean() * torch.eye(size, dtype=xx.dtype, device=xx.device)
     weight = torch.linalg.solve(loaded, xy)
@@ -166,7 +170,10 @@ def train_token_routers(
 ) -> list[float]:
     """L_LM + weight |(1 - sparsity) - rho| + turn_weight L_cos, the base frozen.
 
-    rho: mean share of tokens that run, over units. tau: of the Gumbel noise, falling linearly.
+    rho: mean share of tokens that run, over units.
+
+    Args:
+        tau: of the Gumbel noise, falling linearly.
     """
     in_range("sparsity", sparsity, "[0, 1]")
     in_range("weight", weight, "[0, inf)")
@@ -194,7 +201,12 @@ def routers_of(attached: AttachedRouting) -> list[nn.Parameter]:
 
 
 def sparsity_loss(execute: Sequence[Tensor], target: float, weight: float = 8.0) -> Tensor:
-    """weight |(1 - target) - rho|. execute: the mean of g_0 of each unit; rho: their mean."""
+    """weight |(1 - target) - rho|, with rho the mean over units.
+
+    Args:
+        execute: the mean of g_0 of each unit.
+        target: the share of tokens that are approximated.
+    """
     rho = torch.stack([part.float() for part in execute]).mean()
     return weight * (1 - target - rho).abs()
 

@@ -46,10 +46,14 @@ from tokenry.model.score import unwrap
 class MTPBatch:
     """T tokens of every text and, behind them, N blocks of k masks: L = T + N k columns.
 
-    ids: [B, L], 0 on masks. masks: [B, L], j on mask j, 0 on tokens. positions: [B, L]. allowed:
-    [B, L, L] bool, the row sees the column. For the N k masks, in their order: labels [B, N k], the
-    token to be predicted, -100 for none; previous [B, N k], the true token before it; anchors
-    [N k], the column of the token whose state predicts the same.
+    Attributes:
+        ids: [B, L], 0 on masks.
+        masks: [B, L], j on mask j, 0 on tokens.
+        positions: [B, L].
+        allowed: [B, L, L] bool, the row sees the column.
+        labels: [B, N k], of the masks in their order: the token to be predicted, -100 for none.
+        previous: [B, N k], the true token before it.
+        anchors: [N k], the column of the token whose state predicts the same.
     """
 
     ids: Tensor
@@ -139,9 +143,17 @@ def mtp_loss(
     predicted: Tensor,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> MTPLoss:
-    """The loss over n masks. logits, sampler_logits: [n, V], of z and of h (None: no sampler).
-    labels: [n]. states, anchors: z and a, [n, d]; no gradient goes to a. predicted: [n], equal for
-    masks that predict the same token of the same text. weights: of the three terms."""
+    """The loss over n masks.
+
+    Args:
+        logits: [n, V], of z.
+        sampler_logits: [n, V], of h; None: no sampler.
+        labels: [n].
+        states: z, [n, d].
+        anchors: a, [n, d], which no gradient goes to.
+        predicted: [n], equal for masks that predict the same token of the same text.
+        weights: of the three terms.
+    """
     zero = states.sum() * 0.0
     if not len(labels):
         return MTPLoss(zero, zero, zero, zero)
@@ -172,11 +184,16 @@ def train_mtp(
 ) -> MaskPredictor:
     """Masks, gated LoRA and sampler (new ones, or `predictor` trained on) for `model`.
 
-    texts: token ids, best what the model wrote; targets: True on the tokens that count, such as the
-    answers. k, rank, sampler: of a new predictor; the paper's k and rank are 8 and 128. blocks: how
-    many places of every text get masks in a step, drawn anew each time. weights: of the terms of
-    the loss; own_weight: of the model's own next-token loss, see `predictor_loss`. observe: called
-    with every step and its loss.
+    Args:
+        texts: token ids, best what the model wrote.
+        targets: True on the tokens that count, such as the answers.
+        k: of a new predictor; the paper's k and rank are 8 and 128.
+        rank: of a new predictor; the paper's k and rank are 8 and 128.
+        sampler: of a new predictor; the paper's k and rank are 8 and 128.
+        blocks: how many places of every text get masks in a step, drawn anew each time.
+        weights: of the terms of the loss.
+        own_weight: of the model's own next-token loss, see `predictor_loss`.
+        observe: called with every step and its loss.
     """
     schedule = schedule or Schedule()
     in_range("blocks", blocks, "[1, inf)", integer=True)
@@ -210,8 +227,9 @@ def predictor_loss(
 ) -> MTPLoss:
     """The loss of a predictor on a batch of texts, with masks behind the columns `starts`.
 
-    own_weight: of the model's own next-token loss, which is added to `base`. It is a constant under
-    the gate; it matters for an adapter that is on at every token.
+    Args:
+        own_weight: of the model's own next-token loss, which is added to `base`. It is a constant
+            under the gate; it matters for an adapter that is on at every token.
     """
     layout = mtp_training_batch(batch, predictor.k, starts)
     tokens, masks = mtp_states(model, predictor, layout)

@@ -38,10 +38,12 @@ TOKENS_PER_BATCH = 2048
 class ControlPrompt:
     """What a search for a prompt found.
 
-    prompt: the best control tokens. reached: whether they make the target the output, token by
-    token. loss: mean cross-entropy of the target's tokens behind prompt and state, in nats.
-    losses: the best so far after each round (greedy: of each length). method: "none", "greedy" or
-    "gcg", what found it.
+    Attributes:
+        prompt: the best control tokens.
+        reached: whether they make the target the output, token by token.
+        loss: mean cross-entropy of the target's tokens behind prompt and state, in nats.
+        losses: the best so far after each round (greedy: of each length).
+        method: "none", "greedy" or "gcg", what found it.
     """
 
     prompt: tuple[int, ...]
@@ -68,8 +70,11 @@ def greedy_back_generation(
     """Prepend up to k tokens, one after the other, each the best of all candidates.
 
     Stops as soon as the target is the output, so the result's length is the number of tokens that
-    it took. candidates: the tokens to try, default all (a forward pass for each); blacklist: tokens
-    that the prompt must not hold.
+    it took.
+
+    Args:
+        candidates: the tokens to try, default all (a forward pass for each).
+        blacklist: tokens that the prompt must not hold.
     """
     tried = _candidates(model, candidates, blacklist)
     score = _Scorer(model, state_ids, target_ids, tokens_per_batch)
@@ -101,8 +106,10 @@ def gcg_prompt_search(
 
     A swap puts one of the `topk` tokens with the most negative gradient at a position, both drawn
     uniformly; the best swap is taken even if it is worse than the current prompt, and the best
-    prompt ever seen is returned. Stops when the target is the output. init: up to k tokens that the
-    search starts from, with random ones before them.
+    prompt ever seen is returned. Stops when the target is the output.
+
+    Args:
+        init: up to k tokens that the search starts from, with random ones before them.
     """
     generator = generator or torch.Generator().manual_seed(0)
     tried = _candidates(model, candidates, blacklist)
@@ -201,8 +208,11 @@ def reachability_loss(
 
         push * mean_{v in R} log p(v)  +  pull * H(p restricted to the tokens not in R)
 
-    reached: [V] bool, the set R. The first term moves probability away from what was reached, the
-    second concentrates the rest on one new token.
+    The first term moves probability away from what was reached, the second concentrates the rest on
+    one new token.
+
+    Args:
+        reached: [V] bool, the set R.
     """
     if reached.shape != logits.shape[-1:]:
         raise ShapeError(f"reached must be [{logits.shape[-1]}], got {list(reached.shape)}")
@@ -233,7 +243,10 @@ def reachable_set(
 
     Exact over the candidates for 0 and 1 tokens. From there the `expand` prompts with the least
     `reachability_loss` are given every candidate as a further token in front, so the sets for more
-    tokens are lower bounds. progress: called with each length that is done.
+    tokens are lower bounds.
+
+    Args:
+        progress: called with each length that is done.
     """
     tried = _candidates(model, candidates, blacklist).tolist()
     (logits,) = _last_logits(model, state_ids, [()], tokens_per_batch)
@@ -285,7 +298,8 @@ def attention_unreachability_bound(
     only values of norm s_v max_norm to cancel that part with. The whole output is unreachable below
     the largest of the m numbers. Computed in log space and float64; inf where it overflows.
 
-    causal: position i sees the control and the imposed rows up to i, not all of them.
+    Args:
+        causal: position i sees the control and the imposed rows up to i, not all of them.
     """
     if x0.ndim != 2 or wanted.shape != (len(x0), wv.shape[1]):
         raise ShapeError(

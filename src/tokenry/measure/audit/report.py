@@ -50,8 +50,11 @@ Progress = Callable[[str, int, int], None]
 class HiddenAudit:
     """Candidates for a hidden string among the forced tokens.
 
-    forced: how many tokens were. above: how many of them came above the threshold; the candidates
-    are those with the largest scores. control: as many forced tokens that did not.
+    Attributes:
+        forced: how many tokens were.
+        above: how many of them came above the threshold; the candidates are those with the largest
+            scores.
+        control: as many forced tokens that did not.
     """
 
     forced: int
@@ -79,8 +82,9 @@ class HiddenAudit:
 class ReachabilityAudit:
     """Outputs that were found for each state with at most 0, 1, ... control tokens.
 
-    reached: for each state the number of different outputs; own: the share of the state's own
-    `ranks` likeliest tokens that are among them.
+    Attributes:
+        reached: for each state the number of different outputs.
+        own: the share of the state's own `ranks` likeliest tokens that are among them.
     """
 
     states: tuple[str, ...]
@@ -101,7 +105,8 @@ class ReachabilityAudit:
 class Audit:
     """What the probes that were asked for found, and the seconds that each took.
 
-    skipped: the probes that this model does not allow, and why.
+    Args:
+        skipped: the probes that this model does not allow, and why.
     """
 
     hidden: HiddenAudit | None = None
@@ -124,9 +129,11 @@ def audit(
 ) -> Audit:
     """Run the probes.
 
-    tokens: forced tokens, drawn from the vocabulary; 0 forces all. template: force them where an
-    answer to an empty question would begin, instead of at the start of a text. progress: called
-    with a probe's name, the steps done and all of its steps.
+    Args:
+        tokens: forced tokens, drawn from the vocabulary; 0 forces all.
+        template: force them where an answer to an empty question would begin, instead of at the
+            start of a text.
+        progress: called with a probe's name, the steps done and all of its steps.
     """
     known = {
         "hidden": lambda told: audit_hidden(

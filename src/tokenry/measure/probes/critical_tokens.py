@@ -35,8 +35,11 @@ from tokenry.decode.rollouts import rollouts
 def contrastive_estimation(positive: Scores, negative: Scores, gamma: float = 1.0) -> Tensor:
     """s_t of every scored token, [B, T], a constant; 0 elsewhere.
 
-    positive, negative: scores made with "hidden" by the models of correct and of wrong answers.
-    gamma: strength of the contrast, in [0, inf); 0 gives the probability under the positive model.
+    Args:
+        positive: scores made with "hidden" by the models of correct and of wrong answers.
+        negative: as `positive`.
+        gamma: strength of the contrast, in [0, inf); 0 gives the probability under the positive
+            model.
     """
     in_range("gamma", gamma, "[0, inf)")
     with torch.no_grad():
@@ -57,8 +60,10 @@ def rollout_scores(
 ) -> Tensor:
     """score(t) for every prefix of the completion `ids`, [T]: the share of correct completions.
 
-    is_correct: judges a whole completion, prefix included; a prefix that ends is judged as it is.
-    max_new_tokens: how far each prefix is continued.
+    Args:
+        is_correct: judges a whole completion, prefix included; a prefix that ends is judged as it
+            is.
+        max_new_tokens: how far each prefix is continued.
     """
     prefixes = [list(ids[: t + 1]) for t in range(len(ids))]
     unended = [prefix for prefix in prefixes if prefix[-1] not in ends]
@@ -86,7 +91,10 @@ def rollout_scores(
 def critical_token(scores: Sequence[float] | Tensor, max_later: float = 0.05) -> int | None:
     """The critical token's place: the earliest score of 0 that no later one exceeds by max_later.
 
-    None when there is none: every 0 was followed by a recovery. max_later: in [0, 1).
+    None when there is none: every 0 was followed by a recovery.
+
+    Args:
+        max_later: in [0, 1).
     """
     in_range("max_later", max_later, "[0, 1)")
     values = [float(score) for score in scores]

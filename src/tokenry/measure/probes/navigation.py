@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.boundaries import prompt_ids
-from tokenry.core.checks import in_range, within
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extras import require_extra
 from tokenry.decode.generate import ends as end_tokens
@@ -45,11 +45,15 @@ class Answer:
 class InContextNavigator:
     """Explores the answers to an open question.
 
-    instruction: the question. template: the prompt, with the fields {instruction}, {list} (the
-    answers so far, one `item` each) and {number}; it ends where an answer begins. item: a line of
-    that list, with {number} and {answer}. stop: the text that ends an answer. per_round: first
-    tokens tried a round, whole, in [1, inf). complete_from: "initial", the prompt with an empty
-    list, or "current". max_new_tokens: of an answer, whole, in [1, inf).
+    Args:
+        instruction: the question.
+        template: the prompt, with the fields {instruction}, {list} (the answers so far, one `item`
+            each) and {number}; it ends where an answer begins.
+        item: a line of that list, with {number} and {answer}.
+        stop: the text that ends an answer.
+        per_round: first tokens tried a round, whole, in [1, inf).
+        complete_from: "initial", the prompt with an empty list, or "current".
+        max_new_tokens: of an answer, whole, in [1, inf).
     """
 
     model: Any
@@ -63,8 +67,7 @@ class InContextNavigator:
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.complete_from not in ("initial", "current"):
-            raise InputError(f"complete_from must be initial or current, got {self.complete_from}")
+        one_of("InContextNavigator.complete_from", self.complete_from, ("initial", "current"))
         within(self, "[1, inf)", "per_round", "max_new_tokens", integer=True)
 
     def __call__(self, rounds: int = 10) -> list[Answer]:
@@ -170,8 +173,11 @@ def cluster_keys(
 class RankClusters:
     """The middle ranks, split by whether they share a cluster with the head.
 
-    correct: [depth] bool by rank. inside: [depth] bool, in a cluster of the first `head` ranks.
     The head itself belongs to neither side.
+
+    Attributes:
+        correct: [depth] bool by rank.
+        inside: [depth] bool, in a cluster of the first `head` ranks.
     """
 
     correct: Tensor
@@ -210,8 +216,10 @@ def rank_cluster_report(
 ) -> RankClusters:
     """Judge the `depth` best first tokens and split those behind the `head` by cluster.
 
-    logits, cluster_ids: [V]; a cluster of -1 takes the token out of the ranking. correct: whether
-    the answers that begin with these tokens are right.
+    Args:
+        logits: [V]; a cluster of -1 takes the token out of the ranking.
+        cluster_ids: [V]; a cluster of -1 takes the token out of the ranking.
+        correct: whether the answers that begin with these tokens are right.
     """
     if logits.shape != cluster_ids.shape or logits.ndim != 1:
         raise ShapeError(

@@ -74,7 +74,11 @@ def token_difficulty(loss_small: Tensor, loss_big: Tensor) -> Tensor:
 
 
 def budget_loss(probability: Tensor, target: float) -> Tensor:
-    """(mean over layers and tokens of P(big) - target)^2. probability: P(big), any shape."""
+    """(mean over layers and tokens of P(big) - target)^2.
+
+    Args:
+        probability: P(big), any shape.
+    """
     return (probability.float().mean() - target).square()
 
 
@@ -83,8 +87,10 @@ def budget_loss(probability: Tensor, target: float) -> Tensor:
 class DuoLLM:
     """A small twin for every feed-forward block, and a router per layer.
 
-    inner: width of the small blocks; by default a sixteenth of the model's, as in the paper.
-    skip: whether a token may take neither. seed: of the new weights.
+    Args:
+        inner: width of the small blocks; by default a sixteenth of the model's, as in the paper.
+        skip: whether a token may take neither.
+        seed: of the new weights.
     """
 
     inner: int | None = None
@@ -150,8 +156,10 @@ class LayerRouter(nn.Module):
 class Routing:
     """How the blocks of one model choose.
 
-    routes: [L], one route for all tokens, or [B, T, L]; None: the routers decide if `tau` is set
-    (`hard`: by argmax), else all big. seen: where P [B, T, choices] of each layer is left.
+    Args:
+        routes: [L], one route for all tokens, or [B, T, L]; None: the routers decide if `tau` is
+            set (`hard`: by argmax), else all big.
+        seen: where P [B, T, choices] of each layer is left.
     """
 
     routes: Tensor | None = None
@@ -263,9 +271,12 @@ class AttachedDuo(Attached):
 class RouteLosses:
     """What every route would have made of every token.
 
-    routes: [R, L]. loss: [B, T, R] float32, position t the loss of token t when the token before
-    it takes the route; 0 at position 0. entropy: [B, T, R], of the distribution for token t.
-    scored: bool [B, T].
+    Attributes:
+        routes: [R, L].
+        loss: [B, T, R] float32, position t the loss of token t when the token before it takes the
+            route; 0 at position 0.
+        entropy: [B, T, R], of the distribution for token t.
+        scored: bool [B, T].
     """
 
     routes: Tensor
@@ -324,11 +335,13 @@ def oracle_routes(
 ) -> RouteLosses:
     """The loss of every token of ids [B, T] under every route, R + 1 forwards in all.
 
-    routes: [R, L], by default all. attention: [B, T], padding on either side. default: [L], the
-    route of the tokens before; all big by default.
-
     The default pass leaves keys and values; then one pass per route reads the text again, each
     token seeing the default states of the tokens before it and its own of the route.
+
+    Args:
+        routes: [R, L], by default all.
+        attention: [B, T], padding on either side.
+        default: [L], the route of the tokens before; all big by default.
     """
     model = attached.model
     if routes is None:

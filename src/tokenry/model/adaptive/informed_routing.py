@@ -61,9 +61,12 @@ from tokenry.model.adaptive.wrapping import (
 class InformedRouting:
     """A forecaster and a router for every unit.
 
-    rank: r, 100 in the paper. hidden: width of the router; by default d / 4 - 200 from d = 4096 on
-    and d / 4 below. activation: "silu", or "identity" for the closed-form fit. mode: "approximate"
-    or "skip". seed: of the new weights, which start near LFF = 0.
+    Args:
+        rank: r, 100 in the paper.
+        hidden: width of the router; by default d / 4 - 200 from d = 4096 on and d / 4 below.
+        activation: "silu", or "identity" for the closed-form fit.
+        mode: "approximate" or "skip".
+        seed: of the new weights, which start near LFF = 0.
     """
 
     rank: int = 100
@@ -114,8 +117,10 @@ class AttachedRouting(Attached):
     """Informed routing on a model. Padding, as the forward's `attention_mask` [B, T] has it, counts
     in no share.
 
-    rule: which tokens run, for every forward from now on (`Learned()` once routers are trained);
-    None: all. mode: "approximate" or "skip".
+    Attributes:
+        rule: which tokens run, for every forward from now on (`Learned()` once routers are
+            trained); None: all.
+        mode: "approximate" or "skip".
     """
 
     def watch_padding(self) -> None:
@@ -159,8 +164,11 @@ class AttachedRouting(Attached):
 
     @contextmanager
     def recording(self, attention: Tensor | None = None) -> Iterator[list[Record]]:
-        """Within: every forward appends a `Record` for each unit. attention: [B, T] of the batch,
-        so that padding is left out of shares and rates."""
+        """Within: every forward appends a `Record` for each unit.
+
+        Args:
+            attention: [B, T] of the batch, so that padding is left out of shares and rates.
+        """
         records: list[Record] = []
         self.state.records = records
         self.state.real = None if attention is None else attention.bool()

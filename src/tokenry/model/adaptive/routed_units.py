@@ -51,10 +51,13 @@ class TokenRouter(nn.Module):
 
 
 class Rule(Protocol):
-    """Which tokens a unit runs for. needs_update: whether it must know F(u) first.
+    """Which tokens a unit runs for.
 
     Called with the unit, u [B, T, D], F(u) (None unless needed) and `real` [B, T], False on
     padding if known; gives g_0 [B, T], 1 where the unit runs.
+
+    Attributes:
+        needs_update: whether it must know F(u) first.
     """
 
     needs_update: ClassVar[bool]
@@ -78,8 +81,13 @@ class Record:
 
 @dataclass
 class Routing:
-    """How the units of one model choose; records: where each forward leaves what they did. real,
-    seen: which columns are none, as `recording` was told, and as the forward under way was."""
+    """How the units of one model choose.
+
+    Args:
+        records: where each forward leaves what they did.
+        real: which columns are none, as `recording` was told, and as the forward under way was.
+        seen: as `real`.
+    """
 
     mode: str
     rule: Rule | None = None
@@ -131,7 +139,11 @@ class RoutedUnit(Wrapper):
         return self.routed(u, self.normed(self.base(u)))
 
     def routed(self, u: Tensor, update: Tensor | None) -> Tensor:
-        """g_0 F(u) + g_1 LFF(u). update: F(u), or None to compute it where it is used."""
+        """g_0 F(u) + g_1 LFF(u).
+
+        Args:
+            update: F(u), or None to compute it where it is used.
+        """
         state = self.state
         real = torch.ones(u.shape[:-1], dtype=torch.bool, device=u.device)
         known = state.seen if state.real is None else state.real

@@ -29,8 +29,13 @@ class UnitReport:
 
 @torch.no_grad()
 def routing_report(attached: AttachedRouting, batches: Iterable[Any]) -> list[UnitReport]:
-    """A line for each unit. batches: ids [B, T], or mappings with input_ids and attention_mask.
-    Rates are those of the rule that is set."""
+    """A line for each unit.
+
+    Rates are those of the rule that is set.
+
+    Args:
+        batches: ids [B, T], or mappings with input_ids and attention_mask.
+    """
     sums: dict[tuple[int, str], Tensor] = {}
     for batch in batches:
         for record, real in recorded(attached, batch):

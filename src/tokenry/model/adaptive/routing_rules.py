@@ -47,8 +47,10 @@ class Sampled:
 class Lowest:
     """A share of each row's tokens is approximated, those with the lowest score.
 
-    by: "error", the forecaster's, an oracle that must compute F(u); "update", the size of F(u),
-    greedy importance; "random". sparsity: the share, rounded to whole tokens.
+    Args:
+        by: "error", the forecaster's, an oracle that must compute F(u); "update", the size of F(u),
+            greedy importance; "random".
+        sparsity: the share, rounded to whole tokens.
     """
 
     by: str

@@ -96,10 +96,15 @@ def layers_for_speedup(n_layers: int, speedup: float, min_layers: int = 2) -> tu
 class SkipDecode:
     """A schedule of depth by position.
 
-    max_layers, min_layers: M and m. length: T, in tokens. warmup: w; the paper found 1 best.
-    count: what t counts: "generated" columns after the prompt, or "all" columns (then generation
-    starts at the budget of its first column). budgets: b(0), b(1), .. instead of the line; they
-    must not increase, since a layer that came back would miss the keys of the tokens before.
+    Args:
+        max_layers: M.
+        min_layers: m.
+        length: T, in tokens.
+        warmup: w; the paper found 1 best.
+        count: what t counts: "generated" columns after the prompt, or "all" columns (then
+            generation starts at the budget of its first column).
+        budgets: b(0), b(1), .. instead of the line; they must not increase, since a layer that came
+            back would miss the keys of the tokens before.
     """
 
     max_layers: int
@@ -189,8 +194,12 @@ class AttachedSkipDecode(Attached):
         return found
 
     def cache(self, prompt_columns: int | None = None) -> RaggedCache:
-        """A cache for one generation. prompt_columns: how many columns, padding included, are
-        prompt; by default those of the first forward."""
+        """A cache for one generation.
+
+        Args:
+            prompt_columns: how many columns, padding included, are prompt; by default those of the
+                first forward.
+        """
         return RaggedCache(base_model(self.model).config, prompt_columns)
 
     def flops_per_token(self, prompt: int, new: int) -> tuple[float, float]:
@@ -209,8 +218,12 @@ class AttachedSkipDecode(Attached):
 
 @dataclass(frozen=True)
 class Depth:
-    """For how many columns one layer runs. in_prompt: whether it runs in the prompt at all;
-    scheduled: how many t it runs for; above any length if it never stops."""
+    """For how many columns one layer runs.
+
+    Attributes:
+        in_prompt: whether it runs in the prompt at all.
+        scheduled: how many t it runs for; above any length if it never stops.
+    """
 
     in_prompt: bool
     scheduled: int

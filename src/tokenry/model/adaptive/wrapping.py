@@ -204,7 +204,11 @@ def attach(
     replacements: Sequence[tuple[nn.Module, str, Wrapper]],
     made: Any = None,
 ) -> Any:
-    """Put the wrappers in place. made: the class to return, an `Attached`."""
+    """Put the wrappers in place.
+
+    Args:
+        made: the class to return, an `Attached`.
+    """
     for parent, name, wrapper in replacements:
         if type(wrapper.base) is type(wrapper):
             raise ModelError(
@@ -224,7 +228,8 @@ def attach(
 def load_attached(folder: str | Path, key: str | None = None, model: Any = None) -> Any:
     """Read what `Attached.save_pretrained` wrote: the model (unless one is given) and the method.
 
-    key: which method, if several were saved in the folder.
+    Args:
+        key: which method, if several were saved in the folder.
     """
     from safetensors import safe_open
 

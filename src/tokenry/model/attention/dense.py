@@ -27,10 +27,13 @@ def attend_in_chunks(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention that also says how much of it every key received.
 
-    query [B, H, q, D]; key, value [B, Hkv, k, D]; H / Hkv query heads share a key head.
-    Returns output [B, q, H, D] and received [B, Hkv, k], float32: the probabilities summed over the
-    queries for which counted(start, stop) [B, rows] holds and over the query heads of the group. A
-    query that sees nothing gets zeros. Memory: CHUNK_ELEMENTS probabilities at a time.
+    query [B, H, q, D]; key, value [B, Hkv, k, D]; H / Hkv query heads share a key head. A query
+    that sees nothing gets zeros. Memory: CHUNK_ELEMENTS probabilities at a time.
+
+    Returns:
+        Output [B, q, H, D] and received [B, Hkv, k], float32: the probabilities summed over the
+        queries for which counted(start, stop) [B, rows] holds and over the query heads of the
+        group.
     """
     B, H, q, D = query.shape
     heads, k = key.shape[1], key.shape[2]
@@ -107,9 +110,11 @@ def attend_to(
 ) -> Tensor:
     """SDPA whose key heads are shared by groups of query heads: [B, q, H, D].
 
-    visible: bool [B or 1, 1, q, k]; None: all keys, or those up to the query with is_causal. One
-    query per head is packed as a group's queries on the one key head: a key is then read once,
+    One query per head is packed as a group's queries on the one key head: a key is then read once,
     where a repeated head would be read for each of them.
+
+    Args:
+        visible: bool [B or 1, 1, q, k]; None: all keys, or those up to the query with is_causal.
     """
     B, H, q, D = query.shape
     heads = key.shape[1]

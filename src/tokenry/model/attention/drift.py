@@ -16,8 +16,12 @@ from tokenry.model.attention.layers import attention_layers, is_sliding
 def layer_drift(model: Any, ids: Tensor, attention: Tensor | None = None) -> Tensor:
     """How much each decoder layer changes its hidden states, [layers] float32, of sum 1.
 
-    The mean over the tokens of ids [B, T] of |output - input| / |input|. attention: [B, T], False
-    on padding. Layers that change little may be sparse.
+    The mean over the tokens of ids [B, T] of |output - input| / |input|.
+
+    Layers that change little may be sparse.
+
+    Args:
+        attention: [B, T], False on padding.
     """
     real = torch.ones_like(ids) if attention is None else attention
     if real.shape != ids.shape or not real.any():

@@ -73,7 +73,8 @@ def switching_attention(model: Any, implementation: str) -> Iterator[str]:
 def attending_by(model: Any, implementation: str | None = None) -> Iterator[None]:
     """Another attention function within the block, and the former one after it.
 
-    implementation: None leaves the function as it is; what the block itself switches is undone.
+    Args:
+        implementation: None leaves the function as it is; what the block itself switches is undone.
     """
     previous = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation is not None:

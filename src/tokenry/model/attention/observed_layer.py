@@ -36,7 +36,12 @@ class ObservedLayer(DynamicLayer):
         self, query: Tensor, key: Tensor, value: Tensor, new_tokens: StepMask, **options: Any
     ) -> Tensor:
         """[B, q, H, D] for this step's queries; key and value are those held, and end with this
-        step's q tokens. options: scaling, softcap and dropout."""
+        step's
+        q tokens.
+
+        Args:
+            options: scaling, softcap and dropout.
+        """
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

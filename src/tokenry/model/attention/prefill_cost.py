@@ -11,9 +11,11 @@ from torch import Tensor
 class PrefillCost:
     """What attention cost in the layers with full attention, of one prompt.
 
-    attended: for each sparse layer, the tokens that each head read, [B]. dense_flops, sparse_flops:
-    2 per multiply-add of the two products with softmax weights; the sparse count includes the
-    scores of the window's queries, by which tokens are selected.
+    Args:
+        attended: for each sparse layer, the tokens that each head read, [B].
+        dense_flops: 2 per multiply-add of the two products with softmax weights; the sparse count
+            includes the scores of the window's queries, by which tokens are selected.
+        sparse_flops: as `dense_flops`.
     """
 
     attended: dict[int, Tensor] = field(default_factory=dict)
@@ -26,8 +28,14 @@ class PrefillCost:
     def count(
         self, layer: int, query: Tensor, length: Tensor, attended: Tensor | None, window: int
     ) -> None:
-        """Add one layer. query: [B, H, L, D]. length: [B], the texts' tokens. attended: [B], those
-        that each head read; None: all of them. window: queries that were scored for it."""
+        """Add one layer.
+
+        Args:
+            query: [B, H, L, D].
+            length: [B], the texts' tokens.
+            attended: [B], those that each head read; None: all of them.
+            window: queries that were scored for it.
+        """
         B, H, L, D = query.shape
         per_pair = 4 * D * H  # q . k and weight * v
         dense = per_pair * pairs(length)

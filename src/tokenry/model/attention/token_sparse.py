@@ -55,8 +55,10 @@ def window_saliency(
 ) -> Tensor:
     """a_h of every column before the window, [B, H, L - window] float32; its sum is at most 1.
 
-    query [B, H, q, D] (its last `window` are read) and key [B, Hkv, L, D], rotated. padding: [B],
-    how many columns on the left are none; they get 0.
+    query [B, H, q, D] (its last `window` are read) and key [B, Hkv, L, D], rotated.
+
+    Args:
+        padding: [B], how many columns on the left are none; they get 0.
     """
     B, H, _, D = query.shape
     heads, L = key.shape[1:3]
@@ -91,7 +93,8 @@ def coverage_budget(
 ) -> Tensor:
     """M for each row, [B]: how many columns to keep by `scores` [B, N] >= 0; N when s = 0.
 
-    padding: [B], the columns on the left that count neither as kept nor as dropped.
+    Args:
+        padding: [B], the columns on the left that count neither as kept nor as dropped.
     """
     length = torch.full_like(scores[:, 0], scores.shape[1], dtype=torch.long)
     none = torch.zeros_like(length) if padding is None else padding
@@ -109,8 +112,13 @@ def select_indices(
 ) -> Tensor:
     """I_h, [B, H, max(keep) + window], increasing: the `keep` best columns and the window's.
 
-    scores [B, H, N] >= 0; keep: one number, or one for each row [B]. A row that keeps fewer than
-    the longest is filled up with L = N + window, one beyond the last column.
+    scores [B, H, N] >= 0.
+
+    A row that keeps fewer than the longest is filled up with L = N + window, one beyond the last
+    column.
+
+    Args:
+        keep: one number, or one for each row [B].
     """
     B, H, N = scores.shape
     rows = torch.as_tensor(keep, device=scores.device).expand(B)
@@ -133,14 +141,18 @@ def select_indices(
 class TokenSparse:
     """`with TokenSparse(tau=0.05).on(model): model.generate(**inputs)`.
 
-    layers: which ones are sparse; None is the second half of those with full attention. Better:
-    `drift.low_drift_layers(model, ids)` of a text. tau: the share of the window's attention
-    that the dropped columns carry, 0 <= tau < 1 (paper: 0.005); 0 is dense. min_tokens: columns
-    kept at least, besides the window; prompts of up to min_tokens + window tokens are dense.
-    window: W, the last queries that are asked. pool: odd, columns averaged.
-
     Only a pass that reads a whole prompt into an empty cache is sparse. Sliding-window layers stay
     dense; asking for one is an InputError.
+
+    Args:
+        layers: which ones are sparse; None is the second half of those with full attention. Better:
+            `drift.low_drift_layers(model, ids)` of a text.
+        tau: the share of the window's attention that the dropped columns carry, 0 <= tau < 1
+            (paper: 0.005); 0 is dense.
+        min_tokens: columns kept at least, besides the window; prompts of up to min_tokens + window
+            tokens are dense.
+        window: W, the last queries that are asked.
+        pool: odd, columns averaged.
     """
 
     layers: tuple[int, ...] | None = None
@@ -203,7 +215,10 @@ class TokenSparse:
     ) -> Tensor | None:
         """The columns that each head reads of a prompt, [B, H, K]; None: dense in every row.
 
-        real: bool [B, L], None without padding. Padding is never selected; unused slots have L.
+        Padding is never selected; unused slots have L.
+
+        Args:
+            real: bool [B, L], None without padding.
         """
         L = key.shape[2]
         padding = order = None

@@ -10,7 +10,10 @@ from tokenry.core.registry import Role
 class Attribution(Protocol):
     """The role: scores s_k >= 0 of the tokens k <= position, by what each gave to the state there.
 
-    max_tokens: how much is read at once. The model is left as it was.
+    The model is left as it was.
+
+    Attributes:
+        max_tokens: how much is read at once.
     """
 
     @property

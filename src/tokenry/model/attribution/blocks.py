@@ -43,7 +43,11 @@ class Block(Protocol):
     """One layer, in two steps on the parts [K + 1, T, D] of the residual stream."""
 
     def attend(self, parts: Tensor, weights: Tensor) -> Tensor:
-        """Behind the attention sublayer; weights: the layer's attention [H, T, T]."""
+        """Behind the attention sublayer.
+
+        Args:
+            weights: the layer's attention [H, T, T].
+        """
         ...
 
     def feed_forward(self, parts: Tensor) -> Tensor:
@@ -100,7 +104,11 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 
 def blocks_of(model: Any) -> list[Block]:
-    """The layers of a decoder or an encoder. Raises ModelError for a layer of another build."""
+    """The layers of a decoder or an encoder.
+
+    Raises:
+        ModelError: a layer of another build.
+    """
     plain = unwrap(model)
     base = plain.get_decoder() if _is_decoder(plain) else plain.base_model
     layers = getattr(base, "layers", None) or getattr(getattr(base, "encoder", None), "layer", None)

@@ -110,7 +110,12 @@ def decomposed_logits(
 @torch.no_grad()
 def layer_parts(model: Any, seen: Observation) -> Iterator[Tensor]:
     """The parts [T + 1, T, D] of the states before each layer and, last, behind the final one
-    (normed in a decoder). Raises ModelError where their sum is not the model's own state."""
+    (normed
+    in a decoder).
+
+    Raises:
+        ModelError: their sum is not the model's own state.
+    """
     plain = unwrap(model)
     blocks = blocks_of(model)
     start = seen.states[0]

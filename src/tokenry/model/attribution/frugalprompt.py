@@ -54,8 +54,9 @@ class Attribution(Protocol):
 class Compressed:
     """A shorter text and how it came about: spans and scores of all words, and which are kept.
 
-    dropped: words that are left out although the text may say something else without them, by
-    their numbers, each with its kind (`tokenry.text.sense`).
+    Args:
+        dropped: words that are left out although the text may say something else without them, by
+            their numbers, each with its kind (`tokenry.text.sense`).
     """
 
     text: str
@@ -69,12 +70,15 @@ class Compressed:
 class FrugalPrompt:
     """Compresses texts to a share of their words.
 
-    scorer: what tells how important a token is; None for mode "random", which asks no model.
-    percent: of the words that are kept, 0 to 100; the paper tries 80, 60 and 50. mode: "top", or
-    one of the controls. reduce: pieces of words to words; the paper's "sum" favours long words.
-    protect: words that touch a match of this regular expression always stay. sense: kinds of words
-    that always stay, () for the paper's method; by default negations, numbers, units and names, as
-    "did not rise" without "not" is no shorter form of it. seed: of "random".
+    Args:
+        scorer: what tells how important a token is; None for mode "random", which asks no model.
+        percent: of the words that are kept, 0 to 100; the paper tries 80, 60 and 50.
+        mode: "top", or one of the controls.
+        reduce: pieces of words to words; the paper's "sum" favours long words.
+        protect: words that touch a match of this regular expression always stay.
+        sense: kinds of words that always stay, () for the paper's method; by default negations,
+            numbers, units and names, as "did not rise" without "not" is no shorter form of it.
+        seed: of "random".
     """
 
     scorer: Attribution | None

@@ -70,7 +70,11 @@ class FullLayer(ObservedLayer):
 
     def reserve(self, like: tuple[Tensor, Tensor], length: int, end: int) -> None:
         """Buffers that can be written to up to `end`, and begin with the `length` columns there
-        are. like: states of their shape but for the columns."""
+        are.
+
+        Args:
+            like: states of their shape but for the columns.
+        """
         if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
             old_states = (self.keys, self.values) if length else (None, None)
             columns = self.capacity(end)

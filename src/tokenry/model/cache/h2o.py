@@ -41,8 +41,13 @@ from tokenry.model.cache.policy import (
 def keep_heavy_and_recent(score: Tensor, held: Tensor, heavy: Tensor, recent: Tensor) -> Tensor:
     """Which keys survive: bool [B, H, S].
 
-    score [B, H, S], keys in the order of their tokens; held: bool [B, H, S]; heavy, recent [B].
     Equal scores keep the earlier token.
+
+    Args:
+        score: [B, H, S], of keys in the order of their tokens.
+        held: bool [B, H, S], which of them are keys.
+        heavy: [B], how many are kept for their score.
+        recent: [B], how many are kept as the latest.
     """
     heavy, recent = heavy[:, None, None], recent[:, None, None]
     later = held.flip(-1).cumsum(-1).flip(-1) - held.long()  # keys held after this one
@@ -60,13 +65,17 @@ def keep_heavy_and_recent(score: Tensor, held: Tensor, heavy: Tensor, recent: Te
 class H2O:
     """A bounded cache: `model.generate(**inputs, past_key_values=H2O().cache(model))`.
 
-    heavy: K, the heavy hitters kept; recent: R, the latest tokens kept. An int counts tokens; a
-    float is a share of the prompt (the first forward; each row's own, without padding), rounded
-    down but at least one token unless it is 0. The paper's default is a tenth each; heavy=0 is a
-    sliding window, recent=0 heavy hitters alone; InputError if both are 0. average: rank by the
-    mean instead of the sum of the attention received. prompt_only: what comes after the first
-    forward is kept. Only full-attention layers are bounded: sliding ones, as in Gemma 3, keep their
-    window, a bound already.
+    Only full-attention layers are bounded: sliding ones, as in Gemma 3, keep their window, a bound
+    already.
+
+    Args:
+        heavy: K, the heavy hitters kept.
+        recent: R, the latest tokens kept. An int counts tokens; a float is a share of the prompt
+            (the first forward; each row's own, without padding), rounded down but at least one
+            token unless it is 0. The paper's default is a tenth each; heavy=0 is a sliding window,
+            recent=0 heavy hitters alone; InputError if both are 0.
+        average: rank by the mean instead of the sum of the attention received.
+        prompt_only: what comes after the first forward is kept.
     """
 
     heavy: int | float = 0.1
@@ -139,7 +148,8 @@ class H2OLayer(ObservedLayer):
     def observe(self, received: Tensor, real: Tensor) -> None:
         """Add the attention `received` [B, H, S] to the scores and evict down to the budget.
 
-        real: bool [B, q], which of the last q keys are tokens and not padding.
+        Args:
+            real: bool [B, q], which of the last q keys are tokens and not padding.
         """
         B, heads, _ = received.shape
         q = real.shape[-1]

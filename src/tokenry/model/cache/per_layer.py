@@ -28,8 +28,11 @@ PolicyByNumber = Mapping[int | range | tuple[int, ...], CachePolicy]
 class PerLayer:
     """A policy for each full-attention layer: `PerLayer(layers).cache(model)`.
 
-    layers: numbers of layers to policies, as in `model.config.layer_types`. default: that of the
-    layers not named. Sliding layers keep their window: naming one is an InputError.
+    Sliding layers keep their window: naming one is an InputError.
+
+    Args:
+        layers: numbers of layers to policies, as in `model.config.layer_types`.
+        default: that of the layers not named.
     """
 
     layers: PolicyByNumber
@@ -57,9 +60,11 @@ class PerLayer:
 class PerHead:
     """A policy for each key head, the same in all layers: `PerHead(heads).cache(model)`.
 
-    heads: numbers of key heads (`model.config.num_key_value_heads`) to policies. default: that of
-    the heads not named. Heads named together share what their policy shares, such as the selection
-    of TokenSelect.
+    Heads named together share what their policy shares, such as the selection of TokenSelect.
+
+    Args:
+        heads: numbers of key heads (`model.config.num_key_value_heads`) to policies.
+        default: that of the heads not named.
     """
 
     heads: PolicyByNumber

@@ -35,8 +35,12 @@ class CachePolicy(Protocol):
 
 class Example(NamedTuple):
     """A policy as its contract test takes it: with budgets that no text of the test exhausts, with
-    few tokens, and with shares of the prompt. kept: the tokens that the tight one keeps, if it
-    forgets any."""
+    few
+    tokens, and with shares of the prompt.
+
+    Attributes:
+        kept: the tokens that the tight one keeps, if it forgets any.
+    """
 
     ample: CachePolicy
     tight: CachePolicy

@@ -17,8 +17,11 @@ BLOCK = 512  # keys scored at a time
 def soft_votes(query: Tensor, key: Tensor, middle: Tensor | None = None, pool: int = 0) -> Tensor:
     """Σ_h softmax_m(q_h · k_{g(h), m}): float32 [B, M] for queries [B, H, D], keys [B, Hkv, M, D].
 
-    A row sums to H without pooling. middle: bool [B, M], the keys that may be voted for; None: all.
-    pool: an odd window, over which each key takes the largest vote; 0 for none.
+    A row sums to H without pooling.
+
+    Args:
+        middle: bool [B, M], the keys that may be voted for; None: all.
+        pool: an odd window, over which each key takes the largest vote; 0 for none.
     """
     return votes_of(scores(query, key), middle, pool)
 
@@ -125,10 +128,15 @@ def flat_index(column: Tensor, states: Tensor) -> Tensor:
 class Selection:
     """The columns that each row of a batch last selected, and the queries it selected them for.
 
-    threshold: the least cosine of a new query with the old one at which the columns serve again.
-    asked [B, H * D]; column [B, S]; real: bool [B, S], columns that count, None: all; ready: bool
-    [B], rows that had more than enough to choose from: others select anew each time. end: no
-    selected column lies at or behind it.
+    Args:
+        threshold: the least cosine of a new query with the old one at which the columns serve
+            again.
+        asked: [B, H * D], the old queries.
+        column: [B, S], what they selected.
+        real: bool [B, S], columns that count, None: all.
+        ready: bool [B], rows that had more than enough to choose from: others select anew each
+            time.
+        end: no selected column lies at or behind it.
     """
 
     threshold: float
@@ -194,8 +202,9 @@ class SideBySide:
     Of the latest ones, column c has slot c mod local: a new token takes the place of the one that
     leaves the window. (Attention does not mind the order: keys carry their positions.)
 
-    spare: the states of a selection that is no longer used, to be overwritten where they fit; new
-    memory for every selection would cost more time than the copy.
+    Args:
+        spare: the states of a selection that is no longer used, to be overwritten where they fit;
+            new memory for every selection would cost more time than the copy.
     """
 
     def __init__(
@@ -245,7 +254,8 @@ class SideBySide:
 class Piece(StepMask):
     """The mask of queries start..stop of a step, to which the step's earlier tokens are past.
 
-    offset: the number of tokens before the step.
+    Attributes:
+        offset: the number of tokens before the step.
     """
 
     mask: StepMask

@@ -63,14 +63,19 @@ from tokenry.model.cache.selection import (
 class TokenSelect:
     """A cache attended to in part: `generate(..., past_key_values=TokenSelect().cache(model))`.
 
-    n_init, k, n_local: first tokens, selected ones, and latest ones (the query's own included) that
-    a query sees. An int counts tokens, a float is a share of the prompt (the first forward; each
-    row's own). reuse: the cosine above which a selection is used again; -1 selects once, 2 always.
-    pool: the votes' max-pooling window, odd; 0 for none. dense_prompt: whether the first forward
-    attends to everything; if not, and in later forwards of many tokens, `chunk` queries at a time
-    share a selection, their own chunk seen besides; chunks are counted in the batch's columns, so
-    that a padded row has other ones than the row alone. Defaults are the paper's, `dense_prompt`
-    ours. Prompts are padded on the left; else ModelError.
+    Defaults are the paper's, `dense_prompt` ours. Prompts are padded on the left; else ModelError.
+
+    Args:
+        n_init: first tokens that a query sees. An int counts tokens, a float is a share of the
+            prompt (the first forward; each row's own).
+        k: selected tokens, counted alike.
+        n_local: latest tokens, the query's own included, counted alike.
+        reuse: the cosine above which a selection is used again; -1 selects once, 2 always.
+        pool: the votes' max-pooling window, odd; 0 for none.
+        dense_prompt: whether the first forward attends to everything; if not, and in later forwards
+            of many tokens, `chunk` queries at a time share a selection, their own chunk seen
+            besides; chunks are counted in the batch's columns, so that a padded row has other ones
+            than the row alone.
     """
 
     n_init: int | float = 128

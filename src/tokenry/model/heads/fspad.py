@@ -32,7 +32,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import read_tensors, write_tensors
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.model import compat
 from tokenry.model.output import last_hidden, required_head
 from tokenry.model.score import unwrap
@@ -43,13 +43,23 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 class FeatureHead(nn.Module):
-    """What is trained. width: d. heads, inner: of the layer D.
+    """What is trained.
 
-    feature_sampling, partial_alignment: without them, EAGLE. expansion: k, the sampler's space is k
-    times as wide. decouple: the logits' gradient stops at h, which then learns the features only.
-    vocabulary: ids that can be drafted, all if None; with the some thousand most frequent ones the
-    output layer costs little. feature_scale, embed_scale: features and embeddings are divided by
-    these, so that both are of size one for the head; training measures them.
+    Args:
+        width: d.
+        heads: of the layer D.
+        inner: of the layer D.
+        feature_sampling: without them, EAGLE.
+        partial_alignment: without them, EAGLE.
+        expansion: k, the sampler's space is k times as wide.
+        decouple: the logits' gradient stops at h, which then learns the features only.
+        vocabulary: ids that can be drafted, all if None; with the some thousand most frequent ones
+            the output layer costs little.
+
+    Attributes:
+        feature_scale: features and embeddings are divided by these, so that both are of size one
+            for the head; training measures them.
+        embed_scale: as `feature_scale`.
     """
 
     def __init__(
@@ -112,10 +122,13 @@ class FeatureHead(nn.Module):
     ) -> tuple[Tensor, Tensor, KeyValues]:
         """Predicted features f^ [B, T, d], what the output layer is to read [B, T, d], the memory.
 
-        features, embedded: f_i and e_{i+1}, [B, T, d]. memory: of the L earlier pairs. places:
-        [B, T], i of each pair; by default they go on behind the memory, in order. mask:
-        [B or 1, 1, T, L + T] bool, which pairs each one sees; default: the memory, itself and those
-        before it.
+        Args:
+            features: f_i, [B, T, d].
+            embedded: e_{i+1}, [B, T, d].
+            memory: of the L earlier pairs.
+            places: [B, T], i of each pair; by default they go on behind the memory, in order.
+            mask: [B or 1, 1, T, L + T] bool, which pairs each one sees; default: the memory, itself
+                and those before it.
         """
         dtype, T, L = self.fc.weight.dtype, features.shape[1], 0
         if memory is not None:

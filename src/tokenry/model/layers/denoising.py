@@ -25,7 +25,10 @@ from tokenry.model import compat
 class DenoisingSeq2Seq(nn.Module):
     """Encoder and bidirectional decoder, both begun as one masked language model.
 
-    Make it with `from_masked_lm`. max_length: of the texts that it writes.
+    Make it with `from_masked_lm`.
+
+    Args:
+        max_length: of the texts that it writes.
     """
 
     def __init__(self, encoder: Any, decoder: Any, max_length: int):
@@ -48,9 +51,10 @@ class DenoisingSeq2Seq(nn.Module):
     ) -> DenoisingSeq2Seq:
         """From BERT, RoBERTa or another masked model of transformers that can be a decoder.
 
-        mask_id: the tokenizer's mask token; None: uniform noise only. copy_attention: new
-        cross-attention begins as a copy of the layer's self-attention, else as transformers
-        initialises it.
+        Args:
+            mask_id: the tokenizer's mask token; None: uniform noise only.
+            copy_attention: new cross-attention begins as a copy of the layer's self-attention, else
+                as transformers initialises it.
         """
         from transformers import AutoModel, AutoModelForCausalLM
 

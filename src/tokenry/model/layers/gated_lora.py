@@ -119,8 +119,10 @@ class GatedLoRA(nn.Module):
     ) -> GatedLoRA:
         """An untrained adapter, which changes nothing, for the model's linear maps.
 
-        alpha: None takes the rank. targets: last parts of the maps' names ("q_proj"); None takes
-        every map except the output layer.
+        Args:
+            alpha: None takes the rank.
+            targets: last parts of the maps' names ("q_proj"); None takes every map except the
+                output layer.
         """
         maps = linear_maps(model, targets)
         with torch.random.fork_rng():

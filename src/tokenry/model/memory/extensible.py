@@ -45,8 +45,10 @@ from tokenry.model.score import unwrap
 class ExtensibleTokenizer(nn.Module):
     """A causal backbone and a linear map into the language model's embedding space.
 
-    backbone: any module whose output on `input_ids` [B, L] has `last_hidden_state` [B, L, D'], such
-    as the decoder of a transformers model. out: [D'] -> [D], the language model's width.
+    Args:
+        backbone: any module whose output on `input_ids` [B, L] has `last_hidden_state` [B, L, D'],
+            such as the decoder of a transformers model.
+        out: [D'] -> [D], the language model's width.
     """
 
     def __init__(self, backbone: nn.Module, out: Any) -> None:
@@ -131,7 +133,11 @@ class ExtensibleTokenizer(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> ExtensibleTokenizer:
-        """Read what `save` wrote, on the CPU. Raises InputError for any other file."""
+        """Read what `save` wrote, on the CPU.
+
+        Raises:
+            InputError: any other file.
+        """
         from transformers import AutoConfig, AutoModel
 
         try:
@@ -157,7 +163,8 @@ class ExtensibleTokenizer(nn.Module):
 def strided_downscale(states: Tensor, ratio: int, chunk: int | None = None) -> Tensor:
     """The last state of each group of `ratio` [B, E, D]; groups do not cross chunks.
 
-    chunk: of the encoding; None: the states [B, T, D] are of one chunk.
+    Args:
+        chunk: of the encoding; None: the states [B, T, D] are of one chunk.
     """
     return states[:, kept_positions(states.shape[1], ratio, chunk).to(states.device)]
 
@@ -200,9 +207,12 @@ def kept_positions(length: int, ratio: int, chunk: int | None = None) -> Tensor:
 class ExtensibleSession:
     """One text in a language model's window: the earlier part compressed, the recent one as it is.
 
-    ratio: k. chunk: tokens that the tokenizer reads at a time. window: positions of the language
-    model, 0 for all that it has; when a token finds it full, the session's plain tokens are
-    compressed. keep: also store every state o, so that `rescale` can change k later.
+    Args:
+        ratio: k.
+        chunk: tokens that the tokenizer reads at a time.
+        window: positions of the language model, 0 for all that it has; when a token finds it full,
+            the session's plain tokens are compressed.
+        keep: also store every state o, so that `rescale` can change k later.
     """
 
     model: Any
@@ -235,7 +245,8 @@ class ExtensibleSession:
     def feed(self, ids: Sequence[int] | Tensor) -> None:
         """Append tokens; whenever the window is full, what is in it as plain tokens is compressed.
 
-        Raises InputError when even that makes no room: the text is longer than k windows.
+        Raises:
+            InputError: even that makes no room: the text is longer than k windows.
         """
         rest = torch.as_tensor(ids, dtype=torch.long, device=self.recent.device)
         if rest.ndim != 1:
@@ -312,7 +323,11 @@ class ExtensibleSession:
 
     @torch.no_grad()
     def generate(self, max_new_tokens: int = 64, **options: Any) -> list[int]:
-        """New token ids, which are fed as well. options: of transformers' `generate`."""
+        """New token ids, which are fed as well.
+
+        Args:
+            options: of transformers' `generate`.
+        """
         if not self.length:
             raise InputError("feed() the session before generating from it")
         if not 0 < max_new_tokens < self.window:

@@ -38,8 +38,12 @@ from tokenry.model import compat
 class HiddenStateOptimizer:
     """Reads texts with a causal model of transformers whose cache learns on the way.
 
-    lr: step size, in units of the states (0 evaluates plainly). betas, eps: Adam's. segment:
-    tokens read between two updates. memory: positions kept in the cache, the latest; None: all.
+    Args:
+        lr: step size, in units of the states (0 evaluates plainly).
+        betas: Adam's.
+        eps: Adam's.
+        segment: tokens read between two updates.
+        memory: positions kept in the cache, the latest; None: all.
     """
 
     model: Any
@@ -171,9 +175,12 @@ class HiddenStateOptimizer:
     ) -> Tensor:
         """Few-shot classification: log p(label | demonstrations, query) of each label, [n].
 
-        demonstrations: (prompt ids, label ids) pairs, read in order, one segment each; the loss on
-        their label tokens teaches the states. query: a prompt whose label is sought. Nothing is
-        learned from it, nor from the labels.
+        Nothing is learned from it, nor from the labels.
+
+        Args:
+            demonstrations: (prompt ids, label ids) pairs, read in order, one segment each; the loss
+                on their label tokens teaches the states.
+            query: a prompt whose label is sought.
         """
         if not labels or not all(labels) or not query:
             raise InputError("classification needs a query and labels of at least one token each")
@@ -202,9 +209,13 @@ States = list[tuple[Tensor, Tensor]]
 class Reading:
     """What has been read: the states, and how well each token was foreseen.
 
-    nll: [B, T] float32, -log p of each token, in nats, before the states learned from it; 0 on
-    padding and on the first token. states: per layer, keys and values [B, H, S, D] float32.
-    moments: Adam's, for each of them. age: [S], updates of each position. attention: [B, S].
+    Args:
+        nll: [B, T] float32, -log p of each token, in nats, before the states learned from it; 0 on
+            padding and on the first token.
+        states: per layer, keys and values [B, H, S, D] float32.
+        moments: Adam's, for each of them.
+        age: [S], updates of each position.
+        attention: [B, S].
     """
 
     nll: Tensor

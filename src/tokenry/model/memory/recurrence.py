@@ -63,12 +63,17 @@ class RecurrentOutput:
 class WindowRecurrence(nn.Module):
     """A causal model of transformers with a recurrent state between windows.
 
-    window: W. layer: the insertion layer; None: the middle one. pool_layer: whose states are
-    averaged, in the numbering of `hidden_states` (-1: the last). inner: width of g; None: the
-    model's. horizon: how many windows the gradient of a window's loss goes back, at least 1; a text
-    of more than horizon + 1 windows is read up to horizon + 1 times for it. previous: whether g
-    also sees the former r. The model gets the attention function that shows cache layers its
-    queries; its outputs elsewhere stay the same.
+    The model gets the attention function that shows cache layers its queries; its outputs elsewhere
+    stay the same.
+
+    Args:
+        window: W.
+        layer: the insertion layer; None: the middle one.
+        pool_layer: whose states are averaged, in the numbering of `hidden_states` (-1: the last).
+        inner: width of g; None: the model's.
+        horizon: how many windows the gradient of a window's loss goes back, at least 1; a text of
+            more than horizon + 1 windows is read up to horizon + 1 times for it.
+        previous: whether g also sees the former r.
     """
 
     def __init__(
@@ -113,9 +118,10 @@ class WindowRecurrence(nn.Module):
     ) -> RecurrentOutput:
         """Read ids [B, T], padded on either side where `attention` is False.
 
-        labels: [B, T], position t is token t, -100 where it does not count; `ids` for all. memory:
-        of an earlier call, whose text this one goes on from. recurrent: False reads every window by
-        itself, as the model did.
+        Args:
+            labels: [B, T], position t is token t, -100 where it does not count; `ids` for all.
+            memory: of an earlier call, whose text this one goes on from.
+            recurrent: False reads every window by itself, as the model did.
         """
         attention = torch.ones_like(ids).bool() if attention is None else attention.bool()
         if ids.ndim != 2 or attention.shape != ids.shape:
@@ -203,7 +209,10 @@ class WindowRecurrence(nn.Module):
 class MemoryLayer(ObservedLayer):
     """A cache layer with one more key and value, which every query of a row may see that has it.
 
-    key, value: [B, Hkv, 1, D]. there: bool [B].
+    Args:
+        key: [B, Hkv, 1, D].
+        value: [B, Hkv, 1, D].
+        there: bool [B].
     """
 
     def __init__(self, key: Tensor, value: Tensor, there: Tensor):

@@ -48,9 +48,13 @@ IMPLEMENTATION = "tokenry_still"
 class Still:
     """`Still().convert(model)` puts hybrid attention into the model, in place; then train it.
 
-    chunk: l. topk: salient tokens of each chunk, 0 to l (paper: 4 of 64). layers: which; None is
-    all with full attention (sliding layers stay as they are). The new weights are untrained:
-    `learn.recipes.still` fits them. Generate with `past_key_values=StillCache(model)`.
+    The new weights are untrained: `learn.recipes.still` fits them. Generate with
+    `past_key_values=StillCache(model)`.
+
+    Args:
+        chunk: l.
+        topk: salient tokens of each chunk, 0 to l (paper: 4 of 64).
+        layers: which; None is all with full attention (sliding layers stay as they are).
     """
 
     chunk: int = 64

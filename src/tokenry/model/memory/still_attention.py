@@ -19,11 +19,15 @@ from tokenry.model.attention.hybrid import (
 class StillAttention(nn.Module):
     """An attention module's projections with hybrid attention between them.
 
-    attention: the pretrained module, which stays inside. chunk, topk: of `Still`. config: the text
-    model's. previous: the attention implementation to go back to.
-
     With `transfer` set, it gives the softmax attention that it would have replaced, and leaves the
     mean square of the difference in `transfer_loss`.
+
+    Args:
+        attention: the pretrained module, which stays inside.
+        chunk: of `Still`.
+        topk: of `Still`.
+        config: the text model's.
+        previous: the attention implementation to go back to.
     """
 
     def __init__(

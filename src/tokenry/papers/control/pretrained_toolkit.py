@@ -20,7 +20,8 @@ from tokenry.lab.scale import Scale, at
 from tokenry.lab.table import Table, items_above, over_seeds, paired
 from tokenry.model.memory.hidden_state_optimization import HiddenStateOptimizer
 from tokenry.papers.base import Paper
-from tokenry.tasks.documentation import passages, source_code
+from tokenry.tasks.documentation import passages
+from tokenry.tasks.standard_library import source
 
 MODULES = ("argparse", "asyncio.base_events", "calendar", "configparser", "csv", "difflib")
 MODULES += ("fractions", "ftplib", "heapq", "imaplib", "mailbox", "pathlib", "pickle", "shutil")
@@ -39,7 +40,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Three passages and two worlds, whose seeds start at `100 seed`."""
     count, tokens, worlds, size = at(scale, full=(3, 400, 2, {}), smoke=(2, 52, 1, SMALL))
     model, tokenizer = language_model(scale)
-    ids = passages(tokenizer, tokens, count, seed, MODULES, source_code)
+    ids = passages(tokenizer, tokens, count, seed, MODULES, source)
     losses = {
         name: HiddenStateOptimizer(model, lr=rate, segment=SEGMENT)(ids).nll[:, 1:]
         for name, rate in (("frozen cache", 0.0), ("optimised cache", 3e-3))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from tokenry.tasks.verifiers.base import Example, Verifier, verifier
+
 UNFINISHED = re.compile(r"(\d{1,3}( (\+( (\d{1,3}( (= ?)?)?)?)?)?)?)?")
 ADDITION = re.compile(r"(\d{1,3}) \+ (\d{1,3}) = (\d+)")
 
@@ -19,3 +21,12 @@ def may_become_right(text: str) -> bool:
     if match := ADDITION.fullmatch(text):
         return str(int(match[1]) + int(match[2])).startswith(match[3])
     return bool(UNFINISHED.fullmatch(text))
+
+
+@verifier(
+    "right_addition",
+    examples=lambda: [Example(right_addition(), [("12 + 30 = 42",)], [("12 + 30 = 43",), ("42",)])],
+)
+def right_addition() -> Verifier:
+    """The response, stripped, is an addition with the right result."""
+    return Verifier("a right addition", lambda response: is_right_addition(response.strip()))

@@ -101,6 +101,29 @@ class MarkovPolicy:
             visits[step + 1, :-1] = visits[step] @ self.logprob[step].exp()
         return visits
 
+    def containing(self, token: int) -> float:
+        """Probability that a sequence contains the token, exact."""
+        without = self.logprob.exp()
+        without[..., token] = 0.0
+        states = torch.zeros(without.shape[1], dtype=without.dtype)
+        states[-1] = 1.0
+        for step in without:
+            states = torch.nn.functional.pad(states @ step, (0, 1))
+        return 1.0 - float(states.sum())
+
+    def with_share(self, token: int, share: float) -> MarkovPolicy:
+        """The chain with one number added to the token's logit in every step, so that this share of
+        sequences, in (0, 1), contains it. By bisection of that number in [-12, 12]."""
+        low, high = -12.0, 12.0
+        raised = self
+        for _ in range(40):
+            middle = (low + high) / 2
+            boost = torch.zeros(self.logprob.shape[-1], dtype=self.logprob.dtype)
+            boost[token] = middle
+            raised = MarkovPolicy((self.logprob + boost).log_softmax(-1))
+            low, high = (middle, high) if raised.containing(token) < share else (low, middle)
+        return raised
+
     def kl(self, other: MarkovPolicy) -> float:
         """KL(self || other) of whole sequences, nats, exact."""
         per_state = (self.logprob.exp() * (self.logprob - other.logprob)).sum(-1)

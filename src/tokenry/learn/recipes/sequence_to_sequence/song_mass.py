@@ -57,11 +57,14 @@ def song_mass_example(
 ) -> MassExample:
     """One song masked.
 
-    tokens [n]: a song without the marks between its sentences. sentence_ids [n]: the number of each
-    token's sentence. kinds: for each token of a group, the ids from which replacements are drawn:
-    one list for words, two for notes of pitch and duration. ratio: share of tokens to be masked,
-    in (0, 1]. span: tokens of a masked span, about. decoder_noise: share of decoder inputs that are
-    replaced.
+    Args:
+        tokens: [n], a song without the marks between its sentences.
+        sentence_ids: [n], the number of each token's sentence.
+        kinds: for each token of a group, the ids from which replacements are drawn: one list for
+            words, two for notes of pitch and duration.
+        ratio: share of tokens to be masked, in (0, 1].
+        span: tokens of a masked span, about.
+        decoder_noise: share of decoder inputs that are replaced.
     """
     if tokens.ndim != 1 or tokens.shape != sentence_ids.shape:
         raise ShapeError(
