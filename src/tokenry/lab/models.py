@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tokenry.lab.scale import Scale
 from tokenry.lab.toy_model import toy_model
@@ -24,6 +28,14 @@ def _stand_in(name: str) -> Loaded:
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return Loaded(model.eval(), tokenizer)
+
+
+@torch.no_grad()
+def next_token_logprob(loaded: Loaded, texts: Sequence[str]) -> Tensor:
+    """log p of every token behind each text, [texts, V], float64."""
+    rows = [torch.tensor([loaded.tokenizer(text)["input_ids"]]) for text in texts]
+    logits = [loaded.model(ids, logits_to_keep=1).logits[0, -1] for ids in rows]
+    return torch.stack(logits).double().log_softmax(-1)
 
 
 def chat_prompt(tokenizer: Any, message: str) -> list[int]:
