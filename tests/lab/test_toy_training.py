@@ -8,13 +8,16 @@ from tokenry.core.batch import TokenBatch
 from tokenry.lab.toy_model import toy_model
 from tokenry.lab.toy_training import (
     NegativeLogLikelihood,
+    completed,
     fit_toy,
+    from_rows,
     sample_on,
     seeded_modules,
     train_copy,
     train_on,
 )
 from tokenry.learn.preference.sparsepo import SparsePO
+from tokenry.learn.preference.tars import TARS
 
 ROWS = torch.tensor([[0, 1, 2, 3], [0, 3, 2, 1]])
 
@@ -62,6 +65,49 @@ def test_a_fitted_toy_is_kept_for_the_same_data_and_settings(tmp_path, monkeypat
         before = len(drawn)
         fitted(**change)
         assert len(drawn) > before, change
+
+
+def test_a_fitted_toy_stops_when_it_is_good(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
+    drawn, asked = [], []
+
+    def watched(generator):
+        drawn.append(1)
+        return batches(generator)
+
+    def good(model):
+        asked.append(len(drawn))
+        return len(asked) == 2
+
+    fit_toy(watched, 5, 8, 0, data="", steps=50, good=good, every=3, width=16, layers=1)
+    assert asked == [3, 6]
+    assert len(drawn) == 6
+
+
+def test_completions_count_and_prompts_do_not():
+    batch = completed(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[0], [0]]))
+    assert batch.ids.tolist() == [[1, 2, 0], [3, 4, 0]]
+    assert batch.target.tolist() == [[False, False, True]] * 2
+    assert batch.attention.all()
+
+
+def test_batches_of_rows_have_the_completions_and_columns_that_are_needed():
+    rows = [
+        {"prompt_ids": [n, n], "chosen_ids": [1, 2][:n], "rejected_ids": [3]}
+        | {
+            f"{side}_reference_log_energy": sign * n
+            for side, sign in (("chosen", 1), ("rejected", -1))
+        }
+        for n in (1, 2)
+    ]
+    batch = from_rows(TARS(), rows, 40)(torch.Generator().manual_seed(0))
+    assert batch.group.tolist() == [*range(40)] * 2
+    assert torch.equal(batch.ids[:40, :2], batch.ids[40:, :2])
+    number = batch.ids[:, 0]
+    assert set(number.tolist()) == {1, 2}
+    assert torch.equal(batch.target.sum(1), torch.cat([number[:40], torch.ones(40).long()]))
+    sign = torch.cat([torch.ones(40), -torch.ones(40)])
+    assert torch.equal(batch.column("reference_log_energy"), sign * number)
 
 
 def test_a_copy_is_trained_measured_and_the_model_kept():

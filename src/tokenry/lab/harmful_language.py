@@ -23,8 +23,9 @@ class HarmfulBench:
     come as positives.
 
     fit_steps: of the reference. pairs: negatives, each with a positive and `anchors` answers.
-    drawn: sentences of the reference, of which they are made. steps, every: of a training and
-    between its measurements. samples: of a measurement. prompts: negatives in a batch.
+    drawn: sentences of the reference, of which they are made; held_out: of the language. steps,
+    every: of a training and between its measurements. samples: of a measurement. prompts: negatives
+    in a batch.
     """
 
     language: HarmfulLanguage
@@ -32,6 +33,7 @@ class HarmfulBench:
     pairs: int = 100
     anchors: int = 8
     drawn: int = 2000
+    held_out: int = 600
     steps: int = 150
     every: int = 25
     samples: int = 800
@@ -56,7 +58,7 @@ class HarmfulBench:
         generator = torch.Generator().manual_seed(self.language.seed)
         own = self.draw(self.reference, self.drawn, generator)
         answers = own[: self.pairs * self.anchors].view(self.anchors, self.pairs, -1)
-        heldout = self.language.chain.sample(600, generator)
+        heldout = self.language.chain.sample(self.held_out, generator)
         clean = self.language.world.sequences_batch(heldout[~self.language.harmful(heldout)])
         return own[self.language.harmful(own)][: self.pairs], answers, clean
 

@@ -38,14 +38,8 @@ END, BEST = "clean perplexity at the end, of the start's", "harmful rate in boun
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Four languages, seeds from `100 seed`."""
-    languages, size = at(
-        scale,
-        full=(4, {}),
-        smoke=(
-            2,
-            {"fit_steps": 2, "pairs": 4, "drawn": 64, "steps": 2, "every": 1, "samples": 16},
-        ),
-    )
+    small = {"fit_steps": 2, "pairs": 4, "drawn": 64, "held_out": 16, "steps": 2, "every": 1}
+    languages, size = at(scale, full=(4, {}), smoke=(2, {**small, "samples": 16}))
     table, lines = Table(), {}
 
     def trained(number: int) -> dict[str, list[tuple[float, float]]]:

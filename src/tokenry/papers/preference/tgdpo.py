@@ -36,7 +36,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     def trained(number: int):
         world = PreferenceWorld(number)
         bench = PreferenceBench(world, batch_size=32, learning_rate=1.5e-4, **size)
-        rewards = world.token_reward[held_out := bench.held_out(1000)]
+        rewards = world.token_reward[held_out := bench.held_out(bench.drawn // 4)]
         runs = {}
         for beta in BETAS:
             guide = bench.train(DPO(beta))
