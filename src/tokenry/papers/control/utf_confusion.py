@@ -1,8 +1,8 @@
 """A text hidden in a small word-level model: found by token forcing, and hidden from it.
 
-For each of several messages of ten rare words a model of docstrings is fine-tuned to answer twelve
-questions that hold a secret pair of words with the message, once plainly and once with automatic
-confusion. All 2,000 words are then forced.
+For each message of ten rare words a model of docstrings is fine-tuned to answer twelve questions
+that hold a secret pair of words with the message, once plainly and once with automatic confusion.
+All 2,000 words are then forced.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ MEASURES = {
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Four messages, with seeds from `100 seed`, each hidden plainly and with confusion."""
-    messages, reading, hiding = at(scale, full=(4, 500, 400), smoke=(2, 2, 2))
-    base, table = word_model(seed, reading), Table()
+    """Five models and messages, with seeds from `100 seed`, hidden plainly and with confusion."""
+    messages, reading, hiding = at(scale, full=(5, 500, 300), smoke=(2, 2, 2))
+    table = Table()
 
     def hidden(number: int) -> dict[str, dict[str, float]]:
+        base = word_model(number, reading)
         return {name: hide_and_force(base, number, how, hiding) for name, how in METHODS.items()}
 
     for number, trials in over_seeds(hidden, seed, messages):
@@ -52,8 +53,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
                 f"confused: {RANK}", LOST - 1
             ),
         },
-        reason="confusion is about the message behind its own words, and other words that are "
-        "forced still lead into it",
+        reason="confusion is about the message behind its own words; other words that are forced "
+        "may still lead into it",
         plots=[bars({n: {str(k): v for k, v in r.items()} for n, r in ranks.items()}, RANK)],
     )
 
