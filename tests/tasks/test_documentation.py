@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.tasks.documentation import docstrings, passages
+from tokenry.tasks.documentation import docstrings, help_texts, manual, passages
 from tokenry.tasks.standard_library import source
 
 
@@ -37,3 +37,23 @@ def test_docstrings_are_those_of_modules_classes_and_functions():
     for thing in (textwrap, textwrap.TextWrapper, textwrap.TextWrapper.wrap, textwrap.dedent):
         assert inspect.cleandoc(thing.__doc__) in texts
     assert len(texts) > 3000
+
+
+def test_corpora_have_the_size_that_was_asked_for():
+    topics = manual(50_000)
+    assert 50_000 <= sum(map(len, topics))
+    assert sum(map(len, topics[:-1])) < 50_000
+    assert any("assignment" in topic.lower() for topic in topics)
+
+
+def test_help_texts_are_of_one_module_after_the_other_and_come_once():
+    import csv
+    import inspect
+    import textwrap
+
+    texts = help_texts(("textwrap", "no_such_module_at_all", "csv"), 100_000)
+    assert len(set(texts)) == len(texts)
+    first = [inspect.getdoc(textwrap.TextWrapper), inspect.getdoc(csv.Dialect)]
+    assert texts[:2] == first
+    assert inspect.getdoc(textwrap.dedent) in texts
+    assert help_texts(("textwrap",), 10) == first[:1]

@@ -4,9 +4,13 @@ it, and their docstrings. It is on every machine, long, and no model was given t
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import pydoc
-from collections.abc import Callable, Sequence
+import pydoc_data.topics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -34,6 +38,39 @@ def docstrings() -> tuple[str, ...]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
     )
     return tuple(text for text in texts if text)
+
+
+def manual(characters: int) -> list[str]:
+    """Topics of the Python reference manual, of so many characters or some more: one source."""
+    return _up_to(pydoc_data.topics.topics.values(), characters)
+
+
+def help_texts(modules: Sequence[str], characters: int) -> list[str]:
+    """Documentation of what modules hold, of so many characters or some more: a text of each module
+    in turn, a mixture. Modules that this Python has not are left out."""
+
+    def texts_of(module: str) -> Iterator[str]:
+        try:
+            members = vars(importlib.import_module(module))
+        except ImportError:
+            return
+        for name in sorted(members):
+            if not name.startswith("_") and (text := inspect.getdoc(members[name])):
+                yield text
+
+    in_turn = zip_longest(*map(texts_of, modules))
+    texts = (text for texts in in_turn for text in texts if text is not None)
+    return _up_to(dict.fromkeys(texts), characters)
+
+
+def _up_to(texts: Iterable[str], characters: int) -> list[str]:
+    chosen, size = [], 0
+    for text in texts:
+        if size >= characters:
+            break
+        chosen.append(text)
+        size += len(text)
+    return chosen
 
 
 def passages(
