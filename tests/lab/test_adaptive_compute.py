@@ -1,5 +1,7 @@
 """Losses of tokens and of routes, kinds of bytes, and the early exit, against worked values."""
 
+import random
+
 import pytest
 import torch
 
@@ -8,11 +10,13 @@ from tokenry.lab.adaptive_compute import (
     kinds_of_bytes,
     losses_of_choices,
     predicted,
+    restaurant_model,
     routed,
 )
 from tokenry.lab.toy_model import toy_model
 from tokenry.model.adaptive.dual_ffn import DuoLLM, RouteLosses, enumerate_routes
 from tokenry.model.adaptive.skipdecode import SkipDecode
+from tokenry.tasks.worlds.restaurants import restaurants
 
 
 def test_losses_and_likeliest_tokens_are_the_models():
@@ -71,6 +75,20 @@ def test_kinds_of_bytes_of_a_line():
         "further byte of a name": [1, 2, 8],
         "blank after a blank": [4],
     }
+
+
+def test_a_restaurant_model_learns_from_its_batches_and_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
+    rng = random.Random(0)
+    batches = [restaurants(8, rng) for _ in range(12)]
+    runs = [restaurant_model(batches[:n], 1, layers=2) for n in (1, 12, 12)]
+    test = restaurants(8, rng)
+    written = test["labels"] != -100
+    ids, real = test["input_ids"], test["attention_mask"]
+    losses = [float(predicted(m, ids, attention_mask=real)[0][written].mean()) for m in runs]
+    assert losses[1] < losses[0]
+    assert losses[1] == losses[2]
+    assert all(weight.requires_grad for weight in runs[2].parameters())
 
 
 def test_an_early_exit_spends_the_same_budgets_on_the_lowest_layers():

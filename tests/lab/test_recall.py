@@ -8,7 +8,7 @@ import torch
 from tokenry.core.reduction import select_top
 from tokenry.lab.recall import (
     facts_model,
-    keyed_reader,
+    keyed_model,
     loss_behind,
     loss_from,
     raw_embeddings,
@@ -26,29 +26,29 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
 
 
-def test_a_keyed_reader_learns_to_answer_and_is_kept():
+def test_a_keyed_model_learns_to_answer_and_is_kept():
     world = KeyedTokens(seed=1, keys=12, values=3, width=32, noise=0.1)
-    reader = keyed_reader(world, 120, shortest=2, longest=4, batch_size=32)
+    model = keyed_model(world, 120, shortest=2, longest=4, batch_size=32)
     questions = world.questions(200, 3, torch.Generator().manual_seed(0))
-    assert reader.accuracy(*questions) > 0.6
-    assert keyed_reader(world, 0).accuracy(*questions) < 0.6
-    again = keyed_reader(world, 120, shortest=2, longest=4, batch_size=32)
-    assert again.answers(*questions[:2]).equal(reader.answers(*questions[:2]))
+    assert model.accuracy(*questions) > 0.6
+    assert keyed_model(world, 0).accuracy(*questions) < 0.6
+    again = keyed_model(world, 120, shortest=2, longest=4, batch_size=32)
+    assert again.answers(*questions[:2]).equal(model.answers(*questions[:2]))
     # the question stands last
     tokens, question, _ = questions
     inputs = torch.cat([tokens, question[:, None]], 1)
-    logits = reader.model(inputs_embeds=inputs).logits[:, -1]
-    torch.testing.assert_close(reader.answers(tokens, question), logits)
+    logits = model.model(inputs_embeds=inputs).logits[:, -1]
+    torch.testing.assert_close(model.answers(tokens, question), logits)
 
 
 def test_operations_and_diagnostics_of_a_reader():
     world = KeyedTokens(seed=1, keys=12, values=3, width=32)
-    reader = keyed_reader(world, 0)
+    model = keyed_model(world, 0)
     # two layers, each 4 d^2 of attention, 3 d 2d of feed-forward, and 2 n d per token
     weights = 2 * (4 * 32**2 + 3 * 32 * 64)
-    assert reader.operations(5) == 2 * 6 * (weights + 2 * 2 * 6 * 32) + 2 * 32 * 3
+    assert model.operations(5) == 2 * 6 * (weights + 2 * 2 * 6 * 32) + 2 * 32 * 3
     tokens, question, _ = world.questions(2, 6, torch.Generator().manual_seed(0))
-    report = reader.described(
+    report = model.described(
         lambda x, q: select_top((x @ q[..., None])[..., 0], 6), tokens, question
     )
     assert report["coverage"] == pytest.approx(1.0, abs=1e-5)

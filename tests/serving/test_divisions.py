@@ -26,17 +26,17 @@ def test_the_best_division_is_the_best_of_all():
         max_rate_under_slo(TRACE, SERVERS.cluster(n), SplitPools(), SLO(), SERVERS.alone)
         for n in (1, 2, 3)
     ]
-    best, readers = SERVERS.best_division(TRACE, SLO(), SplitPools())
+    best, prompt_servers = SERVERS.best_division(TRACE, SLO(), SplitPools())
     assert best == pytest.approx(max(rates), rel=0.03)  # both are bisected to 2 %
-    assert rates[readers - 1] == pytest.approx(max(rates), rel=0.03)
+    assert rates[prompt_servers - 1] == pytest.approx(max(rates), rel=0.03)
     shared = SERVERS.shared_rate(TRACE, SLO(), "mixed")
     assert 0 < shared < best
 
 
-@pytest.mark.parametrize("readers", [0, 4])
-def test_a_division_leaves_no_pool_empty(readers):
-    with pytest.raises(InputError, match="readers"):
-        SERVERS.cluster(readers)
+@pytest.mark.parametrize("prompt_servers", [0, 4])
+def test_a_division_leaves_no_pool_empty(prompt_servers):
+    with pytest.raises(InputError, match="prompt_servers"):
+        SERVERS.cluster(prompt_servers)
 
 
 def test_one_server_cannot_be_divided():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tokenry.lab.toy_model import toy_model
+from tokenry.lab.toys import trained
+from tokenry.learn.recipes.language_loss import language_loss, optimise
 from tokenry.model.adaptive.dual_ffn import BIG, SMALL, AttachedDuo, RouteLosses
 from tokenry.model.adaptive.skipdecode import AttachedSkipDecode
+from tokenry.tasks.worlds.restaurants import IDS, PROMPT, SENTENCE, restaurants
 
 
 @torch.no_grad()
@@ -63,6 +68,21 @@ def kinds_of_bytes(ids: Tensor) -> dict[str, Tensor]:
         "further byte of a name": name & before_name & inside,
         "blank after a blank": blank & before_blank & inside,
     }
+
+
+def restaurant_model(batches: Sequence[dict[str, Tensor]], seed: int, layers: int = 8) -> Any:
+    """A transformer that tells restaurants (`tasks.worlds.restaurants`), trained on these batches
+    once and kept; a copy whose weights are to be trained further."""
+
+    def build() -> Any:
+        return toy_model(len(IDS), PROMPT + SENTENCE, seed, layers=layers)
+
+    def train(model: Any) -> None:
+        weights, steps = model.parameters(), len(batches)
+        optimise(weights, lambda _, batch: language_loss(model, batch), batches, steps, 3e-3)
+
+    drawn = [(len(one["input_ids"]), int(one["input_ids"].sum())) for one in batches]
+    return trained(build, train, restaurants, seed, drawn).requires_grad_(True)
 
 
 def exit_early(attached: AttachedSkipDecode) -> None:

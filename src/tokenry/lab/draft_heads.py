@@ -87,8 +87,8 @@ def chain_acceptance(
     embed, (weight, bias) = model.get_input_embeddings(), head.output_rows(model)
     features = features_of(model, rows, torch.ones_like(rows))[:, :-1]
     tokens, count = rows[:, 1:], T - 1  # pair i: the feature of token i, and token i + 1
-    places = torch.arange(count)
-    past = places <= places[:, None]
+    pairs = torch.arange(count)
+    past = pairs <= pairs[:, None]
     itself = torch.eye(count, dtype=torch.bool)
     memory, alive = None, torch.ones(B, count - depth, dtype=torch.bool)
     rates = []
@@ -96,7 +96,7 @@ def chain_acceptance(
         # true pairs up to the chain's start, and of the guessed ones the chain's own
         seen = torch.cat([past, *[itself] * step], dim=1)[None, None]
         features, answer, memory = head(
-            features, embed(tokens), memory, (places + step).expand(B, -1), seen
+            features, embed(tokens), memory, (pairs + step).expand(B, -1), seen
         )
         ids = linear(answer, weight, bias).argmax(-1)
         tokens = torch.tensor(head.to_ids(ids.flatten().tolist())).view_as(ids)

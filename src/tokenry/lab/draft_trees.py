@@ -30,7 +30,7 @@ from tokenry.model.decoding import DecodingState
 from tokenry.text.ngrams import NGramModel
 
 Paths = Sequence[tuple[int, ...]]
-RANKS = 8  # guesses of a place whose acceptance is measured
+RANKS = 8  # guesses of one position whose acceptance is measured
 
 
 class NGramDraft:
@@ -160,17 +160,17 @@ class FixedDraft(DySpecDraft):
 def by_ranks(root: int, expand: Expand, paths: Paths) -> TreeExpansion:
     """The tree of these rank paths, as far as there are guesses; one call of `expand` a level."""
     tree = TreeExpansion([root])
-    place: dict[tuple[int, ...], int] = {(): 0}
+    node_of: dict[tuple[int, ...], int] = {(): 0}
     for depth in range(1, max(map(len, paths), default=0) + 1):
-        level = sorted(path for path in paths if len(path) == depth and path[:-1] in place)
+        level = sorted(path for path in paths if len(path) == depth and path[:-1] in node_of)
         parents = list(dict.fromkeys(path[:-1] for path in level))
         if not parents:
             break
-        guesses = expand(tree, [place[parent] for parent in parents])
+        guesses = expand(tree, [node_of[parent] for parent in parents])
         below = dict(zip(parents, guesses, strict=True))
         for path in level:
             if path[-1] < len(below[path[:-1]].tokens):
-                place[path] = tree.add(place[path[:-1]], path[-1], below[path[:-1]])
+                node_of[path] = tree.add(node_of[path[:-1]], path[-1], below[path[:-1]])
     return tree
 
 
@@ -276,7 +276,7 @@ def sampled_rates(
     model: Any, draft: NGramDraft, texts: Sequence[Text], temperature: float, seed: int
 ) -> list[float]:
     """How probably the draw of every rank is the one that is accepted, in the mean over every third
-    place of the texts, which are of one length."""
+    position of the texts, which are of one length."""
     generator = torch.Generator().manual_seed(seed)
     rows = [[*prompt, *answer] for prompt, answer in texts]
     logits = model(torch.tensor(rows)).logits.float()
@@ -298,9 +298,9 @@ def sampled_rates(
 def expected_tokens(
     model: Any, drafters: Sequence[Drafter], text: Text, every: int, temperature: float
 ) -> Tensor:
-    """Tokens of one step, expected exactly from the rule of verification, at every `every`-th place
-    of a text: [places, drafters]. The model reads the trees of all drafters in one pass."""
-    (prompt, answer), found = text, []
+    """Tokens of one step, expected exactly from the rule of verification, at every `every`-th token
+    of a text: [steps, drafters]. The model reads the trees of all drafters in one pass."""
+    (prompt, answer), expected = text, []
     row = [*prompt, *answer]
     for at in range(len(prompt), len(row), every):
         before, last = row[: at - 1], row[at - 1]
@@ -316,8 +316,8 @@ def expected_tokens(
         state = DecodingState.start(model, torch.tensor([before]))
         logits = state.tree(torch.tensor(tokens), torch.tensor(parents))
         probs = (logits / temperature).softmax(-1).split([len(tree) for tree in trees])
-        found.append([sum(acceptance(*pair)) for pair in zip(trees, probs, strict=True)])
-    return torch.tensor(found)
+        expected.append([sum(acceptance(*pair)) for pair in zip(trees, probs, strict=True)])
+    return torch.tensor(expected)
 
 
 def calls_per_tree(model: Any, draft: DraftFunction, text: Text, **options: Any) -> float:

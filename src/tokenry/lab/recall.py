@@ -24,11 +24,11 @@ from tokenry.tasks.worlds.keyed_tokens import KeyedTokens
 
 # ---- tokens of a key and a value
 
-LONGEST = 256  # tokens that a reader has positions for
+LONGEST = 256  # tokens that a model has positions for
 
 
 @dataclass(frozen=True)
-class KeyedReader:
+class KeyedModel:
     """A model that answers questions about keyed tokens: the question stands behind them."""
 
     world: KeyedTokens
@@ -65,10 +65,10 @@ class KeyedReader:
         return 2 * n * (weights + attention) + 2 * width * self.world.values
 
 
-def keyed_reader(
+def keyed_model(
     world: KeyedTokens, steps: int, *, shortest: int = 8, longest: int = 32, batch_size: int = 64
-) -> KeyedReader:
-    """A reader that has seen inputs of `shortest` to `longest` tokens; trained once and kept."""
+) -> KeyedModel:
+    """A model that has seen inputs of `shortest` to `longest` tokens; trained once and kept."""
 
     def train(model: Any) -> None:
         def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -85,7 +85,7 @@ def keyed_reader(
         return toy_model(world.values, LONGEST, world.seed, width=world.width)
 
     sizes = (steps, shortest, longest, batch_size)
-    return KeyedReader(world, trained(build, train, KeyedTokens, world, sizes))
+    return KeyedModel(world, trained(build, train, KeyedTokens, world, sizes))
 
 
 def _answers(model: Any, tokens: Tensor, question: Tensor) -> Tensor:
@@ -128,8 +128,8 @@ def taught_tokenizer(
     """One layer of the model, trained to bring what stands before a chunk of long texts [N, T] into
     the window, at the ratios in turn."""
     tokenizer = ExtensibleTokenizer.from_lm(model, layers=1)
-    place = torch.arange(texts.shape[1])
-    answers = (place >= world.stated) & (place % 2 == 1)
+    position = torch.arange(texts.shape[1])
+    answers = (position >= world.stated) & (position % 2 == 1)
     train_extensible(
         model,
         tokenizer,

@@ -1,6 +1,6 @@
 """What shortened texts still say, to small encoders that answer whole ones and to a language model.
 
-A scorer rates the words, and a reader of another seed answers from those that are kept.
+A scorer rates the words, and an encoder of another seed answers from those that are kept.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def answers_by_share(
 ) -> dict[tuple[str, int], Tensor]:
     """(way, percent of the words) -> whether each of `count` texts was answered rightly, float;
     ("all", 100) is the whole text."""
-    scorer, reader = (encoder_of(make, seed * 2 + own, steps) for own in (0, 1))
+    scorer, judge = (encoder_of(make, seed * 2 + own, steps) for own in (0, 1))
     generator = torch.Generator().manual_seed(seed + 5000)
     texts = [make(generator) for _ in range(count)]
     answers = torch.tensor([answer for _, answer in texts])
-    right = {("all", 100): answered(reader, [text for text, _ in texts], answers)}
+    right = {("all", 100): answered(judge, [text for text, _ in texts], answers)}
     scores = {
         method: [method(scorer, encoded([text])[0], 0)[1:] for text, _ in texts]
         for method in {method for method, _ in ways.values()}
@@ -115,7 +115,7 @@ def answers_by_share(
                 [text[i] for i in keep_top_percent(text, own, percent, mode, None, generator)]
                 for (text, _), own in zip(texts, scores[method], strict=True)
             ]
-            right[way, percent] = answered(reader, rows, answers)
+            right[way, percent] = answered(judge, rows, answers)
     return right
 
 

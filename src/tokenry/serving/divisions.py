@@ -37,19 +37,19 @@ class Servers:
         """The phases of one server."""
         return phases_of(self.model, self.machine)
 
-    def cluster(self, readers: int | None = None) -> Cluster:
-        """One pool; with `readers` so many servers for prompts and all others for tokens.
+    def cluster(self, prompt_servers: int | None = None) -> Cluster:
+        """One pool; with `prompt_servers` so many servers for prompts and all others for tokens.
 
         Raises InputError for a division that leaves a pool empty.
         """
         capacity = cache_capacity(self.model, self.machine)
-        if readers is None:
+        if prompt_servers is None:
             pools = [Pool(self.alone, self.count, "both", capacity)]
         else:
-            in_range("readers", readers, f"[1, {self.count - 1}]", integer=True)
+            in_range("prompt_servers", prompt_servers, f"[1, {self.count - 1}]", integer=True)
             pools = [
-                Pool(self.alone, readers, "prompt", capacity),
-                Pool(self.alone, self.count - readers, "token", capacity),
+                Pool(self.alone, prompt_servers, "prompt", capacity),
+                Pool(self.alone, self.count - prompt_servers, "token", capacity),
             ]
         return Cluster(tuple(pools), self.model.kv_bytes)
 
@@ -62,9 +62,9 @@ class Servers:
     def best_division(self, trace: Trace, targets: SLO, policy: Policy) -> tuple[float, int]:
         """The largest rate over all divisions, and its number of prompt servers."""
         best, chosen = 0.0, 1
-        for readers in range(1, self.count):
-            cluster = self.cluster(readers)
+        for prompt_servers in range(1, self.count):
+            cluster = self.cluster(prompt_servers)
             rate = max_rate_under_slo(trace, cluster, policy, targets, self.alone, above=best)
             if rate > best:
-                best, chosen = rate, readers
+                best, chosen = rate, prompt_servers
         return best, chosen

@@ -157,8 +157,8 @@ class LibraryText:
     @cached_property
     def ids(self) -> Tensor:
         """The text as places in the alphabet."""
-        places = {character: place for place, character in enumerate(self.alphabet)}
-        return torch.tensor([places[character] for character in self.text])
+        number = {character: at for at, character in enumerate(self.alphabet)}
+        return torch.tensor([number[character] for character in self.text])
 
     def batch(self, count: int, generator: torch.Generator) -> TokenBatch:
         """Texts [count, length] from random places, every letter but the first a target."""

@@ -23,7 +23,7 @@ from tokenry.papers.base import Paper
 from tokenry.tasks.standard_library import byte_pieces, shuffled
 
 LAYERS, LENGTH = 4, 64
-GAIN = "gain of big over small blocks"
+HELP = "gain of big over small blocks"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
@@ -53,9 +53,9 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             table.add(f"routers, {budget} big", float(losses.mean(loss)), "nats per byte", number)
             table.add(f"big blocks that the routers trained for {budget} take", big, "", number)
         small, whole = (losses.of_budget(budget)[0] for budget in (0, LAYERS))
-        gain = token_difficulty(losses.loss[..., small], losses.loss[..., whole])
+        difficulty = token_difficulty(losses.loss[..., small], losses.loss[..., whole])
         for kind, chosen in kinds_of_bytes(test).items():
-            table.add(f"{GAIN}, {kind}", float(gain[chosen].mean()), "nats per byte", number)
+            table.add(f"{HELP}, {kind}", float(difficulty[chosen].mean()), "nats per byte", number)
         return losses
 
     lines, checks = {}, {}
@@ -70,7 +70,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         label = f"and these at most 0.02 more than random routes with {budget}"
         checks[label] = table.gap(chance, routers, by=-0.02)
     label = "big blocks help more at the first byte of a name than at a blank after a blank"
-    checks[label] = table.gap(f"{GAIN}, first byte of a name", f"{GAIN}, blank after a blank")
+    checks[label] = table.gap(f"{HELP}, first byte of a name", f"{HELP}, blank after a blank")
     ways = ("oracle", "minimum by chance", "smallest entropy", "random")
     means = {w: [(b, table.mean(f"{w}, {b} big")) for b in range(LAYERS + 1)] for w in ways}
     return verdict(

@@ -2,10 +2,8 @@
 
 The draft is a trigram model of the standard library, without the modules that the prompts are from.
 Against the tree that follows its probabilities stand fixed ones (`lab.draft_trees`); the best of
-them is fitted to the rates at which guesses of every rank are accepted in the very texts.
-
-Temperature 0: the passes of every shape follow from the model's texts. Temperature 0.6: at places
-in sampled texts every shape draws its tree, and its tokens are expected exactly.
+them is fitted to how often guesses of every rank are accepted in the very texts. Greedy texts say
+how many passes a shape takes; in sampled ones a tree's tokens are expected exactly.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ T = 0.6
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     count, prompt, new, sizes, every, modules = at(
-        scale, full=(10, 64, 48, (8, 32), 8, MODULES), smoke=(2, 8, 12, (4, 8), 6, MODULES[2:9])
+        scale, full=(10, 64, 48, (8, 32), 8, MODULES), smoke=(2, 8, 8, (2, 4), 4, MODULES[2:7])
     )
     table, nodes = Table(), sizes[-1]
     model, tokenizer = language_model(scale)
@@ -65,11 +63,10 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     dynamic = DySpec(draft, nodes=nodes, sampled=True, temperature=T)
     drawing = fixed_trees(dynamic, sampled_rates(model, draft, sampled, T, seed))
     drafters = (dynamic, *drawing.values())
-    found = torch.stack([expected_tokens(model, drafters, text, every, T) for text in sampled])
-    expected = dict(zip(("DySpec", *drawing), found.transpose(0, 2), strict=True))
-    for name, values in expected.items():  # [places, texts]
-        unit = "tokens per pass, expected"
-        table.add(f"T = {T}, {nodes} nodes, {name}", float(values.mean()), unit, seed)
+    tokens = torch.stack([expected_tokens(model, drafters, text, every, T) for text in sampled])
+    expected = dict(zip(("DySpec", *drawing), tokens.transpose(0, 2), strict=True))
+    means = {f"T = {T}, {nodes} nodes, {n}": float(x.mean()) for n, x in expected.items()}
+    table.add_all(means, "tokens per pass, expected", seed)
 
     checks: dict[str, Evidence | bool] = {"a drafted text and its steps are as computed": same}
     for name in drawing:

@@ -65,8 +65,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     for few, many in pairwise(RATIOS):
         checks[f"{many} tokens each lose more than {few}"] = paired(ours[many], ours[few])
     lines = {
-        name: [(k, float(loss.mean())) for k, loss in found.items()]
-        for name, found in (("extensible", ours), ("means of embeddings", means))
+        name: [(k, float(loss.mean())) for k, loss in by_ratio.items()]
+        for name, by_ratio in (("extensible", ours), ("means of embeddings", means))
     }
     return verdict(
         table,

@@ -1,4 +1,4 @@
-"""FrugalPrompt at laptop scale: what shortened texts still say to a reader that never saw any.
+"""FrugalPrompt at laptop scale: what shortened texts still say to an encoder that never saw any.
 
 Two kinds of text in words. Reviews of three clauses, each with one word of praise or blame among
 others that say nothing; the answer is what the majority says. Sums, "two plus one minus one",
@@ -43,8 +43,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     }
     judged = reviews_judged(model, tokenizer, REAL, reviews, seed + 9000)
     table, lines = Table(), {}
-    for name, found in {**right, "SmolLM2": judged}.items():
-        for (way, percent), values in found.items():
+    for name, by_share in {**right, "SmolLM2": judged}.items():
+        for (way, percent), values in by_share.items():
             label = f"{name}, {way}, {percent} % of the words"
             table.add(label, fmean(map(float, values)), "accuracy", seed)
             lines.setdefault(name, {}).setdefault(way, []).append((percent, table.mean(label)))

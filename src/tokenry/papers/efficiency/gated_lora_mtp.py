@@ -39,12 +39,12 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     )
     world, table = SpelledWords(seed), Table()
     generator, own = world.generator, writer(world, seed, width=64, **fitting)
-    model, texts = own.model, own.write(taught, generator).tolist()
+    model, lessons = own.model, own.write(taught, generator).tolist()
     options: dict[str, Any] = {"k": K, "rank": 8, "blocks": 10, "seed": seed}
     options["schedule"] = Schedule(steps, 8, world.length, learning_rate=5e-3, warm_up=20)
-    consistent = taught_masks(model, texts, **options)
-    bare = taught_masks(model, texts, consistency=0.0, **options)
-    plain = taught_masks(model, texts, gated=False, **options)
+    consistent = taught_masks(model, lessons, **options)
+    bare = taught_masks(model, lessons, consistency=0.0, **options)
+    plain = taught_masks(model, lessons, gated=False, **options)
     prompts = world.batch(tests, generator).ids[:, : 2 * world.spelled].tolist()
     greedy = written(model, prompts, new, eos_token_id=[])
     same = alike(redrafted(model, greedy, MTP(consistent), eos_token_id=[]), greedy)
@@ -57,8 +57,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             for mode in ("linear", "quadratic"):
                 draws = [torch.Generator().manual_seed(seed * 1000 + n) for n in range(tests)]
                 each = [{"generator": draw, "temperature": 1.0} for draw in draws]
-                found = redrafted(model, greedy, MTP(used, mode=mode), each, eos_token_id=[])
-                speeds[label := f"{mode}, {how}{name}"] = speed(found)
+                texts = redrafted(model, greedy, MTP(used, mode=mode), each, eos_token_id=[])
+                speeds[label := f"{mode}, {how}{name}"] = speed(texts)
                 table.add(label, speeds[label].mean, "tokens per pass", seed)
     rows = TokenBatch.from_ids(world.batch(tests, generator).ids.tolist())
     base, gated, ungated = (

@@ -52,8 +52,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             warm = Lookahead(nodes=size, mode=mode)
             cold = [replayed(model, Lookahead(nodes=size, mode=mode), [one]) for one in second]
             first_speed = replayed(model, warm, first)
-            found = (first_speed, sum(cold, Speed()), replayed(model, warm, second))
-            for part, one in zip(ROUNDS, found, strict=True):
+            rounds = (first_speed, sum(cold, Speed()), replayed(model, warm, second))
+            for part, one in zip(ROUNDS, rounds, strict=True):
                 speeds[part, kind, size] = one
                 one.add_to(table, f"{part}, {kind}, {size} nodes", seed)
     lookup = replayed(model, PromptLookup(tokens=12), second)

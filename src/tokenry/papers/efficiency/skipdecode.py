@@ -15,19 +15,17 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenry.lab.adaptive_compute import exit_early, predicted
+from tokenry.lab.adaptive_compute import exit_early, predicted, restaurant_model
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import curves
 from tokenry.lab.scale import Scale, at
 from tokenry.lab.table import Table, over_seeds
-from tokenry.lab.toy_model import toy_model
-from tokenry.learn.recipes.language_loss import language_loss, optimise
 from tokenry.learn.recipes.skipdecode import train_on_schedule
 from tokenry.model.adaptive.skipdecode import SkipDecode, average_layers, layers_for_speedup
 from tokenry.papers.base import Paper
-from tokenry.tasks.worlds.restaurants import FIRST_VALUE, IDS, PROMPT, SENTENCE, restaurants
+from tokenry.tasks.worlds.restaurants import FIRST_VALUE, PROMPT, SENTENCE, restaurants
 
-LAYERS, WIDTH, RATE = 8, 64, 3e-3
+LAYERS = 8
 SPEEDUPS = (1.5, 2.0, 3.0)
 WAYS = {
     "all layers": (LAYERS, LAYERS),
@@ -47,16 +45,14 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         train, tune = ([restaurants(size, rng) for _ in range(n)] for n in (steps, tuning))
         test = restaurants(tests, rng)
         written, slots = test["labels"] != -100, test["labels"] >= FIRST_VALUE
-        model = toy_model(len(IDS), PROMPT + SENTENCE, number, width=WIDTH, layers=LAYERS)
-        optimise(model.parameters(), lambda _, one: language_loss(model, one), train, steps, RATE)
-        found = {}
+        model, by_position = restaurant_model(train, number, LAYERS), {}
         for way, (most, least) in WAYS.items():
             copied: Any = copy.deepcopy(model)
             schedule = SkipDecode(max_layers=most, min_layers=least, length=SENTENCE)
             attached = schedule.attach(copied)
             if way.startswith("early exit"):
                 exit_early(attached)
-            rates = {"steps": tuning, "learning_rate": RATE / 3}
+            rates = {"steps": tuning, "learning_rate": 1e-3}
             train_on_schedule(attached, tune, prompt_columns=PROMPT, **rates)
             options = {"attention_mask": test["attention_mask"], "prompt_columns": PROMPT}
             loss, right = predicted(copied, test["input_ids"], **options)
@@ -64,11 +60,11 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             table.add(f"{way}: loss", float(mean), "nats per token", number)
             table.add(f"{way}: sentences with every slot right", float(whole), "share", number)
             table.add(f"{way}: layers per token", average_layers(schedule.schedule()), "", number)
-            found[way] = (loss * written).sum(0) / written.sum(0).clamp_min(1)
-        return found
+            by_position[way] = (loss * written).sum(0) / written.sum(0).clamp_min(1)
+        return by_position
 
-    for number, found in over_seeds(losses, seed, seeds):
-        for way, values in found.items():
+    for number, by_position in over_seeds(losses, seed, seeds):
+        for way, values in by_position.items():
             lines[f"{way} [{number}]"] = enumerate(values[PROMPT:].tolist())
     slow, double, fast = (f"SkipDecode, {x:g} x: loss" for x in SPEEDUPS)
     return verdict(

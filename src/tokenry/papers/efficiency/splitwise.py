@@ -1,10 +1,9 @@
 """Splitwise at laptop scale: ten servers simulated request by request, for two kinds of traffic.
 
-Requests whose lengths follow the published coding and conversation traces, Llama 2 70B with the
-times that were measured on servers of eight A100 or H100. The largest rate under the paper's
-latency targets is found for ten A100 servers in one pool (the better of the two ways to batch) and
-for every division into prompt and token servers, with and without lending; then the cheapest
-cluster for one rate with H100 for prompts and A100 or H100 for tokens.
+Requests with the lengths of the published coding and conversation traces, Llama 2 70B with the
+times that were measured on A100 and H100. Compared are the largest rates under the paper's latency
+targets of ten A100 servers in one pool (batched in the better of two ways) and in the best of all
+divisions, with and without lending; and prices, with H100 for prompts and A100 or H100 for tokens.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ BATCHINGS: tuple[Batching, ...] = ("mixed", "prompts first")
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    seeds, requests, count, rate = at(scale, full=(5, 1000, 10, 40.0), smoke=(2, 150, 2, 4.0))
+    seeds, requests, count, rate = at(scale, full=(5, 1000, 10, 40.0), smoke=(2, 80, 2, 4.0))
     servers, table, lines = Servers(MODEL, A100, count), Table(), {}
 
     for (number, _), name in product(over_seeds(int, seed, seeds), TRACES):
         trace = poisson_trace(1.0, name, requests, number)
         shared = {how: servers.shared_rate(trace, TARGETS, how) for how in BATCHINGS}
         batching = max(BATCHINGS, key=lambda how: shared[how])
-        split, readers = servers.best_division(trace, TARGETS, SplitPools())
+        split, prompt_servers = servers.best_division(trace, TARGETS, SplitPools())
         lent, _ = servers.best_division(trace, TARGETS, MixedPools())
         rates = {f"one pool, {how}": value for how, value in shared.items()}
         rates |= {"one pool": shared[batching], "two pools": split, "two pools that lend": lent}
         table.add_all(rates, "requests/s", number, name)
-        table.add(f"{name}: servers for prompts", readers, f"of {count}", number)
+        table.add(f"{name}: servers for prompts", prompt_servers, f"of {count}", number)
         same = trace.at_rate(shared[batching])
-        one = simulate(same, servers.cluster(), SharedPool(), batching=batching)
-        two = simulate(same, servers.cluster(readers), SplitPools())
-        for pool, served in (("one pool", one), ("two pools", two)):
-            mean, longest = 1000 * served.tbt_mean, 1000 * served.tbt_max
-            for kind, gaps in (("mean", mean), ("largest", longest)):
+        runs = {"one pool": simulate(same, servers.cluster(), SharedPool(), batching=batching)}
+        runs["two pools"] = simulate(same, servers.cluster(prompt_servers), SplitPools())
+        for pool, served in runs.items():
+            longest = 1000 * served.tbt_max
+            for kind, gaps in (("mean", 1000 * served.tbt_mean), ("largest", longest)):
                 label = f"{name}: {kind} gap of 99 % of answers, {pool}"
                 table.add(label, float(np.nanpercentile(gaps, 99)), "ms", number)
             tail = np.nanpercentile(longest, LEVELS)

@@ -63,9 +63,9 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     again = redrafted(model, plain, recycling)
     cold, hot, lookup = speed(texts), speed(again), replayed(model, PromptLookup(), plain)
     table, same = Table(), alike(texts, plain) and alike(again, plain)
-    found = {"token recycling, cold": cold, "token recycling, hot": hot, "prompt lookup": lookup}
-    found |= {"second half: cold": cold[second], "second half: frozen table": frozen}
-    for label, value in found.items():
+    speeds = {"token recycling, cold": cold, "token recycling, hot": hot, "prompt lookup": lookup}
+    speeds |= {"second half: cold": cold[second], "second half: frozen table": frozen}
+    for label, value in speeds.items():
         value.add_to(table, label, seed)
     steps = sum(one.steps for one in texts)
     table.add("tokens read by a step, cold", sum(sum(one.nodes) for one in texts) / steps, "", seed)
@@ -80,7 +80,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         reason="Judged in passes. On a laptop a pass over 81 tokens costs several passes over one, "
         "so that the paper's tree is no faster than plain decoding there; trees that are fitted to "
         "the machine are timed in benchmarks/speculation.py.",
-        plots=[bars({"tokens per pass": {n: s.per_pass for n, s in found.items()}}, "")],
+        plots=[bars({"tokens per pass": {n: s.per_pass for n, s in speeds.items()}}, "")],
     )
 
 

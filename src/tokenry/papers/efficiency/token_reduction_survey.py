@@ -1,4 +1,4 @@
-"""Reduction as more than a saving, at laptop scale: a reader that has only seen short inputs.
+"""Reduction as more than a saving, at laptop scale: a model that has only seen short inputs.
 
 A token is a key and a value: the sum of their embeddings, and noise. A small transformer learns to
 answer "the value of this key?" from 8 to 32 tokens. It is then asked with 128: the one that answers
@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenry.core.reduction import Merging, Pooling, Reduction, merge_to, select_top
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.recall import keyed_reader
+from tokenry.lab.recall import keyed_model
 from tokenry.lab.scale import Scale, at
 from tokenry.lab.table import Table, over_seeds
 from tokenry.papers.base import Paper
@@ -39,28 +39,28 @@ def reducers(generator: torch.Generator) -> dict[str, Callable[[Tensor, Tensor],
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    readers, steps, questions = at(scale, full=(6, 400, 400), smoke=(2, 3, 20))
+    models, steps, questions = at(scale, full=(6, 400, 400), smoke=(2, 3, 20))
     table = Table()
 
     def measure(number: int) -> None:
         world = KeyedTokens(number)
-        reader, generator = keyed_reader(world, steps), world.generator
+        model, generator = keyed_model(world, steps), world.generator
         short = world.questions(questions, KEPT, generator)
-        found = {"32 tokens, as trained": reader.accuracy(*short)}
+        accuracy = {"32 tokens, as trained": model.accuracy(*short)}
         tokens, question, answer = world.questions(questions, LONG, generator)
-        found["all tokens"] = reader.accuracy(tokens, question, answer)
+        accuracy["all tokens"] = model.accuracy(tokens, question, answer)
         for name, reduce in reducers(generator).items():
             fewer = reduce(tokens, question).apply(tokens)
-            found[name] = reader.accuracy(fewer, question, answer)
+            accuracy[name] = model.accuracy(fewer, question, answer)
             if number == 100 * seed:
-                report = reader.described(reduce, tokens[:SHOWN], question[:SHOWN])
+                report = model.described(reduce, tokens[:SHOWN], question[:SHOWN])
                 table.add_all({f"{label}, {name}": x for label, x in report.items()}, seed=number)
-        table.add_all({f"accuracy, {name}": value for name, value in found.items()}, seed=number)
-        work = (reader.operations(LONG), reader.operations(KEPT) + 2 * LONG * world.width)
+        table.add_all({f"accuracy, {name}": value for name, value in accuracy.items()}, seed=number)
+        work = (model.operations(LONG), model.operations(KEPT) + 2 * LONG * world.width)
         for name, value in zip(WORK, work, strict=True):
             table.add(name, value / 1e6, "MFLOP a question", number)
 
-    list(over_seeds(measure, seed, readers))
+    list(over_seeds(measure, seed, models))
     means = {name: table.mean(name) for name in table.labels() if name.startswith("accuracy, ")}
     return verdict(
         table,
@@ -74,7 +74,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             "with fewer operations": table.mean("relevance") < table.mean("all tokens"),
         },
         reason="The paper is a position paper without an experiment of its own: this one is ours.",
-        plots=[bars({"readers": means}, "questions answered")],
+        plots=[bars({"models": means}, "questions answered")],
     )
 
 

@@ -33,8 +33,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     )
     model, tokenizer = language_model(scale)
     generator, table = torch.Generator().manual_seed(seed), Table()
-    places = [(way, tau) for way in WAYS for tau in taus]
-    kl, share = ({place: list[float]() for place in places} for _ in range(2))
+    settings = [(way, tau) for way in WAYS for tau in taus]
+    kl, share = ({setting: list[float]() for setting in settings} for _ in range(2))
     again: list[float] = []
     for text in passages(tokenizer, length, count, seed).split(1):
         layers = low_drift_layers(model, text)
@@ -54,7 +54,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
                 pairs = [(int(n) / length) ** 2 for n in prefill.cost.attended.values()]
                 share[way, tau].append((sum(pairs) + len(layers) - len(pairs)) / len(layers))
             again.append(ours.read_again(length))
-    for way, tau in places:
+    for way, tau in settings:
         table.add(f"KL to dense, {way}, tau {tau}", fmean(kl[way, tau]), "nats", seed)
         pairs = fmean(share[way, tau])
         table.add(f"query-key pairs, {way}, tau {tau}", pairs, "of dense", seed)

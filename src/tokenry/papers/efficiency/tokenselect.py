@@ -44,18 +44,18 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     for _ in range(keys):
         prompts, answer = pass_key_prompts(tokenizer, pass_key(generator), DEPTHS, tokens)
         with prefilled(model, prompts) as read:
-            found = {"full cache": read.under(answer, H2O(heavy=0, recent=2 * tokens))}
+            behind = {"full cache": read.under(answer, H2O(heavy=0, recent=2 * tokens))}
             for k in selected:
                 heavy, first = H2O(SINKS + k, LOCAL), H2O(SINKS, LOCAL + k)
-                found[f"h2o, k = {k}"] = read.under(answer, heavy)
-                found[f"random, k = {k}"] = read.under(answer, heavy, "random", seed)
-                found[f"first and latest, k = {k}"] = read.under(answer, first, "earliest")
+                behind[f"h2o, k = {k}"] = read.under(answer, heavy)
+                behind[f"random, k = {k}"] = read.under(answer, heavy, "random", seed)
+                behind[f"first and latest, k = {k}"] = read.under(answer, first, "earliest")
                 for how, reuse in REUSE.items():
                     policy = TokenSelect(n_init=SINKS, k=k, n_local=LOCAL, reuse=reuse)
                     name = f"k = {k}{how}"
-                    found[f"tokenselect, {name}"], served = read.selecting(answer, policy)
+                    behind[f"tokenselect, {name}"], served = read.selecting(answer, policy)
                     rates[name] = rates.get(name, 0.0) + served / keys
-        for name, loss in found.items():
+        for name, loss in behind.items():
             losses.setdefault(name, []).append(loss.mean(1))
     loss = {name: torch.cat(parts) for name, parts in losses.items()}
     table.add_all({name: float(one.mean()) for name, one in loss.items()}, "nats per digit", seed)

@@ -48,8 +48,8 @@ class KeyedTokens:
         values = torch.randint(self.values, (count, length), generator=generator)
         noise = torch.randn(count, length, self.width, generator=generator)
         noise = noise * self.noise / self.width**0.5
-        place = torch.randint(length, (count,), generator=generator)
+        asked = torch.randint(length, (count,), generator=generator)
         rows = torch.arange(count)
         of_key, of_value = self.embeddings
         tokens = of_key[keys] + of_value[values] + noise
-        return tokens, of_key[keys[rows, place]], values[rows, place]
+        return tokens, of_key[keys[rows, asked]], values[rows, asked]

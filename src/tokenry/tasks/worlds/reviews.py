@@ -33,8 +33,8 @@ def review(generator: torch.Generator) -> Text:
 
     words = one_of(OPENINGS).split()
     signs = [int(torch.randint(2, (), generator=generator)) for _ in range(3)]
-    for place, sign in enumerate(signs):
-        words += [["", "and", "while"][place]] if place else []
+    for clause, sign in enumerate(signs):
+        words += [["", "and", "while"][clause]] if clause else []
         words += ["the", one_of(NOUNS), one_of(VERBS), one_of(DEGREES)]
         words.append(one_of(PRAISE if sign else BLAME))
     return words, int(sum(signs) > 1)
