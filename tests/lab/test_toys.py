@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tokenry.lab.plots import MOST, bars, curves, draw
-from tokenry.lab.toys import trained
+from tokenry.lab.toys import fitted, trained
 
 
 @pytest.fixture
@@ -62,3 +62,25 @@ def test_a_long_line_keeps_its_ends_and_its_shape():
     assert (points[0], points[-1]) == ((0.0, 0.0), (999.0, 333.0))
     assert all(y == pytest.approx(x / 3, rel=1e-5) for x, y in points)
     assert max(b[0] - a[0] for a, b in pairwise(points)) <= 9  # 999 / 119, rounded
+
+
+def test_a_fitted_toy_minimises_its_loss_and_is_kept(elsewhere):
+    calls = []
+
+    def loss(model, generator):
+        calls.append(float(torch.rand((), generator=generator)))
+        return (model.weight - 2).square().sum()
+
+    def build():
+        return nn.Linear(2, 2, bias=False)
+
+    options = {"seed": 3, "steps": 60, "learning_rate": 0.2}
+    first, again = fitted(build, loss, "a", **options), fitted(build, loss, "a", **options)
+    torch.testing.assert_close(first.weight, torch.full((2, 2), 2.0), atol=0.1, rtol=0)
+    assert again.weight.equal(first.weight)
+    assert len(calls) == 60
+    generator = torch.Generator().manual_seed(3)
+    assert calls[:2] == [float(torch.rand((), generator=generator)) for _ in range(2)]
+    fitted(build, loss, "a", **(options | {"steps": 1}))
+    fitted(build, loss, "b", **options)
+    assert len(calls) == 60 + 1 + 60

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from tokenry.core.reduction import Reduction
 from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toys import trained
-from tokenry.learn.fit import fit, linear
+from tokenry.lab.toys import fitted
+from tokenry.learn.fit import linear
 from tokenry.learn.recipes.extensible import train_extensible, two_stream_batch, two_stream_logprob
 from tokenry.measure.reduction import reduction_report
 from tokenry.model.memory.extensible import ExtensibleTokenizer
@@ -70,22 +70,19 @@ def keyed_model(
 ) -> KeyedModel:
     """A model that has seen inputs of `shortest` to `longest` tokens; trained once and kept."""
 
-    def train(model: Any) -> None:
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            length = int(torch.randint(shortest, longest + 1, (), generator=generator))
-            tokens, question, answer = world.questions(batch_size, length, generator)
-            return cross_entropy(_answers(model, tokens, question), answer)
-
-        fit(
-            loss, model, steps=steps, learning_rate=3e-3, schedule=linear(), weight_decay=0.01,
-            clip=None, seed=world.seed,
-        )  # fmt: skip
-
     def build() -> Any:
         return toy_model(world.values, LONGEST, world.seed, width=world.width)
 
-    sizes = (steps, shortest, longest, batch_size)
-    return KeyedModel(world, trained(build, train, KeyedTokens, world, sizes))
+    def loss(model: Any, generator: torch.Generator) -> Tensor:
+        length = int(torch.randint(shortest, longest + 1, (), generator=generator))
+        tokens, question, answer = world.questions(batch_size, length, generator)
+        return cross_entropy(_answers(model, tokens, question), answer)
+
+    model = fitted(
+        build, loss, KeyedTokens, world, (shortest, longest, batch_size), seed=world.seed,
+        steps=steps, learning_rate=3e-3, schedule=linear(), weight_decay=0.01, clip=None,
+    )  # fmt: skip
+    return KeyedModel(world, model)
 
 
 def _answers(model: Any, tokens: Tensor, question: Tensor) -> Tensor:
@@ -108,18 +105,16 @@ def facts_model(world: Facts, seed: int, steps: int, batch_size: int = 32) -> An
                     weight.mul_(5)  # initial attention is flat at this width and learns nothing
         return model
 
-    def train(model: Any) -> None:
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            ids = world.short_texts(batch_size, generator)
-            logits = model(ids, logits_to_keep=asking).logits
-            return cross_entropy(logits.transpose(1, 2), ids[:, asking + 1])
+    def loss(model: Any, generator: torch.Generator) -> Tensor:
+        ids = world.short_texts(batch_size, generator)
+        logits = model(ids, logits_to_keep=asking).logits
+        return cross_entropy(logits.transpose(1, 2), ids[:, asking + 1])
 
-        fit(
-            loss, model, steps=steps, learning_rate=3e-3, weight_decay=0.01, clip=None, seed=seed,
-            schedule=lambda optimizer, n: OneCycleLR(optimizer, 3e-3, n, pct_start=0.15),
-        )  # fmt: skip
-
-    return trained(build, train, Facts, world, seed, steps, batch_size)
+    return fitted(
+        build, loss, Facts, world, batch_size, seed=seed, steps=steps, learning_rate=3e-3,
+        schedule=lambda optimizer, n: OneCycleLR(optimizer, 3e-3, n, pct_start=0.15),
+        weight_decay=0.01, clip=None,
+    )  # fmt: skip
 
 
 def taught_tokenizer(

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
-from tokenry.lab.toys import trained
-from tokenry.learn.fit import fit
+from tokenry.lab.toys import fitted
 from tokenry.model.attribution.frugalprompt import word_scores
 from tokenry.model.decoding import DecodingState
 from tokenry.tasks.worlds.reviews import VOCABULARY, Text, review
@@ -71,18 +70,16 @@ def encoder_of(make: Callable[[torch.Generator], Text], seed: int, steps: int) -
             torch.manual_seed(seed)
             return BertForSequenceClassification(config)
 
-    def train(model: Any) -> None:
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            texts = [make(generator) for _ in range(64)]
-            answers = torch.tensor([answer for _, answer in texts])
-            return cross_entropy(logits_of(model, [words for words, _ in texts]), answers)
+    def loss(model: Any, generator: torch.Generator) -> Tensor:
+        texts = [make(generator) for _ in range(64)]
+        answers = torch.tensor([answer for _, answer in texts])
+        return cross_entropy(logits_of(model, [words for words, _ in texts]), answers)
 
-        fit(
-            loss, model, steps=steps, learning_rate=1e-3, weight_decay=0.01, clip=None, seed=seed,
-            schedule=lambda optimizer, n: OneCycleLR(optimizer, 1e-3, n, pct_start=0.1),
-        )  # fmt: skip
-
-    return trained(build, train, make, make.__name__, seed, steps)
+    return fitted(
+        build, loss, make, make.__name__, seed=seed, steps=steps, learning_rate=1e-3,
+        schedule=lambda optimizer, n: OneCycleLR(optimizer, 1e-3, n, pct_start=0.1),
+        weight_decay=0.01, clip=None,
+    )  # fmt: skip
 
 
 Way = tuple[Any, Mode]

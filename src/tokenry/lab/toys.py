@@ -13,11 +13,15 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenry.core.files import replacing
 from tokenry.core.versions import installed
+from tokenry.learn.fit import fit
 from tokenry.model.hub import home
+
+if TYPE_CHECKING:
+    import torch
 
 M = TypeVar("M")
 
@@ -46,6 +50,27 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
         with replacing(file) as temporary:
             save_model(model, str(temporary))
     return model.eval().requires_grad_(False)
+
+
+def fitted(
+    build: Callable[[], M],
+    loss: Callable[[M, torch.Generator], torch.Tensor],
+    *recipe: Any,
+    **options: Any,
+) -> M:
+    """The same for a model that minimises a loss.
+
+    Args:
+        build: makes the untrained model.
+        loss: of the model, on a batch that is drawn with the generator.
+        recipe: everything that decides the result beside the options.
+        options: of `learn.fit.fit`.
+    """
+
+    def train(model: Any) -> None:
+        fit(lambda step, generator: loss(model, generator), model, **options)
+
+    return trained(build, train, loss, *recipe, *options.values())
 
 
 def _digest(build: Callable[..., Any], train: Callable[..., Any], recipe: tuple[Any, ...]) -> str:
