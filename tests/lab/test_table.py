@@ -90,6 +90,14 @@ def test_bases_with_a_stride_share_no_seed():
     second = [seed for seed, _ in over_seeds(lambda seed: None, 1, 3, stride=3)]
     assert first == [0, 1, 2]
     assert second == [3, 4, 5]
+    assert [seed for seed, _ in over_seeds(lambda seed: None, 3, 2)] == [300, 301]
+
+
+def test_a_margin_counts_when_it_is_above_zero():
+    assert Evidence((0.5, -0.25, 0.0)).above == 1
+    assert Evidence((0.5, 0.25), exact=True).sure == 1
+    for margins in ((0.5, -0.25), (0.5, 0.0)):
+        assert Evidence(margins, exact=True).sure == 0
 
 
 def test_items_are_paired_one_by_one():

@@ -27,9 +27,9 @@ KL = "orchestrator: KL(targets || weights) on held-out prompts"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Five worlds, seeds from `100 seed`."""
+    """Ten worlds, seeds from `100 seed`."""
     small = {"fit_steps": 2, "preferred": 32, "held_out": 32, "orchestrator_steps": 2, "judged": 32}
-    worlds, steps, size = at(scale, full=(5, 40, {}), smoke=(2, 1, small))
+    worlds, steps, size = at(scale, full=(10, 40, {}), smoke=(2, 1, small))
     table, predicted = Table(), {}
 
     def run(number: int) -> tuple[dict[str, float], float]:

@@ -25,9 +25,9 @@ REWARD, KL = "true reward", "KL(policy || theta_1)"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Five worlds, seeds from `100 seed`."""
+    """Twelve worlds, seeds from `100 seed`."""
     worlds, fitted, tuned, samples, steps = at(
-        scale, full=(5, 120, 60, 2000, 20), smoke=(2, 2, 2, 16, 1)
+        scale, full=(12, 120, 60, 2000, 20), smoke=(2, 2, 2, 16, 1)
     )
     table, between, frontier = Table(), {}, {}
 
