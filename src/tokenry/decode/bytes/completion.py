@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.ensemble import ByteEnsemble
 from tokenry.decode.bytes.model import END, NOTHING, ByteModel, Floats
@@ -66,10 +67,9 @@ def complete(
     Raises:
         ConstraintError: nothing can follow, with the text at which that happened.
     """
-    if max_bytes < 1:
-        raise InputError(f"max_bytes is {max_bytes}: it must be at least 1")
-    if temperature < 0.0 or not 0.0 < top_p <= 1.0:
-        raise InputError(f"temperature is {temperature} (>= 0), top_p is {top_p} (0 < top_p <= 1)")
+    in_range("max_bytes", max_bytes, "[1, inf)", integer=True)
+    in_range("temperature", temperature, "[0, inf)")
+    in_range("top_p", top_p, "(0, 1]")
     before = model.passes
     stops = [text.encode() if isinstance(text, str) else text for text in stop]
     if not all(stops):

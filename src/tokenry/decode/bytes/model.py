@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenry.core.boundaries import start_ids
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.canonical import Canonical, Context, canonical
 from tokenry.decode.bytes.prefix_scorer import CachedPrefixScorer, Passes, Path, PrefixScorer
@@ -78,8 +79,7 @@ class ByteModel:
         scorer: PrefixScorer | None = None,
         eos: Sequence[int] | None = None,
     ):
-        if not 0.0 <= tolerance < 1.0:
-            raise InputError(f"tolerance is {tolerance}: it must be at least 0 and less than 1")
+        in_range("tolerance", tolerance, "[0, 1)")
         self.tokenizer = tokenizer
         self.rules: Canonical = canonical(tokenizer)
         self.vocabulary = self.rules.vocabulary

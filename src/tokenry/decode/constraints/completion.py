@@ -37,7 +37,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import ConstraintError
+from tokenry.core.checks import one_of
 from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.completion_engine import (
     NAME,
@@ -85,8 +85,7 @@ class Completion(Constraint):
         eos: Sequence[int] | None = None,
         memo: Memo | None = None,
     ):
-        if mode not in ("constrain", "insert", "off"):
-            raise ConstraintError(f'mode is "constrain", "insert" or "off", not {mode!r}')
+        one_of("mode", mode, ("constrain", "insert", "off"))
         self.engine, self.prefix, self.suffix = engine, prefix, suffix
         self.mode, self.whole_names, self.keywords = mode, whole_names, frozenset(keywords)
         self.memo = Memo() if memo is None else memo

@@ -62,6 +62,9 @@ LONGEST = 100  # tokens of an extended chain
 LONG = 8  # a chain that is trusted
 LEAST = 0.01  # a successor less likely than this is no branch
 DEEPEST = 6  # level of a branch
+CONFIDENT_NODES = 40  # more of them for a chain that is fully trusted
+SPINE_SHARES = (0.15, 0.3, 0.5)  # rho, by the running acceptance of the spine:
+SPINE_ACCEPTANCE = (0.2, 0.4)  # below .2, below .4, above
 TRUST = (0.0, 0.4, 0.6)  # in what was recycled after a token, and after a pair
 BIGRAMS = 1 << 16  # pairs remembered, the oldest forgotten
 
@@ -264,9 +267,11 @@ def spine_tree(
         width: children of a branch at depth 1, its share at a depth below.
     """
     before, root = (end[-2] if len(end) > 1 else -1), end[-1]
-    budget += int(40 * confidence)
-    ratio = (0.15, 0.3, 0.5)[bisect((0.2, 0.4), acceptance)]
-    length = min(len(chain), int(budget * (ratio + confidence * (1 - ratio))), max(budget - 1, 0))
+    # B = 60 + floor(40 c) nodes, of which the spine gets at most floor(B (rho + c (1 - rho)))
+    budget += int(CONFIDENT_NODES * confidence)
+    ratio = SPINE_SHARES[bisect(SPINE_ACCEPTANCE, acceptance)]
+    most = int(budget * (ratio + confidence * (1 - ratio)))
+    length = min(len(chain), most, max(budget - 1, 0))
     tokens, parents, notes, depths = [root], [-1], ["root"], [0]
     taken: set[tuple[int, int]] = set()
 
@@ -278,11 +283,13 @@ def spine_tree(
         taken.add((parent, token))
         return len(tokens) - 1
 
+    # the spine: nodes 1 to `length`, one below the other
     for token in chain[:length]:
         add(len(tokens) - 1, token, "spine")
+    # half of what is left goes along the spine, the other half to the root
     left = budget - 1 - length
     along = max(1, left // 2) if length and left > 0 else 0
-    growing: deque[tuple[int, float]] = deque()
+    waiting: deque[tuple[int, float]] = deque()  # branches, and their probabilities
 
     def branch(node: int, most: int) -> int:
         """Up to `most` successors of a node as branches; how many there were."""
@@ -292,18 +299,19 @@ def spine_tree(
             if added >= most or p < LEAST:
                 break
             if (node, token) not in taken:
-                growing.append((add(node, token, "branch"), p))
+                waiting.append((add(node, token, "branch"), p))
                 added += 1
         return added
 
     branch(0, left - along)
-    share = along
-    for node, part in enumerate(harmonic_split(along, length), start=1):
-        share -= branch(node, min(part, share))
-    while growing and len(tokens) < budget:
-        node, p = growing.popleft()
+    # 1/i of the spine's share to its i-th token; what a token does not use is used by later ones
+    for node, share in enumerate(harmonic_split(along, length), start=1):
+        along -= branch(node, min(share, along))
+    # then breadth first: min(ceil(p left), floor(10 / d)) successors of a branch at depth d
+    while waiting and len(tokens) < budget:
+        node, p = waiting.popleft()
         if depths[node] < DEEPEST:
             left = budget - len(tokens)
-            wide = max(1, min(math.ceil(left * p), width // depths[node]))
-            branch(node, min(wide, left))
+            children = max(1, min(math.ceil(left * p), width // depths[node]))
+            branch(node, min(children, left))
     return TokenTree(tuple(tokens), tuple(parents), tuple(notes))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.boundaries import prompt_ids
-from tokenry.core.checks import in_range, within
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extras import require_extra
 from tokenry.decode.generate import ends as end_tokens
@@ -67,8 +67,7 @@ class InContextNavigator:
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.complete_from not in ("initial", "current"):
-            raise InputError(f"complete_from must be initial or current, got {self.complete_from}")
+        one_of("InContextNavigator.complete_from", self.complete_from, ("initial", "current"))
         within(self, "[1, inf)", "per_round", "max_new_tokens", integer=True)
 
     def __call__(self, rounds: int = 10) -> list[Answer]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.checks import one_of
 from tokenry.core.errors import InputError, ShapeError
 
 
@@ -47,8 +48,7 @@ class EventPosteriorHead(nn.Module):
         detach_auxiliary: bool = False,
     ):
         super().__init__()
-        if positive_class not in (0, 1):
-            raise InputError(f"positive_class must be 0 or 1, not {positive_class}")
+        one_of("positive_class", positive_class, (0, 1))
         self.tagger = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(hidden_size, inner), nn.Tanh(), nn.Linear(inner, 2)
         )
