@@ -10,6 +10,7 @@ A mutant that changes nothing one can observe survives too: survivors are to be 
 """
 
 import argparse
+import ast
 import importlib.abc
 import importlib.util
 import os
@@ -68,16 +69,25 @@ class Mutant:
 def mutants(file: Path) -> Iterator[Mutant]:
     code = file.read_text()
     operators = [NearbyNumber(), *(OperatorProvider()[name]() for name in EXCHANGED)]
-    seen = {code}
+    seen = {meaning(code)}
     for operator in operators:
         number = 0
         while (changed := mutate_code(code, operator, number)) is not None:
             number += 1
-            if changed not in seen:
-                seen.add(changed)
+            if (said := meaning(changed)) not in seen:
+                seen.add(said)
                 pairs = zip(code.splitlines(), changed.splitlines(), strict=False)
                 line, (before, after) = next((n, p) for n, p in enumerate(pairs, 1) if p[0] != p[1])
                 yield Mutant(file, line, before.strip(), after.strip(), changed)
+
+
+def meaning(code: str) -> str:
+    """What a module does: its syntax tree without annotations."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        for name in {"annotation", "returns"} & set(node._fields):
+            setattr(node, name, None)
+    return ast.dump(tree)
 
 
 def tests_of(file: Path) -> list[str]:
