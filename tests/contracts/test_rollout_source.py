@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.core.batch import TokenBatch
-from tokenry.core.registry import Entry
 from tokenry.learn.compute import compute_loss, compute_scores
 from tokenry.learn.policy.presets import GRPO
 from tokenry.learn.policy.rollouts import RolloutSettings
@@ -18,20 +18,9 @@ SETTINGS = RolloutSettings(samples=4, max_new_tokens=7)
 TEXTS = [[5, 6, 7], [8, 9], [4]]
 
 
-def cases():
-    entries: list[Entry] = list(rollout_source)
-    assert entries
-    assert all(entry.examples is not None for entry in entries)
-    return [
-        pytest.param(example, id=f"{entry.key}-{number}")
-        for entry in entries
-        for number, example in enumerate(entry.examples())
-    ]
-
-
-@pytest.fixture(params=cases())
+@pytest.fixture(params=cases(rollout_source))
 def source(request):
-    return request.param
+    return request.param()
 
 
 def prompts():

@@ -14,7 +14,7 @@ from tokenry.core.divergences import FORWARD_KL, REVERSE_KL
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
 from tokenry.learn.compute import compute_loss, compute_scores
-from tokenry.learn.objective import Loss, View, frozen_sources
+from tokenry.learn.objective import Loss, Objective, View, frozen_sources
 from tokenry.learn.policy.axes import Auxiliary, Clip, GroupAdvantage, RolloutBatch
 from tokenry.learn.policy.gradient import PolicyGradient
 from tokenry.learn.policy.terms import Hinted, Rehearsal
@@ -241,7 +241,7 @@ def test_another_conditioning_must_keep_the_targets(tiny_llama):
     with pytest.raises(ShapeError, match="keep the targets"):
         other.placed_on(batch.ids, batch.target)
 
-    class Nameless:
+    class Nameless(Objective):
         needs, unit = ("policy@hinted.logprob",), "row"
 
         def views(self, batch, modules):
