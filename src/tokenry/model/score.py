@@ -25,6 +25,7 @@ from tokenry.model.compat import unwrap
 from tokenry.model.output import last_hidden, linear_head
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
+MIXTURE = "mixture"
 NAMED = re.compile(r"divergence\([\w@]+\)")
 
 
@@ -46,7 +47,9 @@ def score(
     """Score the target tokens of a batch.
 
     A model with an ordinary linear head never makes its logits; any other head falls back to the
-    logits of one micro-batch at a time.
+    logits of one micro-batch at a time. Where the batch has a column "mixture", [B, T, K] ids, and
+    they are not -1, the model reads the mean of their embeddings in place of the token's, and the
+    log-probability is the mean of theirs.
 
     Args:
         needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
@@ -161,9 +164,17 @@ def _predicting_states(
     attention, target = attention & inside, target & inside
     inputs: dict[str, Tensor] = {"input_ids": ids}
     shift = 0
+    if prefix is not None or MIXTURE in part.columns:
+        table = unwrap(model).get_input_embeddings()
+        inputs = {"inputs_embeds": table(ids)}
+    if MIXTURE in part.columns:
+        drawn = part.columns[MIXTURE][torch.arange(len(ids), device=ids.device)[:, None], columns]
+        mean = table(drawn.clamp_min(0)).mean(2)
+        mixed = (drawn[..., :1] >= 0) & inside[..., None]
+        inputs = {"inputs_embeds": torch.where(mixed, mean, inputs["inputs_embeds"])}
     if prefix is not None:
         shift = prefix.shape[1]
-        embedded = unwrap(model).get_input_embeddings()(ids)
+        embedded = inputs["inputs_embeds"]
         inputs = {"inputs_embeds": torch.cat([prefix[rows].to(embedded.dtype), embedded], 1)}
         attention = torch.cat([attention.new_ones(len(ids), shift), attention], 1)
     with last_hidden(model) as caught:
@@ -200,6 +211,12 @@ def _from_hidden(
         targets = batch.ids[where[:, 0], where[:, 1]]
         fused = fused_scores(hidden, head, targets, entropy="entropy" in needs)
         values["logprob"] = fused.logprob
+        if MIXTURE in batch.columns:
+            rows, drawn = _mixtures(batch, where)
+            states = hidden[rows].repeat_interleave(drawn.shape[1], 0)
+            each = fused_scores(states, head, drawn.flatten())
+            mean = each.logprob.view(drawn.shape).mean(-1)
+            values["logprob"] = fused.logprob.index_put((rows,), mean)
         if fused.entropy is not None:
             values["entropy"] = fused.entropy
     if "topk" in needs:
@@ -213,6 +230,10 @@ def _from_logits(
     logprobs = logits.float().log_softmax(-1)  # [n, V]
     targets = batch.ids[where[:, 0], where[:, 1]]
     values = {"logprob": logprobs.gather(1, targets[:, None])[:, 0]}
+    if MIXTURE in batch.columns:
+        rows, drawn = _mixtures(batch, where)
+        mean = logprobs[rows].gather(1, drawn).mean(-1)
+        values["logprob"] = values["logprob"].index_put((rows,), mean)
     if "entropy" in needs:
         values["entropy"] = torch.special.entr(logprobs.exp()).sum(-1)
     if "topk" in needs:
@@ -221,6 +242,13 @@ def _from_logits(
     if needs & {"hidden", "divergence"}:
         values["full_logits"] = logits.float()
     return values
+
+
+def _mixtures(batch: TokenBatch, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the targets at `where` are mixtures, [m], and of which ids, [m, K]."""
+    drawn = batch.column(MIXTURE)[where[:, 0], where[:, 1]]
+    rows = (drawn[:, 0] >= 0).nonzero()[:, 0]
+    return rows, drawn[rows]
 
 
 def _divergence(

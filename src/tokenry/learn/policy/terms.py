@@ -21,6 +21,7 @@ from tokenry.core.checks import within
 from tokenry.core.errors import InputError
 from tokenry.learn.objective import DATA, View, view_of
 from tokenry.learn.policy.rollout_batch import RolloutBatch
+from tokenry.model.score import MIXTURE
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class Hinted:
 
     def __call__(self, rollouts: RolloutBatch) -> TokenBatch:
         batch = rollouts.batch
+        if MIXTURE in batch.columns:
+            raise InputError("a hint would lose the mixed embeddings of these rollouts")
         rows, targets = [], []
         for row in range(len(batch.ids)):
             real = batch.attention[row]

@@ -13,6 +13,7 @@ from tokenry.learn.policy.sources.base import Prompts
 from tokenry.learn.policy.sources.beams import Beams
 from tokenry.learn.policy.sources.environment import Turns
 from tokenry.learn.policy.sources.mixed import Mixed, source_of
+from tokenry.learn.policy.sources.mixtures import Mixtures
 from tokenry.learn.policy.sources.plain import PlainSampling
 from tokenry.learn.policy.sources.tree import Tree
 from tokenry.learn.preference.dpo import DPO
@@ -157,13 +158,14 @@ def test_sampled_is_the_objective_in_everything_else():
     assert wrapped.supervised
 
 
-@pytest.mark.parametrize("name", ["tree", "beams", "environment", "its name"])
+@pytest.mark.parametrize("name", ["tree", "beams", "environment", "mixtures", "its name"])
 def test_every_source_trains_in_the_real_trainer(run, tiny_tokenizer, name):
     words = [tiny_tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" sat", " a")]
     source = {
         "tree": Tree(segment=2),
         "beams": Beams(words),
         "environment": Turns(lambda prompt, said: words[0], turns=2),
+        "mixtures": Mixtures(2, 2),
         "its name": "tree",
     }[name]
     record = run(

@@ -23,6 +23,7 @@ from tokenry.learn.policy.sources.base import Prompts, RolloutSource, rollout_so
 from tokenry.learn.policy.sources.plain import PlainSampling
 from tokenry.learn.settings import refusals
 from tokenry.learn.user_code import user_value
+from tokenry.model.score import MIXTURE
 
 
 def _examples() -> list[Any]:
@@ -56,6 +57,8 @@ class Mixed:
             rows = own.nonzero()[:, 0].to(prompts.ids.device)
             drawn = self.source(policy, prompts.select(rows), settings)
             assert drawn.group is not None
+            if MIXTURE in drawn.columns:
+                raise InputError("thoughts of mixed embeddings do not go beside the data's rows")
             batches.append(_marked(drawn, rows[drawn.group], 1.0))
         if not bool(own.all()):
             rows = (~own).nonzero()[:, 0].to(prompts.ids.device)
