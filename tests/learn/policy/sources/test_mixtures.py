@@ -111,13 +111,13 @@ def test_the_draws_follow_the_policy_and_what_comes_next_has_read_their_mean(tin
 def test_thoughts_without_an_answer_are_refused(tiny_llama):
     with pytest.raises(InputError, match="8 thoughts leave nothing"):
         drawn(Mixtures(), tiny_llama, length=8)
+    given, own = prompts(), TokenBatch.from_ids([[5, 6], [8, 6]])
+    given = Prompts(given.ids, given.attention, given.ends, 0, own)
     with pytest.raises(InputError, match="beside the data's rows"):
-        given = prompts()
-        own = TokenBatch.from_ids([[5, 6], [8, 6]])
-        given = Prompts(given.ids, given.attention, given.ends, 0, own)
         Mixed(Mixtures(2, 2), 1.0)(tiny_llama, given, RolloutSettings(1, 4))
+    rollouts = RolloutBatch(drawn(Mixtures(2, 2), tiny_llama))
     with pytest.raises(InputError, match="lose the mixed"):
-        Hinted((3,))(RolloutBatch(drawn(Mixtures(2, 2), tiny_llama)))
+        Hinted((3,))(rollouts)
     for wrong in ({"tokens": 0}, {"thoughts": 0}):
         with pytest.raises(InputError):
             Mixtures(**wrong)
