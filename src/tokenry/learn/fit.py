@@ -105,19 +105,17 @@ def fit(
             if value is None:
                 break
             stepper.zero_grad()
-            number, summands = 0.0, 0
+            number = 0.0
             for summand in [value] if isinstance(value, Tensor) else value:
-                summands += 1
                 number += float(summand.detach())
                 if not math.isfinite(number):
                     exists = checkpoint and Path(checkpoint.path).exists()
                     kept = str(checkpoint.path) if checkpoint and exists else None
                     raise NonFiniteError("the loss", number, step + 1, checkpoint=kept)
                 summand.backward()
-            if summands and clip is not None:
+            if clip is not None:
                 nn.utils.clip_grad_norm_(trained, clip)
-            if summands:
-                stepper.step()
+            stepper.step()  # weights without a gradient stay, as all do where nothing was added up
             if scheduler is not None:
                 scheduler.step()
             losses.append(number)
