@@ -82,9 +82,9 @@ def test_the_observed_attention_press_is_one_setting(tiny_llama):
         assert layer.kept.all()
 
 
-def brute_force(score, kept, heavy, recent):
-    kept = [j for j in range(len(score)) if kept[j]]
-    newest = kept[len(kept) - recent :] if recent else []
+def brute_force(score, stored, heavy, recent):
+    kept = [j for j in range(len(score)) if stored[j]]
+    newest = kept[max(len(kept) - recent, 0) :]
     rest = [j for j in kept if j not in newest]
     best = sorted(rest, key=lambda j: (-score[j], j))[:heavy]
     return [j in newest or j in best for j in range(len(score))]
@@ -97,16 +97,16 @@ def brute_force(score, kept, heavy, recent):
 )
 def test_keeps_the_newest_and_the_best_of_the_others(rows, heavy, recent):
     score = torch.tensor([[[float(s) for s, _ in rows]]])
-    kept = torch.tensor([[[h for _, h in rows]]])
-    kept = keep_heavy_and_recent(score, kept, torch.tensor([heavy]), torch.tensor([recent]))
+    stored = torch.tensor([[[h for _, h in rows]]])
+    kept = keep_heavy_and_recent(score, stored, torch.tensor([heavy]), torch.tensor([recent]))
     expected = brute_force([s for s, _ in rows], [h for _, h in rows], heavy, recent)
     assert kept[0, 0].tolist() == expected
 
 
 def test_each_row_of_a_batch_has_its_own_budget():
     score = torch.tensor([[5.0, 4.0, 3.0, 2.0]]).expand(2, 1, 4)
-    kept = torch.ones(2, 1, 4, dtype=torch.bool)
-    kept = keep_heavy_and_recent(score, kept, torch.tensor([1, 2]), torch.tensor([1, 1]))
+    stored = torch.ones(2, 1, 4, dtype=torch.bool)
+    kept = keep_heavy_and_recent(score, stored, torch.tensor([1, 2]), torch.tensor([1, 1]))
     assert kept[:, 0].tolist() == [[True, False, False, True], [True, True, False, True]]
 
 

@@ -98,14 +98,14 @@ def check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:
     value = row.get(field)
     if value is None:
         raise InputError(
-            f'{row["position"]}: the field "{field}" is missing, and this objective needs it'
+            f'{row["place"]}: the field "{field}" is missing, and this objective needs it'
         )
     if kind == "token" and (
         not isinstance(value, list | tuple) or len(value) != len(row[f"{side}_ids"])
     ):
         length = len(value) if isinstance(value, list | tuple) else type(value).__name__
         raise InputError(
-            f'{row["position"]}: "{field}" must be a list with one number for each of the '
+            f'{row["place"]}: "{field}" must be a list with one number for each of the '
             f"{len(row[f'{side}_ids'])} completion tokens (end token included), got {length}"
         )
     numbers = value if isinstance(value, list | tuple) else [value]
@@ -114,5 +114,5 @@ def check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:
         if not good or (name.endswith("weight") and number < 0):
             bound = " and not negative" if name.endswith("weight") else ""
             raise InputError(
-                f'{row["position"]}: "{field}" must be finite{bound}, got {number!r} at {position}'
+                f'{row["place"]}: "{field}" must be finite{bound}, got {number!r} at {position}'
             )
