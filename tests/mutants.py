@@ -81,7 +81,7 @@ def mutants(file: Path) -> Iterator[Mutant]:
 
 
 def tests_of(file: Path) -> list[str]:
-    """The mirrored test file, then those that import the module."""
+    """The mirrored test file and those that import the module, else those of its folder."""
     inside = file.relative_to(ROOT / "src" / "tokenry")
     module = ".".join(("tokenry", *inside.with_suffix("").parts)).removesuffix(".__init__")
     mirrored = ROOT / "tests" / inside.parent / f"test_{inside.name}"
@@ -90,7 +90,8 @@ def tests_of(file: Path) -> list[str]:
         for test in sorted((ROOT / "tests").rglob("test_*.py"))
         if test != mirrored and f"{module} import" in test.read_text()
     ]
-    return [str(test) for test in (mirrored, *importing) if test.exists()]
+    tests = [test for test in (mirrored, *importing) if test.exists()]
+    return [str(test) for test in tests or sorted(mirrored.parent.glob("test_*.py"))]
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):

@@ -141,6 +141,20 @@ def test_per_sequence():
     assert per_sequence(VALUES, MASK, "sum", row_weights).tolist() == [18.0, 36.0]
 
 
+def test_per_sequence_reduces_the_last_dimension_of_many():
+    values = torch.arange(24.0).view(2, 3, 4)
+    mask, weights = torch.ones(2, 3, 4, dtype=torch.bool), torch.tensor([1.0, 0.0, 2.0])[:, None]
+    assert per_sequence(values, mask).tolist() == [[6, 22, 38], [54, 70, 86]]
+    weighted = per_sequence(values, mask, "sum", weights.expand(2, 3, 1))
+    assert weighted.tolist() == [[6, 0, 76], [54, 0, 172]]
+    with pytest.raises(ShapeError, match=r"one per row \[2, 3, 1\]; got \[2, 1\]"):
+        per_sequence(values, mask, "sum", torch.ones(2, 1))
+    with pytest.raises(InputError, match=r"2 are not, the first is -1\.0"):
+        per_sequence(
+            values[0, :2], mask[0, :2], "sum", torch.tensor([[1, -1, 1, 1], [1, 1, 1, -2.0]])
+        )
+
+
 def test_sums_of_half_precision_run_in_float32():
     values = torch.ones(1, 4096, dtype=torch.bfloat16)
     mask = torch.ones(1, 4096, dtype=torch.bool)

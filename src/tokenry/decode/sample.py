@@ -75,7 +75,7 @@ def sample(
             logits = state.logits.clone() if processors else state.logits  # they may write into it
             for processor in processors:
                 logits = processor(ids, logits)
-            tokens = _draw(logits, temperature, generator)
+            tokens = draw(logits, temperature, generator)
             rows = zip(alive.tolist(), tokens.tolist(), ended.tolist(), strict=True)
             for number, token, over in rows:
                 if not over:
@@ -94,8 +94,9 @@ def sample(
     return completions
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """[N, V] -> [N] tokens, on the CPU."""
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """[N, V] -> [N] tokens, on the CPU; at temperature 0 the likeliest ones. InputError for logits
+    that are no distribution."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
     probabilities = (logits.float() / temperature).softmax(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.lab.toy_training import fit_toy, train_copy
+from tokenry.lab.toy_training import completed, fit_toy, train_copy
 from tokenry.learn.preference.tab_po import difference_weights
 from tokenry.model.score import score
 from tokenry.tasks.worlds.annotation import (
@@ -58,7 +58,7 @@ class AnnotationBench:
     def tuned(self) -> Any:
         def batches(draw: torch.Generator) -> TokenBatch:
             prompts, labels = self.task.draw(64, draw, self.noise)
-            return annotated(prompts, answers(labels))
+            return completed(prompts, answers(labels))
 
         return fit_toy(
             batches, VOCABULARY, 32, self.task.seed, data=(self.task, self.noise),
@@ -91,7 +91,7 @@ class AnnotationBench:
         rows, swapped = torch.arange(len(index)), labels.clone()
         swapped[rows, side] = self.rival[side, labels[rows, side]]
         chosen, rejected = answers(labels), answers(swapped)
-        batch = annotated(prompts.repeat(2, 1), torch.cat([chosen, rejected]))
+        batch = completed(prompts.repeat(2, 1), torch.cat([chosen, rejected]))
         weight = torch.zeros(batch.shape)
         weight[batch.target] = self.weights(chosen, rejected).flatten()
         return replace(batch, group=rows.repeat(2), columns={"weight": weight})
@@ -119,17 +119,10 @@ class AnnotationBench:
         )[1]  # fmt: skip
 
 
-def annotated(prompts: Tensor, completions: Tensor) -> TokenBatch:
-    """Rows of prompt and completion; the completion counts."""
-    ids = torch.cat([prompts, completions], 1)
-    target = (torch.arange(ids.shape[1]) >= prompts.shape[1]).expand(len(ids), -1)
-    return TokenBatch(ids, torch.ones_like(target), target)
-
-
 @torch.no_grad()
 def label_logprobs(model: Any, prompts: Tensor, labels: Tensor) -> Tensor:
     """log p of every class at both labels' places behind the right scaffold, [count, 2, 6]."""
-    batch = annotated(prompts, answers(labels))
+    batch = completed(prompts, answers(labels))
     places = torch.zeros_like(batch.target)
     places[:, [prompts.shape[1] + place for place in LABEL_PLACES]] = True
     logits = score(model, batch, needs=("hidden",)).logits(places)

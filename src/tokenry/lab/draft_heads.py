@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from tokenry.core.batch import TokenBatch
-from tokenry.lab.toy_model import toy_model
-from tokenry.lab.toy_training import NegativeLogLikelihood, sample_on, train_on
-from tokenry.lab.toys import trained
+from tokenry.lab.toy_training import fit_toy, sample_on
 from tokenry.learn.recipes.draft_heads import Schedule, Texts
 from tokenry.learn.recipes.mtp import mtp_states, mtp_training_batch, train_mtp
 from tokenry.model.heads.fspad import FeatureHead, features_of
@@ -61,22 +59,18 @@ def writer(
     world: TextWorld, seed: int, *, width: int, layers: int = 3, steps: int, batch_size: int
 ) -> Writer:
     """A transformer fitted to the world by likelihood; trained once and kept (`lab.toys`)."""
-
-    def train(model: Any) -> None:
-        train_on(
-            lambda generator: world.batch(batch_size, generator),
-            NegativeLogLikelihood(),
-            model,
-            steps=steps,
-            learning_rate=3e-3,
-            seed=seed,
-            decay=0.5,
-        )
-
-    def build() -> Any:
-        return toy_model(world.size, 4 * world.length, seed, width=width, layers=layers)
-
-    return Writer(trained(build, train, repr(world), world.size, seed, steps, batch_size), world)
+    model = fit_toy(
+        lambda generator: world.batch(batch_size, generator),
+        world.size,
+        4 * world.length,
+        seed,
+        data=(world, batch_size),
+        steps=steps,
+        clip=1.0,
+        width=width,
+        layers=layers,
+    )
+    return Writer(model, world)
 
 
 @torch.no_grad()

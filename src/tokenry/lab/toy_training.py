@@ -8,7 +8,7 @@ each measured on the way; and fast seeded sampling.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -24,8 +24,9 @@ from tokenry.decode.sample import sample
 from tokenry.lab.toy_model import toy_model
 from tokenry.lab.toys import trained
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.data.collator import PreferenceCollator, batch_of
 from tokenry.learn.fit import fit, linear
-from tokenry.learn.objective import Loss, Objective, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, data_columns
 from tokenry.learn.reference import FrozenModel
 
 T = TypeVar("T")
@@ -65,6 +66,8 @@ def fit_toy(
     learning_rate: float = 3e-3,
     decay: float = 0.5,
     clip: float | None = None,
+    good: Callable[[Any], bool] | None = None,
+    every: int = 10,
     **shape: Any,
 ) -> Any:
     """A toy model fitted to batches by maximum likelihood, frozen; trained once and kept.
@@ -81,21 +84,26 @@ def fit_toy(
         learning_rate: of `train_on`.
         decay: of `train_on`.
         clip: of `train_on`.
+        good: ends the training when it says so of the model, asked after each `every` steps.
 
     Returns:
         The model in evaluation mode.
     """
 
     def train(model: Any) -> None:
+        def observe(step: int) -> bool:
+            return good is not None and step > 0 and good(model)
+
         options = {"steps": steps, "learning_rate": learning_rate, "decay": decay, "clip": clip}
-        train_on(batches, NegativeLogLikelihood(), model, seed=seed, **options)
+        options |= {"observe": observe, "every": every, "seed": seed}
+        train_on(batches, NegativeLogLikelihood(), model, **options)
 
     return trained(
         lambda: toy_model(vocabulary, length, seed, **shape),
         train,
         batches,
         (vocabulary, length, seed, sorted(shape.items())),
-        (data, steps, learning_rate, decay, clip),
+        (data, steps, learning_rate, decay, clip, every),
     )
 
 
@@ -155,7 +163,7 @@ def train_on(
     modules_rate: float | None = None,
     decay: float = 0.0,
     clip: float | None = 1.0,
-    observe: Callable[[int], None] | None = None,
+    observe: Callable[[int], Any] | None = None,
     every: int = 50,
 ) -> Any:
     """Train `model` in place on `steps` batches; the model, in evaluation mode.
@@ -164,7 +172,7 @@ def train_on(
     frozen model that is needed, if one is. modules_rate: learning rate of `modules`, if another
     (an objective may say its own). decay: over this share of the steps, the last ones, learning
     rates fall to 0. clip: largest norm of a gradient. observe: called with the number of steps
-    done, before the first, after each `every` and after the last.
+    done, before the first, after each `every` and after the last; the run ends when it says True.
     """
     model.train().requires_grad_(objective.trains_policy)
     groups = [{"params": [w for w in model.parameters() if w.requires_grad], "lr": learning_rate}]
@@ -193,6 +201,26 @@ def train_on(
         every=every,
     )
     return model.eval()
+
+
+def from_rows(objective: Objective, rows: Sequence[dict[str, Any]], batch_size: int) -> Batches:
+    """Batches of dataset rows with ids, as the trainer makes them: the completions and the columns
+    that the objective needs."""
+    columns = data_columns(objective)
+    collate = PreferenceCollator(0, completions=objective.completions, columns=columns)
+
+    def batches(generator: torch.Generator) -> TokenBatch:
+        index = torch.randint(len(rows), (batch_size,), generator=generator).tolist()
+        return batch_of(collate([rows[number] for number in index]))
+
+    return batches
+
+
+def completed(prompts: Tensor, completions: Tensor) -> TokenBatch:
+    """Rows of prompts [B, T] and completions [B, L]; the completions count."""
+    ids = torch.cat([prompts, completions], 1)
+    target = (torch.arange(ids.shape[1]) >= prompts.shape[1]).expand(len(ids), -1)
+    return TokenBatch(ids, torch.ones_like(target), target)
 
 
 @torch.no_grad()

@@ -131,6 +131,7 @@ def test_one_update_of_one_minibatch_is_the_default(loaded, tmp_path):
 
 def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(loaded, tmp_path, monkeypatch):
     """2 updates of 2 minibatches with plain gradient descent: draw, prepare, four steps, again."""
+    import tokenry.learn.policy.sources.plain as plain
     import tokenry.learn.trainer as module
 
     drawn = []
@@ -141,7 +142,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(loaded, tmp_path,
             drawn.append(sample_rollouts(*arguments, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(module, "sample_rollouts", seeded)
+    monkeypatch.setattr(plain, "sample_rollouts", seeded)
     settings = {"optim": "sgd", "learning_rate": 0.5, "updates": 2, "minibatches": 2}
     prompts = []
     real = module.ObjectiveTrainer._roll_out

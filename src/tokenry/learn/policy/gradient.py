@@ -33,6 +33,7 @@ from tokenry.core.checks import in_range, one_of
 from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.scores import Scores
+from tokenry.learn.delegating import Delegating
 from tokenry.learn.objective import Loss, Objective, Unit, View
 from tokenry.learn.policy.groups import GroupAdvantage, balanced_weights
 from tokenry.learn.policy.rollout_batch import RolloutBatch, module_name
@@ -358,7 +359,7 @@ def _joined(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for group in groups for need in group))
 
 
-class Preset(Objective, ABC):
+class Preset(Delegating, ABC):
     """A named assignment of axes: fields are hyper-parameters, `composed` puts them together.
 
     The objective that trainers see; everything is passed on to the `PolicyGradient` it stands for.
@@ -369,37 +370,8 @@ class Preset(Objective, ABC):
         """The assignment that the fields stand for."""
 
     @property
-    def unit(self) -> Unit:
-        return self.composed().unit
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.composed().needs
-
-    def modules(self, model: Any) -> nn.ModuleDict:
-        return self.composed().modules(model)
+    def delegate(self) -> PolicyGradient:
+        return self.composed()
 
     def prepare(self, *given: Any, **others: Any) -> TokenBatch:
         return self.composed().prepare(*given, **others)
-
-    def __call__(self, *given: Any, **others: Any) -> Loss:
-        return self.composed()(*given, **others)
-
-    @property
-    def rollout_needs(self) -> tuple[str, ...]:
-        return self.composed().rollout_needs
-
-    @property
-    def separable(self) -> bool:
-        return self.composed().separable
-
-    @property
-    def divergence(self) -> Any:
-        return self.composed().divergence
-
-    @property
-    def top_k(self) -> int:
-        return self.composed().top_k
-
-    def views(self, *given: Any) -> dict[str, View]:
-        return self.composed().views(*given)

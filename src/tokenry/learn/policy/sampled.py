@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import HOOKS, Loss, Objective, data_columns, is_on_policy
+from tokenry.learn.delegating import Delegating
+from tokenry.learn.objective import Objective, data_columns, is_on_policy
 
 
 @dataclass(frozen=True)
-class Sampled(Objective):
+class Sampled(Delegating):
     """Another objective, on sampled completions; in everything else it is that objective.
 
     Args:
@@ -37,13 +38,15 @@ class Sampled(Objective):
             raise InputError(f"{name} does not learn from given texts, so none can be sampled")
         if columns := data_columns(self.objective):
             raise InputError(f"{name} needs {', '.join(columns)}, which samples do not have")
-        own = {"prepare", "precompute", "rollout_needs", "num_rewards"}
-        for name in HOOKS - own:
-            object.__setattr__(self, name, getattr(self.objective, name))
+
+    @property
+    def delegate(self) -> Objective:
+        return self.objective
+
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Nothing: what is computed of the data's completions is not of the samples."""
+        return rows
 
     def prepare(self, batch: TokenBatch, policy: Scores, *given: Any, **others: Any) -> TokenBatch:
         """The completions are all that the loss takes from a rollout."""
         return batch
-
-    def __call__(self, *given: Any, **others: Any) -> Loss:
-        return self.objective(*given, **others)

@@ -25,10 +25,10 @@ SATISFIED, ENTROPY = "texts that satisfy the constraint", "entropy of texts"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Five bases with a constraint each, seeds from `100 seed`."""
+    """Seven bases with a constraint each, seeds from `100 seed`."""
     worlds, size, settings, table_steps = at(
         scale,
-        full=(5, {}, {"steps": 40, "batch_size": 128, "every": 10}, 200),
+        full=(7, {}, {"steps": 40, "batch_size": 128, "every": 10}, 200),
         smoke=(2, {"samples": 16, "fit_steps": 2}, {"steps": 2, "batch_size": 8}, 2),
     )
     table, satisfied, entropy = Table(), {}, {}

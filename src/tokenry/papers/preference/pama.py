@@ -28,8 +28,8 @@ GAIN, UNIT = "the smaller gain", "of the possible gain"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Six worlds, seeds from `100 seed`."""
-    worlds, steps, fitted, counted = at(scale, full=(6, 30, 120, 1000), smoke=(2, 2, 2, 16))
+    """Sixteen worlds, seeds from `100 seed`."""
+    worlds, steps, fitted, counted = at(scale, full=(16, 30, 120, 1000), smoke=(2, 2, 2, 16))
     table, lines = Table(), {}
 
     def trained(number: int) -> dict[str, TwoRewardRun]:

@@ -26,10 +26,10 @@ LOCATED = "share of replaced tokens with the lowest credit"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Four grammars and worlds, seeds from `100 seed`."""
+    """Seven grammars and worlds, seeds from `100 seed`."""
     worlds, prompts, sft_steps, size = at(
         scale,
-        full=(4, 100, 60, {"fit_steps": 200, "steps": 100, "drawn": 4000, "samples": 16}),
+        full=(7, 100, 60, {"fit_steps": 200, "steps": 100, "drawn": 4000, "samples": 16}),
         smoke=(2, 4, 1, {"fit_steps": 2, "steps": 2, "drawn": 64, "samples": 16}),
     )
     size |= {"fit_batch": 64, "batch_size": 32, "measure_every": size["steps"]}

@@ -36,10 +36,10 @@ SHARE = "rto: share of ppo's samples until ppo's final reward"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Eight worlds, seeds from `100 seed`."""
+    """Twenty worlds, seeds from `100 seed`."""
     worlds, steps, size = at(
         scale,
-        full=(8, 20, {"fit_steps": 120, "drawn": 2000, "steps": 80, "samples": 512}),
+        full=(20, 20, {"fit_steps": 120, "drawn": 2000, "steps": 80, "samples": 512}),
         smoke=(2, 4, {"fit_steps": 2, "drawn": 64, "steps": 2, "samples": 16}),
     )
     table, lines, drawing = Table(), {}, {"steps": steps, "batch_size": 32, "learning_rate": 5e-3}

@@ -31,10 +31,10 @@ SAVED = "neutral KL at equal reward: tdpo1 minus sparsepo"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Four worlds, seeds from `100 seed`."""
+    """Five worlds, seeds from `100 seed`."""
     worlds, size = at(
         scale,
-        full=(4, {"steps": 100, "measure_every": 20, "samples": 512}),
+        full=(5, {"steps": 100, "measure_every": 20, "samples": 512}),
         smoke=(2, {"steps": 2, "measure_every": 1, "samples": 32, "fit_steps": 2, "drawn": 64}),
         large=(4, {"steps": 1200, "measure_every": 100, "samples": 512, "drawn": 40_000}),
     )

@@ -25,10 +25,10 @@ CREDIT = "log-ratio of rewarded minus neutral tokens"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Four worlds, seeds from `100 seed`."""
+    """Six worlds, seeds from `100 seed`."""
     worlds, size = at(
         scale,
-        full=(4, {"fit_steps": 150, "steps": 120, "measure_every": 20, "samples": 512}),
+        full=(6, {"fit_steps": 150, "steps": 120, "measure_every": 20, "samples": 512}),
         smoke=(2, {"fit_steps": 2, "steps": 2, "measure_every": 1, "samples": 16, "drawn": 64}),
     )
     table, lines, classes = Table(), {}, {"dpo": {}, "tgdpo": {}}

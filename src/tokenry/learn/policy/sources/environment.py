@@ -82,17 +82,19 @@ class Turns:
         texts = prompts.texts()
         episodes = [_Episode(texts[number]) for number in of.tolist()]
         going = episodes
-        for _ in range(self.turns):
-            going = self._turn(policy, prompts, settings, going)
+        for turn in range(self.turns):
+            if turn:
+                going = self._answered(going, settings.max_new_tokens)
             if not going:
                 break
+            going = self._turn(policy, prompts, settings, going)
         said = [episode.said for episode in episodes]
         return prompts.batch(of, said, [episode.chosen for episode in episodes])
 
     def _turn(
         self, policy: Any, prompts: Prompts, settings: RolloutSettings, going: list[_Episode]
     ) -> list[_Episode]:
-        """The policy's turn in these episodes and what answers; those that go on."""
+        """The policy's turn in these episodes; those that it has ended, not the limit."""
         left = [settings.max_new_tokens - len(episode.said) for episode in going]
         start = TokenBatch.from_ids(
             [episode.prompt + episode.said for episode in going],
@@ -107,13 +109,16 @@ class Turns:
             ends=prompts.ends,
             temperature=settings.temperature,
         )
-        further = []
         for episode, turn, most in zip(going, drawn, left, strict=True):
             episode.add(turn[:most], True)
-            if episode.said[-1] not in prompts.ends:
-                continue  # cut off
+        return [episode for episode in going if episode.said[-1] in prompts.ends]  # not cut off
+
+    def _answered(self, going: list[_Episode], longest: int) -> list[_Episode]:
+        """The episodes in which something comes back that leaves space for another turn."""
+        further = []
+        for episode in going:
             answer = self.environment(episode.prompt, episode.said)
-            if answer is not None and len(episode.said) + len(answer) < settings.max_new_tokens:
+            if answer is not None and len(episode.said) + len(answer) < longest:
                 episode.add(answer, False)
                 further.append(episode)
         return further
