@@ -1,4 +1,5 @@
-"""Roles: each stands beside its Protocol, has methods, and a contract test that takes all of them."""
+"""Roles: each stands beside its Protocol, has methods, and a contract test that takes all of
+them."""
 
 import ast
 import importlib

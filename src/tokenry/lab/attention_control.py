@@ -23,7 +23,9 @@ def distance(
 
     Args:
         control: [R, k, d], rows before x0 [m, d]; those longer than `NORM` are shortened to it.
-        wq, wk, wv: weights of the head, [d, d_k], [d, d_k], [d, d_v].
+        wq: weights of the head, [d, d_k], [d, d_k], [d, d_v].
+        wk: weights of the head, [d, d_k], [d, d_k], [d, d_v].
+        wv: weights of the head, [d, d_k], [d, d_k], [d, d_v].
         wanted: [m, d_v].
     """
     size = control.norm(dim=-1, keepdim=True).clamp_min(1e-12)

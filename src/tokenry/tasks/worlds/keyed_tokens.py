@@ -14,7 +14,8 @@ class KeyedTokens:
 
     Args:
         seed: of the embeddings.
-        keys, values: how many there are.
+        keys: how many there are.
+        values: how many there are.
         width: of an embedding, whose length is about 1.
         noise: length of what is added to a token, in units of an embedding's.
     """
