@@ -11,7 +11,7 @@ from tokenry.tasks.worlds.running_maxima import LENGTH, is_correct
 def bench(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
     small = {"trained": 4, "copies": 3, "tested": 5, "test_copies": 8}
-    return MaximaBench(2, fit_steps=2, steps=30, **small)
+    return MaximaBench(2, fit_steps=60, steps=80, **small)
 
 
 def test_solutions_stay_with_their_questions(bench):
@@ -26,13 +26,13 @@ def test_solutions_stay_with_their_questions(bench):
 
 
 def test_a_value_model_learns_the_targets_of_what_stands_before_each_token(bench):
-    """Targets that depend on the position alone: the value behind token t is that before t + 1."""
-    targets = [[n / 10 for n in range(LENGTH)] for _ in bench.training.right]
-    judge = bench.value_model(targets)
-    values = torch.cat(bench.judged(judge))
+    """Before a digit stands a delimiter: worth 1; before a delimiter a digit: worth 0."""
+    targets = [[1.0, 0.0] * (LENGTH // 2) for _ in bench.training.right]
+    values = torch.cat(bench.judged(bench.value_model(targets)))
     assert values.shape == (40, LENGTH)
-    expected = torch.tensor(targets[0][1:])
-    assert (values[:, :-1].mean(0) - expected).abs().max() < 0.15
+    behind_digits, behind_delimiters = values[:, ::2].mean(), values[:, 1:-1:2].mean()
+    assert behind_digits < 0.25
+    assert behind_delimiters > 0.75
 
 
 def test_judged_solutions_are_parted_by_their_outcome(bench):

@@ -5,7 +5,6 @@ import pytest
 from tokenry.lab.running_sums import SumsBench
 from tokenry.learn.preference.dpo import DPO
 
-
 SIZE = {"seed": 100, "terms": 2, "least": 50, "problems": 40}
 SIZE |= {"tune_steps": 2, "steps": 2, "batch_size": 4, "samples": 4}
 
@@ -30,11 +29,11 @@ def test_solutions_are_judged_and_numbered_by_their_problem(bench):
 
 def test_a_pair_is_a_right_solution_over_the_most_frequent_wrong_answer(bench):
     wrong, right = bench._drawn[0]
-    by_prompt = {tuple(paths[0][0]): [ids for _, ids in paths] for paths in wrong.values()}
-    assert len(bench.pairs) == len(right.keys() & wrong.keys()) > 0
-    for row in bench.pairs:
-        assert bench.task.is_correct(row["prompt_ids"], row["chosen_ids"])
-        answers = [bench.task.answer(ids) for ids in by_prompt[tuple(row["prompt_ids"])]]
+    both = [number for number in right if number in wrong]
+    assert len(bench.pairs) == len(both) > 0
+    for number, row in zip(both, bench.pairs, strict=True):
+        assert (row["prompt_ids"], row["chosen_ids"]) == right[number][0]
+        answers = [bench.task.answer(ids) for _, ids in wrong[number]]
         given = bench.task.answer(row["rejected_ids"])
         assert answers.count(given) == max(map(answers.count, answers))
 

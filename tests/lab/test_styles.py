@@ -11,7 +11,7 @@ from tokenry.learn.preference.meet import ControlPrompts
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
-    return StyleBench(2, pairs=6, length=3, fit_steps=1, batch_size=4, samples=64)
+    return StyleBench(2, pairs=6, length=3, fit_steps=40, batch_size=4, samples=300)
 
 
 def test_each_class_has_its_text_before_its_rows():
