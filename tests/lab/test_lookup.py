@@ -22,7 +22,7 @@ class Answering:
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENRY_HOME", str(tmp_path))
-    return LookupBench(3, fit_steps=10, pairs=8, tests=40, steps=2, every=1)
+    return LookupBench(3, fitted=80, fit_steps=10, pairs=8, tests=40, steps=2, every=1)
 
 
 def test_an_answer_is_wrong_when_it_is_not_the_evidences(bench):
@@ -52,8 +52,8 @@ def test_the_reference_stops_once_it_is_wrong_less_often(bench, monkeypatch):
 
     asked = []
     monkeypatch.setattr(module, "wrong", lambda model, test: asked.append(1) or 0.53)
-    LookupBench(3, fit_steps=10, tests=5).reference  # noqa: B018
+    LookupBench(3, fitted=80, fit_steps=10, tests=5).reference  # noqa: B018
     assert len(asked) == 2  # after 5 and 10 steps: 0.53 is not below 0.53
     monkeypatch.setattr(module, "wrong", lambda model, test: asked.append(1) or 0.529)
-    LookupBench(3, fit_steps=20, tests=5).reference  # noqa: B018
+    LookupBench(3, fitted=80, fit_steps=20, tests=5).reference  # noqa: B018
     assert len(asked) == 3

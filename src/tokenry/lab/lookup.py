@@ -23,22 +23,23 @@ Test = tuple[Tensor, Tensor]  # prompts [N, T] and right answers [N]
 class LookupBench:
     """A reference fitted to noisy answers, and pairs in whose prompts the filler is a shortcut.
 
-    correlation: how often the filler of a pair names the right value. noise: of the fitted answers:
-    how often one is a random value. fit_steps: at most, for as long as the reference's answers are
-    wrong more often than `wrong_until`. pairs, tests: how many. steps, every: of a training and
-    between its measurements.
+    correlation: how often the filler of a pair names the right value. fitted: questions that the
+    reference is fitted to; noise: how often their answer is a random value. fit_steps: at most, for
+    as long as the reference's answers are wrong more often than `wrong_until`. pairs, tests: how
+    many. steps, every: of a training and between its measurements.
     """
 
     seed: int
     correlation: float = 0.95
+    fitted: int = 3200
     noise: float = 0.4
-    fit_steps: int = 200
+    fit_steps: int = 600
     wrong_until: float = 0.53
     pairs: int = 1000
     tests: int = 500
     batch_size: int = 32
-    steps: int = 480
-    every: int = 80
+    steps: int = 240
+    every: int = 60
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -53,7 +54,7 @@ class LookupBench:
     def reference(self) -> Any:
         """It has learned to answer with one of the evidence's values, not yet which."""
         draw = torch.Generator().manual_seed(self.seed)
-        prompts, answers = self.tokenized(lookup.questions(self.fit_steps * 16, 0.0, draw))
+        prompts, answers = self.tokenized(lookup.questions(self.fitted, 0.0, draw))
         random = FIRST_VALUE + torch.randint(VALUES, answers.shape, generator=draw)
         noisy = torch.rand(len(answers), generator=draw) < self.noise
         end = torch.full_like(answers, WORDS.index("."))

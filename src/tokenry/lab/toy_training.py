@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -206,12 +206,13 @@ def train_on(
 def from_rows(objective: Objective, rows: Sequence[dict[str, Any]], batch_size: int) -> Batches:
     """Batches of dataset rows with ids, as the trainer makes them: the completions and the columns
     that the objective needs."""
-    columns = data_columns(objective)
-    collate = PreferenceCollator(0, completions=objective.completions, columns=columns)
+    blocks, columns = objective.completions, data_columns(objective)
+    whole = batch_of(PreferenceCollator(0, completions=blocks, columns=columns)(rows))
 
     def batches(generator: torch.Generator) -> TokenBatch:
-        index = torch.randint(len(rows), (batch_size,), generator=generator).tolist()
-        return batch_of(collate([rows[number] for number in index]))
+        index = torch.randint(len(rows), (batch_size,), generator=generator)
+        drawn = whole.select(torch.cat([index + len(rows) * n for n in range(len(blocks))]))
+        return replace(drawn, group=torch.arange(batch_size).repeat(len(blocks)))
 
     return batches
 

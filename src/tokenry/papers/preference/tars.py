@@ -28,7 +28,7 @@ TRAINED = "hallucinations, filler as in training"
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Four tasks, seeds from `100 seed`."""
-    small = {"fit_steps": 5, "pairs": 16, "tests": 16, "steps": 2, "every": 1}
+    small = {"fitted": 80, "fit_steps": 5, "pairs": 16, "tests": 16, "steps": 2, "every": 1}
     tasks, size = at(scale, full=(4, {}), smoke=(2, small))
     table, lines = Table(), {}
 
