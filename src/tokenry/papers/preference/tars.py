@@ -27,9 +27,9 @@ TRAINED = "hallucinations, filler as in training"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Four tasks, seeds from `100 seed`."""
+    """Five tasks, seeds from `100 seed`."""
     small = {"fitted": 80, "fit_steps": 5, "pairs": 16, "tests": 16, "steps": 2, "every": 1}
-    tasks, size = at(scale, full=(4, {}), smoke=(2, small))
+    tasks, size = at(scale, full=(5, {}), smoke=(2, small))
     table, lines = Table(), {}
 
     def compared(number: int) -> dict[str, tuple[dict[str, float], list[tuple[int, float]]]]:
@@ -68,6 +68,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
                 f"dpo: {TRAINED}", f"tars: {TRAINED}", by=-0.03
             ),
         },
+        reason="where the filler is as in training DPO's shortcut is right; TARS, which gives it up, "
+        "makes up for it only from a reference that has all but learnt the lookup",
         plots=[curves(lines, "step", "hallucinations where the filler says nothing")],
     )
 
