@@ -68,7 +68,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
                 f"dpo: {TRAINED}", f"tars: {TRAINED}", by=-0.03
             ),
         },
-        reason="where the filler is as in training DPO's shortcut is right; TARS, which gives it up, "
+        reason="where the filler is as in training DPO's shortcut is right; TARS gives it up, and "
         "makes up for it only from a reference that has all but learnt the lookup",
         plots=[curves(lines, "step", "hallucinations where the filler says nothing")],
     )
