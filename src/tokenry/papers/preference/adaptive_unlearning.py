@@ -33,9 +33,9 @@ LABELS = {
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Three corpora, seeds from `100 seed`."""
+    """Five corpora, seeds from `100 seed`."""
     small = {"lines": 100, "fit_steps": 2, "pool": 8, "held_out": 8, "steps": 3}
-    corpora, size = at(scale, full=(3, {}), smoke=(2, small))
+    corpora, size = at(scale, full=(5, {}), smoke=(2, small))
     table = Table()
 
     def measured(number: int) -> dict[str, NamingPoint]:

@@ -27,9 +27,9 @@ SAMPLE = "generator: accuracy of a sample"
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
-    """Five generators, seeds from `100 seed`."""
+    """Seven generators, seeds from `100 seed`."""
     small = {"fit_steps": 2, "trained": 8, "copies": 4, "tested": 16, "steps": 2}
-    generators, searched, size = at(scale, full=(5, 60, {}), smoke=(2, 2, small))
+    generators, searched, size = at(scale, full=(7, 60, {}), smoke=(2, 2, small))
     table, lines = Table(), {}
 
     def judged(number: int) -> tuple[dict[str, float], dict[str, list[float]]]:
