@@ -155,8 +155,10 @@ def low_rank_updates(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
 def save_stacked(folder: Path, start: Start, model: Any) -> None:
     """Make the saved adapter one LoRA that is the one below and the trained one together.
 
-    W + u1 d1 + u2 d2 = W + [u1 u2] [d1; d2]: ranks add up, and with alpha = r the scale is 1. The
-    trained one by itself, which a resumed run goes on with, is kept in a folder beside it.
+        W + u1 d1 + u2 d2 = W + [u1 u2] [d1; d2]
+
+    Ranks add up, and with alpha = r the scale is 1. The trained one by itself, which a resumed run
+    goes on with, is kept in a folder beside it.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
