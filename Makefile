@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all wheel test-wheel lint bench docs figures clean
+.PHONY: demo test test-all mutants wheel test-wheel lint bench docs figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tokenry demo
@@ -14,6 +14,10 @@ test: $(VENV)/.dev
 
 # What takes minutes more: the documentation, and the wheel in fresh environments.
 test-all: test lint docs test-wheel
+
+# One small fault at a time in the files changed since a commit: which ones does no test notice?
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutants.py --since $(SINCE)
 
 wheel: | $(VENV)/bin/python
 	rm -rf dist

@@ -75,7 +75,7 @@ def decode(length: int, size: int, runs: int, steps: int = 4) -> list[Row]:
     from transformers import DynamicLayer
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from tokenry.model.attention.interface import GivenMask
+    from tokenry.model.attention.masks import GivenMask
     from tokenry.model.cache.full import Full
     from tokenry.model.cache.tokenselect import TokenSelect
 

@@ -16,7 +16,7 @@ import torch
 
 import tokenry
 from tokenry.core.batch import TokenBatch
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.attribution.frugalprompt import word_scores
 from tokenry.model.score import score
 from tokenry.text.compression import join, keep_top_percent, words

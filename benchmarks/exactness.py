@@ -18,17 +18,16 @@ from typing import Any
 
 import torch
 
-from tokenry.core import registry
 from tokenry.core.errors import TokenryError
 from tokenry.core.files import write_whole
 from tokenry.decode.samplers.guard import Guard
 from tokenry.decode.samplers.rejection import Rejection
-from tokenry.decode.samplers.request import Request, TextSampler
+from tokenry.decode.samplers.request import TextSampler, text_sampler
 from tokenry.decode.samplers.smc import SMC
-from tokenry.papers.control.awrs import OddSum, odd_sum, weighted_texts
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.lab.enumeration import TOY_LIMIT, odd_sum_distance
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
-LIMIT, MODELS, SIZES = 5, (0, 1, 2), (10, 30, 100, 300, 1000, 3000, 10_000)
+MODELS, SIZES = (0, 1, 2), (10, 30, 100, 300, 1000, 3000, 10_000)
 DRAWS = 200  # simulated samples of the target for the band
 
 
@@ -39,7 +38,7 @@ def prompted(model: ToyLM) -> ToyState:
 def samplers() -> dict[str, Callable[[], TextSampler]]:
     """Every registered sampler of texts as it comes, and variants that need an argument."""
     found: dict[str, Callable[[], TextSampler]] = {
-        entry.key: entry.value for entry in registry.text_sampler if entry.key != "guard"
+        entry.key: entry.value for entry in text_sampler if entry.key != "guard"
     }
     found["rejection"] = lambda: Rejection(rows=256, max_trials=10**6)
     found["smc, weighted masks"] = lambda: SMC("mask", ess_threshold=0.0)
@@ -53,17 +52,14 @@ def samplers() -> dict[str, Callable[[], TextSampler]]:
 def distance(build: Callable[[], TextSampler], seed: int, count: int) -> float:
     """Of `count` texts to the target, on one toy model."""
     model = ToyLM(vocab_size=4, order=2, eos=0, seed=seed)
-    truth, _ = model.conditional(odd_sum, LIMIT)
-    generator = torch.Generator().manual_seed(seed + count)
-    request = Request(prompted(model), OddSum(), max_new_tokens=LIMIT, generator=generator)
-    return total_variation(weighted_texts(build()(request, count)), truth)
+    return odd_sum_distance(build(), model, count, seed + count)
 
 
 def band(count: int) -> dict[str, float]:
     """Mean and central nine tenths of the distance of `count` draws from the target itself."""
     found = []
     for seed in MODELS:
-        truth, _ = ToyLM(vocab_size=4, order=2, eos=0, seed=seed).conditional(odd_sum, LIMIT)
+        truth, _ = ToyLM(vocab_size=4, order=2, eos=0, seed=seed).conditional(odd_sum, TOY_LIMIT)
         p = torch.tensor(list(truth.values()), dtype=torch.float64)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.multinomial(p.expand(DRAWS, -1), count, True, generator=generator)

@@ -21,7 +21,8 @@ from side_by_side import arguments, best_seconds, compare, peak_extra_memory, re
 def measure(way: str, tokens: int, width: int, vocabulary: int, repeats: int) -> dict:
     import torch
 
-    from tokenry.core.fused import LinearHead, fused_scores
+    from tokenry.core.fused import fused_scores
+    from tokenry.core.linear_head import LinearHead
 
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=generator).requires_grad_()

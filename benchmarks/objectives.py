@@ -33,8 +33,8 @@ from typing import Any
 import torch
 
 from tokenry.core.files import write_whole
-from tokenry.core.registry import objective as objectives
 from tokenry.learn.objective import frozen_sources, is_on_policy
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.run import train
 
@@ -101,7 +101,7 @@ class ToyWorld:
         return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", pad_token="<s>")
 
     def measure(self, model: Any, prefix: Any = None) -> dict[str, float]:
-        from tokenry.core.divergence import REVERSE_KL
+        from tokenry.core.divergences import REVERSE_KL
         from tokenry.model.score import score
 
         sequences = self._samples(model, prefix)
@@ -170,20 +170,20 @@ def run(key: str, world: Any, others: dict[str, Any], budget: dict[str, Any], se
     own = SETTINGS.get(key, {})
     if key == "d2o":
         own = own | {"max_new_tokens": world.extra["max_new_tokens"]}
-    goal = kind(**own)
-    if not is_on_policy(goal):
+    objective = kind(**own)
+    if not is_on_policy(objective):
         settings.pop("samples"), settings.pop("max_new_tokens")
     rewards = []
-    if is_on_policy(goal):
+    if is_on_policy(objective):
         guide = others["guide"]
-        rewards = [implicit_reward(world, guide), brevity][: getattr(goal, "num_rewards", 1)]
+        rewards = [implicit_reward(world, guide), brevity][: objective.num_rewards]
     with tempfile.TemporaryDirectory() as folder:
         return train(
-            goal,
+            objective,
             world.rows,
             (copy.deepcopy(world.model).requires_grad_(True), world.tokenizer),
             Path(folder) / "run",
-            frozen={name: others[name] for name in frozen_sources(goal)},
+            frozen={name: others[name] for name in frozen_sources(objective)},
             rewards=rewards,
             seed=seed,
             **settings,
@@ -192,9 +192,9 @@ def run(key: str, world: Any, others: dict[str, Any], budget: dict[str, Any], se
 
 def implicit_reward(world: Any, guide: Any) -> Any:
     """log of guide over reference for a completion: what preferences taught the guide."""
-    from tokenry.learn.data.precompute import Annotation
+    from tokenry.learn.data.precompute import PrecomputeContext
 
-    context, frozen = Annotation(world.tokenizer), FrozenModel(world.model)
+    context, frozen = PrecomputeContext(world.tokenizer), FrozenModel(world.model)
     start = world.tokenizer.bos_token_id
 
     def guided(prompt: str, completion: str) -> float:

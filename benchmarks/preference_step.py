@@ -101,8 +101,8 @@ def measure(way: str, steps: int, pairs: int, length: int) -> dict:
         else:
             from transformers import TrainingArguments
 
-            from tokenry.core.registry import objective
             from tokenry.learn.data import PreferenceCollator
+            from tokenry.learn.objective import objective
             from tokenry.learn.trainer import ObjectiveTrainer
 
             trainer = ObjectiveTrainer(

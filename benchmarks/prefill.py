@@ -45,7 +45,8 @@ def main() -> None:
     import torch
 
     import tokenry
-    from tokenry.model.attention.token_sparse import TokenSparse, low_drift_layers
+    from tokenry.model.attention.drift import low_drift_layers
+    from tokenry.model.attention.token_sparse import TokenSparse
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -105,7 +106,8 @@ def speeds(model: Any, ids: Any, policy: Any, runs: int) -> list[Row]:
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    from tokenry.model.attention.token_sparse import deferred_mask, token_sparse_attention
+    from tokenry.model.attention.masks import deferred_mask
+    from tokenry.model.attention.token_sparse import token_sparse_attention
 
     spent = [0.0]
 
@@ -154,18 +156,18 @@ def costs(model: Any, ids: Any, reference: Any, policy: Any) -> list[Row]:
     )
     linear = per_token * ids.shape[1]
     divergence = (reference.exp() * (reference - found)).sum(-1).mean()
-    kept = [int(count) for count in prefill.attended.values()]
+    kept = [int(count) for count in prefill.cost.attended.values()]
     return [
         compare(
             "attention FLOPs, with selection",
-            prefill.sparse_flops / 1e9,
-            prefill.dense_flops / 1e9,
+            prefill.cost.sparse_flops / 1e9,
+            prefill.cost.dense_flops / 1e9,
             "GFLOP",
         ),
         compare(
             "all FLOPs of the layers",
-            (linear + prefill.sparse_flops) / 1e9,
-            (linear + prefill.dense_flops) / 1e9,
+            (linear + prefill.cost.sparse_flops) / 1e9,
+            (linear + prefill.cost.dense_flops) / 1e9,
             "GFLOP",
         ),
         compare(

@@ -1,16 +1,33 @@
-"""Builds docs/gallery/ and docs/guide/objectives.md from results/*.json. `make docs` runs it."""
+"""Builds what no one keeps by hand; `make docs` runs it.
 
+docs/gallery/ and docs/guide/objectives.md from results/*.json, docs/reference/ from the packages,
+and the README's table of methods from the roles.
+"""
+
+import importlib.util
+import inspect
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
-from tokenry.core.registry import objective
+from tokenry.core.registry import Role, roles
+from tokenry.lab.plots import Plot
+from tokenry.lab.plots import draw as draw_plots
+from tokenry.learn.objective import objective
 from tokenry.papers import catalogue
+from tokenry.papers.base import Paper
 
 FOLDER = Path(__file__).parent
 GALLERY = FOLDER / "gallery"
+REFERENCE = FOLDER / "reference"
+README = FOLDER.parent / "README.md"
+CONTRIBUTING = FOLDER.parent / "CONTRIBUTING.md"
+LAYERS = ("core", "text", "tasks", "codecs", "model", "decode", "measure", "learn", "lab")
+METHODS = ("<!-- methods: written by docs/build.py -->\n", "<!-- end of methods -->\n")
+ROLES = ("<!-- roles: written by docs/build.py -->\n", "<!-- end of roles -->\n")
 
 
 def figure(value: float, unit: str) -> str:
@@ -23,7 +40,9 @@ def cell(text: str) -> str:
 
 
 def verdict(result: dict[str, Any] | None) -> str:
-    return "not run" if result is None else "held" if result["held"] else "not held"
+    if result is None:
+        return "not run"
+    return result.get("verdict") or ("held" if result["held"] else "not held")
 
 
 def index() -> list[str]:
@@ -59,11 +78,16 @@ def page(key: str, draw: bool) -> list[str]:
     ]
     if result is None:
         return [*lines, "Not reproduced yet.", ""]
-    lines += [f"**{verdict(result).capitalize()}** at this scale: {result['needs']}.", ""]
+    lines += [f"**{verdict(result).capitalize()}** at this scale.", ""]
+    lines += checks(result)
     if result["reason"]:
         lines += [result["reason"], ""]
+    large = catalogue.read_result(key, "large")
+    if large is not None:
+        lines += [f"**At a larger scale: {verdict(large)}.**", "", *checks(large)]
+        lines += [large["reason"] or "", ""]
     if draw and drawn(result, GALLERY / f"{key}.svg"):
-        lines += [f"![What was measured, by unit; one dot a seed]({key}.svg)", ""]
+        lines += [f"![What was measured]({key}.svg)", ""]
     lines += ["| measured | value | seed |", "|---|---|---|"]
     for row in result["measurements"]:
         seed = "" if row["seed"] is None else row["seed"]
@@ -74,31 +98,33 @@ def page(key: str, draw: bool) -> list[str]:
     return lines
 
 
+def checks(result: dict[str, Any]) -> list[str]:
+    """A row for each inequality that the claim needs."""
+    if not result.get("checks"):
+        return [result["needs"] + ".", ""]
+    lines = [
+        "| the claim needs that | verdict | true in | margin | surely |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["checks"]:
+        true, count = row["seeds"]
+        margin = f"{row['margin']:.3g}" + (f" ± {row['error']:.2g}" if count > 1 else "")
+        cells = (row["text"], row["verdict"], f"{true} of {count}", margin, f"{row['sure']:.0%}")
+        lines.append("| " + " | ".join(map(cell, cells)) + " |")
+    return [*lines, ""]
+
+
 def drawn(result: dict[str, Any], file: Path) -> bool:
-    """One panel for each unit that has two labels or more, a row for each label, a dot for each
-    seed; whether there was anything to draw."""
+    """The record's pictures side by side; whether there are any."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    units: dict[str, dict[str, list[float]]] = {}
-    for row in result["measurements"]:
-        units.setdefault(row["unit"], {}).setdefault(row["label"], []).append(row["value"])
-    panels = {unit: labels for unit, labels in units.items() if len(labels) > 1}
-    if not panels:
+    plots = [Plot.of(plot) for plot in result.get("plots", ())]
+    if not plots:
         return False
-    heights = [len(labels) + 1.5 for labels in panels.values()]
     with rc_context({"svg.fonttype": "none", "font.size": 8}):
-        picture = Figure(figsize=(7.2, 0.22 * sum(heights) + 0.4), layout="constrained")
-        axes = picture.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axis, (unit, labels) in zip(axes, panels.items(), strict=True):
-            for place, values in enumerate(labels.values()):
-                axis.plot(values, [place] * len(values), "o", ms=4, alpha=0.7, color="#4053d3")
-            names = [name if len(name) < 60 else name[:59] + "…" for name in labels]
-            axis.set_yticks(range(len(labels)), names)
-            axis.set_ylim(len(labels) - 0.5, -0.5)
-            axis.set_xlabel(unit or "no unit")
-            axis.grid(axis="x", lw=0.4, alpha=0.5)
-            axis.spines[["top", "right"]].set_visible(False)
+        picture = Figure(figsize=(4.2 * len(plots), 3.4), layout="constrained")
+        draw_plots(plots, picture)
         picture.savefig(file, format="svg")
     return True
 
@@ -169,7 +195,106 @@ def objectives_page() -> list[str]:
     return [*lines, ""]
 
 
+def methods() -> list[str]:
+    """A row for each role with its methods, then for what the other papers are."""
+    papers = catalogue.papers()
+    numbered = {paper.number: paper for paper in papers.values() if paper.number is not None}
+    lines = ["| role | what it is | methods |", "|---|---|---|"]
+    told = set()
+    for role in roles():
+        cells = []
+        for entry in role:
+            paper = numbered.get(entry.paper)
+            told.add(entry.paper)
+            cells.append(f"`{entry.key}`" if paper is None else linked(f"`{entry.key}`", paper))
+        lines.append(f"| {role.name} | {cell(sentence(role))} | {', '.join(cells)} |")
+    others: dict[str, list[str]] = {}
+    for paper in papers.values():
+        if paper.number is not None and paper.number not in told:
+            others.setdefault(paper.role, []).append(linked(f"`{paper.key}`", paper))
+    names = [f"| {role} | | {', '.join(links)} |" for role, links in sorted(others.items())]
+    return [*lines, *names]
+
+
+def role_places() -> list[str]:
+    """A row for each role: where its Protocol and its methods are, and what it is."""
+    lines = ["| role | its Protocol | its methods | what it is |", "|---|---|---|---|"]
+    for role in roles():
+        path = role.protocol.__module__.removeprefix("tokenry.").replace(".", "/")
+        folders = (name.removeprefix("tokenry.").replace(".", "/") for name in role.packages)
+        places = ", ".join(f"`{name}`" for name in folders)
+        lines.append(f"| {role.name} | `{path}.py` | {places} | {cell(sentence(role))} |")
+    return lines
+
+
+def sentence(role: Role) -> str:
+    """What a role is, as its Protocol says first."""
+    summary = inspect.getdoc(role.protocol) or ""
+    first = " ".join(summary.partition("\n\n")[0].split()).partition(". ")[0]
+    return first.removeprefix("The role: ").rstrip(".,")
+
+
+def linked(text: str, paper: Paper) -> str:
+    return f"[{text}](https://arxiv.org/abs/{paper.arxiv})"
+
+
+def with_table(text: str, marks: tuple[str, str], lines: list[str]) -> str:
+    """A page with the lines between the marks as they are now."""
+    before, start, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    return before + start + "\n".join(lines) + "\n" + end + after
+
+
+def with_methods(text: str) -> str:
+    """The README with its table of methods as the roles have it."""
+    return with_table(text, METHODS, methods())
+
+
+def with_roles(text: str) -> str:
+    """CONTRIBUTING with its table of roles."""
+    return with_table(text, ROLES, role_places())
+
+
+def reference(layer: str) -> list[str]:
+    """Every module of a layer that says what it is, below the folder that it is in."""
+    root = importlib.import_module(f"tokenry.{layer}")
+    lines, folder = [f"# `tokenry.{layer}`", ""], layer
+    names = sorted(
+        module.name for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}.")
+    )
+    for name in sorted(names, key=lambda name: (name.count("."), name)):
+        file = Path(importlib.util.find_spec(name).origin)  # type: ignore[arg-type, union-attr]
+        if file.stat().st_size == 0 or file.name == "__init__.py":
+            continue
+        inside = name.rpartition(".")[0].removeprefix("tokenry.")
+        if inside != folder:
+            folder = inside
+            lines += [f"## `{folder.removeprefix(f'{layer}.')}`", ""]
+        lines += [f"::: {name}", ""]
+    return lines
+
+
+LAYERS = (
+    "core",
+    "text",
+    "tasks",
+    "codecs",
+    "model",
+    "decode",
+    "measure",
+    "learn",
+    "lab",
+    "serving",
+)
+
+
 def main(draw: bool = True) -> None:
+    shutil.rmtree(REFERENCE, ignore_errors=True)
+    REFERENCE.mkdir()
+    for layer in (*LAYERS, "serving"):
+        REFERENCE.joinpath(f"{layer}.md").write_text("\n".join(reference(layer)))
+    for file, written in ((README, with_methods), (CONTRIBUTING, with_roles)):
+        file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
     FOLDER.joinpath("guide", "objectives.md").write_text("\n".join(objectives_page()))
     shutil.rmtree(GALLERY, ignore_errors=True)
     GALLERY.mkdir()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenry.decode.constraints.ending import Ending
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.constraints.stop import Stop
+from tokenry.decode.steering.ending import Ending
 from tokenry.text.vocabulary import token_bytes
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"

@@ -43,10 +43,11 @@ class Absent(PathFinder):
             return PathFinder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Absent if finder is PathFinder else finder for finder in sys.meta_path]
-from tokenry.core import registry
-for role in vars(registry).values():
-    if isinstance(role, registry.Role):
-        assert role.names(), role.name
+from tokenry.core.registry import roles
+found = {role.name: role for role in roles()}
+assert len(found) >= 12, found
+for role in found.values():
+    assert role.names(), role.name
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -55,7 +56,7 @@ sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_atte
 model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
 ids = torch.randint(2, 64, (1, 20))
 for name in ("h2o", "tokenselect"):
-    cache = registry.cache_policy[name].of_size(8).cache(model)
+    cache = found["cache policy"][name].of_size(8).cache(model)
     print(model.generate(ids, past_key_values=cache, max_new_tokens=3, do_sample=False).shape[1])
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenry
-from tokenry.core.divergence import divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tab_po import BarrierTerm, FieldWeight
 from tokenry.learn.preference.tdpo import KLMargin

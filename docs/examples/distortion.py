@@ -19,11 +19,11 @@ import torch
 
 import tokenry
 from tokenry.decode.constraints.base import Constraint, State
-from tokenry.decode.constraints.ending import Ending
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import prompt_ids
 from tokenry.decode.samplers.request import Processor
+from tokenry.decode.steering.ending import Ending
 from tokenry.model.decoding import DecodingState
 
 PROMPT = "The largest city in the world is"

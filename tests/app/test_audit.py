@@ -102,8 +102,8 @@ def test_candidates_for_prompts_are_words(tiny_llama_text, tiny_tokenizer):
     ("arguments", "says"),
     [
         (("--part", "lenght"), "did you mean length"),
-        (("--tokens", -1), "0 (all) or more"),
-        (("--threshold", 1.5), "between 0 and 1"),
+        (("--tokens", -1), "--tokens is -1"),
+        (("--threshold", 1.5), "in (0, 1)"),
     ],
 )
 def test_bad_input_is_one_line(run, model, monkeypatch, arguments, says):

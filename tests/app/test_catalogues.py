@@ -49,7 +49,7 @@ def test_the_records_that_are_read_are_those_that_are_imported():
 
 
 def test_a_record_with_a_computed_field_is_imported(monkeypatch):
-    record = Paper(1, "key", "A title", "0", "role", "family", "claim", lambda seed: seed)
+    record = Paper(1, "key", "A title", "0", "role", "family", "claim", lambda seed, scale: seed)
     module = type("module", (), {"PAPER": record})
     monkeypatch.setattr(importlib, "import_module", lambda name: module)
     plain = 'x = 1\nPAPER = Paper(1, "key", title="A " "title", arxiv="0", role="role",\n'
@@ -57,7 +57,7 @@ def test_a_record_with_a_computed_field_is_imported(monkeypatch):
     found = catalogue.declared("module", plain)
     assert found.title == "A title"
     assert found.reproduce is not record.reproduce
-    assert found.reproduce(7) == 7
+    assert found.reproduce(7, "full") == 7
     assert catalogue.declared("module", plain.replace('"claim"', "CLAIM")) is record
     assert catalogue.declared("module", "PAPERS = 1") is None
 

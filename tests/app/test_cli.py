@@ -40,7 +40,7 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def toy_paper(monkeypatch):
-    def reproduce(seed):
+    def reproduce(seed, scale):
         measured = [Measurement("method", 2.0, "tokens", seed), Measurement("rival", 1.0, "tokens")]
         return Outcome(held=False, needs="method > rival + 5", measurements=measured, reason="toy")
 
@@ -189,7 +189,7 @@ def test_constraints_on_text_and_words_hold_together(run, model):
 def test_every_sampler_is_reached_with_its_settings(run, model, sampler):
     code, out, _ = run(
         "generate", "the", "-m", model, "--regex", "[a-z ]{1,9}", "--sampler", sampler, "-p", 2,
-        "-n", 12, "--json", "--end-when-complete",
+        "-n", 12, "--json", "--steer", "ending",
     )  # fmt: skip
     assert code == 0
     found = json.loads(out)
@@ -199,9 +199,9 @@ def test_every_sampler_is_reached_with_its_settings(run, model, sampler):
 
 def test_guard_takes_a_proposal(run, refused, model):
     base = ["generate", "the", "-m", model, "--regex", "[a-z ]{1,9}", "-n", 8]
-    how = ["--sampler", "guard:rows=8", "--proposal", "the cat sat", "--end-when-complete"]
+    how = ["--sampler", "guard:rows=8", "--proposal", "the cat sat", "--steer", "ending"]
     assert run(*base, *how)[0] == 0
-    assert run(*base, *how[:2], "--proposal-model", model, "--end-when-complete")[0] == 0
+    assert run(*base, *how[:2], "--proposal-model", model, *how[-2:])[0] == 0
     assert "--sampler guard" in refused(*base, "--proposal", "the cat sat")
 
 
@@ -211,21 +211,22 @@ def test_texts_hold_what_is_asked_and_are_no_shorter(run, model):
         "--particles", 8,
     )  # fmt: skip
     assert json.loads(out)["text"] == "dog"
-    _, out, _ = run("generate", "the", "-m", model, "--min-tokens", 7, "-n", 9, "--json")
+    _, out, _ = run(
+        "generate", "the", "-m", model, "-n", 9, "--constrain", "length:minimum=7", "--json"
+    )
     assert len(json.loads(out)["samples"][0]["tokens"]) >= 7
 
 
 def test_a_python_function_judges(run, refused, model, tmp_path):
     judge = tmp_path / "judge.py"
     judge.write_text(
-        "def short(text): return len(text) == 3\n"
-        "begins = lambda text: len(text) <= 3\n"
-        "pair = (begins, short)\n"
-        "number = 3\n"
+        "def short(text): return len(text) == 3\nbegins = lambda text: len(text) <= 3\nnumber = 3\n"
     )
-    base = ["generate", "the", "-m", model, "-n", 8, "--end-when-complete"]
-    assert len(run(*base, "--accept", f"{judge}:pair")[1].rstrip("\n")) == 3
-    assert "function of a text" in refused(*base, "--accept", f"{judge}:number")
+    base = ["generate", "the", "-m", model, "-n", 8, "--steer", "ending", "--constrain"]
+    both = f"predicate:complete={judge}:short,prefix={judge}:begins"
+    assert len(run(*base, both)[1].rstrip("\n")) == 3
+    assert "function of a text" in refused(*base, f"predicate:complete={judge}:number")
+    assert "needs complete" in refused(*base, f"predicate:prefix={judge}:begins")
 
 
 def test_a_critic_shifts_the_texts(run, refused, model, tmp_path):
@@ -251,15 +252,15 @@ def test_steering_reaches_every_way_of_decoding(run, refused, model, tmp_path):
     style = tmp_path / "style.txt"
     style.write_text("the cat sat on the mat\n\nthe cat sat\n")
     base = ["generate", "the", "-m", model, "-n", 12]
-    strong = ["--style", style, "--style-strength", 40, "-t", 0]
+    strong = ["--steer", f"ngram-style:ngrams={style},strength=40", "-t", 0]
     texts = [run(*base, *strong, *how)[1] for how in ([], ["--draft", "recycling"])]
     assert texts[0] == texts[1]
     assert texts[0].startswith(" cat sat")
-    assert run(*base, "--expected-length", 0.01)[1].strip() == ""
-    assert "--expected-length is 0" in refused(*base, "--expected-length", 0)
-    assert "needs a constraint" in refused(*base, "--end-when-complete")
+    assert run(*base, "--steer", "stopping:expected_length=0.01")[1].strip() == ""
+    assert "expected_length is 0" in refused(*base, "--steer", "stopping:expected_length=0")
+    assert "needs a constraint" in refused(*base, "--steer", "ending")
     style.write_text("")
-    assert "empty" in refused(*base, "--style", style)
+    assert "empty" in refused(*base, "--steer", f"ngram-style:ngrams={style}")
 
 
 def test_bytes_finish_words_and_average_models(run, refused, model):
@@ -276,16 +277,16 @@ def test_bytes_finish_words_and_average_models(run, refused, model):
 
 def test_contrast_with_the_same_prompt_keeps_the_likeliest_token(run, model):
     base = ["generate", "the cat", "-m", model, "-n", 8, "-t", 0]
-    assert run(*base, "--contrast", "the cat")[1] == run(*base)[1]
-    assert run(*base, "--contrast", "a dog")[0] == 0
+    assert run(*base, "--steer", "uscd:negative=the cat")[1] == run(*base)[1]
+    assert run(*base, "--steer", "uscd:negative=a dog")[0] == 0
 
 
 def test_dictionary_and_melody_errors_name_their_input(refused, model, tmp_path):
     entries = tmp_path / "words.tsv"
     entries.write_text("cat\n")
     base = ["generate", "the cat", "-m", model]
-    assert "line 1" in refused(*base, "--dictionary", entries)
-    assert "8,6,8,6" in refused(*base, "--melody", "8;6")
+    assert "line 1" in refused(*base, "--constrain", f"dictionary:phrases={entries}")
+    assert "phrase 0 is '8;6'" in refused(*base, "--constrain", "melody:phrases=8;6")
     assert "rows" in refused(*base, "--sampler", "asap:row=2")
     assert "name=value" in refused(*base, "--sampler", "asap:2")
     assert "rows is 0" in refused(*base, "--sampler", "asap:rows=0")
@@ -313,8 +314,10 @@ def test_a_draft_a_selecting_cache_and_a_schema_go_together(run, model, tmp_path
             }
         )
     )
-    base = ["generate", "x", "--model", model, "-t", "0", "--json-schema", schema, "-n", 200]
-    base += ["--json", "--whitespace", ""]  # a random model might write nothing else
+    base = ["generate", "x", "--model", model, "-t", "0", "-n", 200]
+    # a random model might write nothing but white space
+    base += ["--constrain", f"json:schema={schema},whitespace="]
+    base += ["--json"]
     plain = json.loads(run(*base, "--sampler", "mask")[1])
     for size in (2048, 8):
         how = ["--draft", "goose", "--cache", f"tokenselect:{size}"]
@@ -362,7 +365,8 @@ def test_train_saves_a_run_and_prints_only_its_result(run, model, pairs, tmp_pat
 def test_papers_print_the_fields_of_the_catalogue(run, toy_paper):
     code, out, _ = run("papers", "--json", "--role", "sampler")
     (row,) = json.loads(out)
-    fields = ["number", "key", "title", "arxiv", "role", "family", "claim", "held", "seconds"]
+    fields = ["number", "key", "title", "arxiv", "role", "family", "claim"]
+    fields += ["held", "verdict", "seconds"]
     assert code == 0
     assert list(row) == fields
     assert "A toy" in run("papers")[1]
@@ -430,7 +434,7 @@ def test_a_schema_that_is_none(refused, model, tmp_path):
 
 
 def test_constraints_that_nothing_satisfies(refused, model):
-    words = ["--only-letters", "xq", "--with-letter", "a"]
+    words = ["--constrain", "words:only=xq,with=a"]
     assert "lexicon" in refused("generate", "x ", "-m", model, *words)
     assert refused("generate", "x", "-m", model, "--regex", r"a[^\s\S]")
     both = ["--regex", "a+", "--without-letter", "a"]
@@ -438,9 +442,8 @@ def test_constraints_that_nothing_satisfies(refused, model):
     too_long = ["--regex", "a{40}", "-n", 3]
     for how in ([], ["--sampler", "mask"], ["--draft", "recycling"]):
         assert "raise -n" in refused("generate", "x", "-m", model, *too_long, *how)
-    assert "2 to 1 letters" in refused(
-        "generate", "x", "-m", model, "--shortest-word", 2, "--longest-word", 1
-    )
+    lengths = "words:shortest=2,longest=1"
+    assert "2 to 1 letters" in refused("generate", "x", "-m", model, "--constrain", lengths)
 
 
 def test_a_line_that_does_not_parse_is_numbered(refused, model, pairs, tmp_path):
@@ -573,7 +576,7 @@ def test_combinations_that_cannot_work(refused, model):
     assert "did you mean goose" in refused(*base, "--draft", "context+gose")
     both = refused(*base, "--draft", "goose+context", "--draft-model", "smollm2")
     assert "goes with one of dyspec, mtp, fspad, and 0 of them" in both
-    assert "two or more drafters" in refused(*base, "--draft", "mixture:drafters=goose")
+    assert "setting of mixture" in refused(*base, "--draft", "mixture:drafters=goose")
     assert "--particles" in refused(*base, "--cache", "h2o:0.2", "--particles", 2)
     assert "share" in refused(*base, "--cache", "h2o:much")
     assert "share" in refused(*base, "--cache", "h2o:7.5")
@@ -604,3 +607,30 @@ def test_interrupting_ends_with_130(run, monkeypatch):
 
     monkeypatch.setattr(catalogue, "listing", stop)
     assert run("papers")[:2] == (130, "")
+
+
+def test_all_papers_are_gone_on_with(run, refused, monkeypatch, tmp_path):
+    calls = []
+
+    def paper(key):
+        def reproduce(seed, scale):
+            calls.append((key, seed, scale))
+            if key == "b" and len(calls) == 2:
+                raise KeyboardInterrupt
+            return Outcome(held=True, needs="x", measurements=[Measurement("x", 1.0, "", seed)])
+
+        return Paper(None, key, key, "0.0", "sampler", "toys", "It plays.", reproduce)
+
+    known = {key: paper(key) for key in "abc"}
+    monkeypatch.setattr(catalogue, "papers", lambda: known)
+    folder = str(tmp_path / "out")
+    run("reproduce", "--all", "--output", folder, "--seed", "4")
+    assert calls == [("a", 4, "full"), ("b", 4, "full")]
+    other = refused("reproduce", "--all", "--resume", "--output", folder, "--seed", "5")
+    assert "--seed 4" in " ".join(other.split())
+    assert run("reproduce", "--all", "--resume", "--output", folder, "--seed", "4")[0] == 0
+    assert calls[2:] == [("b", 4, "full"), ("c", 4, "full")]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "b.json", "c.json"]
+    assert run("reproduce", "a", "--scale", "smoke", "--output", folder)[0] == 0
+    assert (tmp_path / "out" / "a-smoke.json").is_file()
+    assert "--all" in refused("reproduce")

@@ -9,10 +9,10 @@ import torch
 
 from tokenry.app.continuation import ConstraintMask, Limits, sampled
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.samplers.smc import SMC
 from tokenry.decode.speculation import latency
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.verify import draw
 
 WAYS = {"sampled": [], "drafted": ["--draft", "recycling"], "cached": ["--cache", "h2o:8"]}
@@ -53,20 +53,20 @@ def test_a_text_that_has_merely_not_ended_is_told_from_one_that_fails(refused, r
     base = [*base, "-t", 0, "-n", 1]
     line = refused(*base, "--regex", "[0-9]+")
     assert "the text satisfies the constraint and has not ended within 1 tokens ('" in line
-    assert "--end-when-complete" in line
-    ended = [*base[:-1], 2, "--regex", "[0-9]+", "--end-when-complete"]
+    assert "--steer ending" in line
+    ended = [*base[:-1], 2, "--regex", "[0-9]+", "--steer", "ending"]
     assert run(*ended)[1].strip().isdecimal()
     line = refused(*base, "--regex", "[0-9]{30}")
     assert "no text satisfied the constraint within 1 tokens, for example '" in line
-    assert "--end-when-complete" not in line
+    assert "--steer ending" not in line
 
 
 def test_a_users_function_that_raises_is_named(refused, base, tmp_path):
     own = tmp_path / "own.py"
     own.write_text("def yes(text): return 1 / (len(text) - len(text))\ndef two(a, b): ...\n")
     for name, kind in (("yes", "ZeroDivisionError"), ("two", "TypeError")):
-        line = refused(*base, "-n", 3, "--accept", f"{own}:{name}")
-        assert f"--accept {own}:{name} raised {kind}: " in line
+        line = refused(*base, "-n", 3, "--constrain", f"predicate:complete={own}:{name}")
+        assert f"--constrain predicate {own}:{name} raised {kind}: " in line
 
 
 def test_a_critic_that_raises_or_gives_no_number_is_named(refused, run, model, tmp_path):

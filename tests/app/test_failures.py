@@ -98,7 +98,7 @@ def test_a_text_that_is_not_unicode_is_refused(refused, verb):
 
 
 def test_an_option_that_is_not_unicode_is_named(refused):
-    assert "--contrast is not Unicode" in refused("generate", "x", "--contrast", "\udcff")
+    assert "--steer is not Unicode" in refused("generate", "x", "--steer", "\udcff")
     assert "--stop is not Unicode" in refused("generate", "x", "--stop", "a", "--stop", "\udcff")
 
 
@@ -110,8 +110,12 @@ def test_arguments_that_the_locale_did_not_decode_are_read_as_utf8(run, model):
 
 @pytest.mark.parametrize("verb", VERBS_THAT_READ)
 def test_standard_input_that_is_binary_is_refused(refused, monkeypatch, verb):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff\x00"), "ascii"))
-    assert "standard input is not UTF-8 text: invalid start byte at byte 2" in refused(verb, "-")
+    for data, says in [
+        (b"ab\xff", "standard input is not UTF-8 text: invalid start byte at byte 2"),
+        (b"ab\xff\x00", "standard input is not text: byte 3 is 0"),
+    ]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+        assert says in refused(verb, "-")
 
 
 @pytest.mark.parametrize("verb", VERBS_THAT_READ)

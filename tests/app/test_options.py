@@ -10,6 +10,7 @@ import typer
 
 from tokenry.app import verb as verb_module
 from tokenry.app.cli import app
+from tokenry.app.renamed import SETTINGS
 from tokenry.core.errors import InputError
 
 # --seed is of every verb, so that scripts need not know which ones draw; --json and --debug act on
@@ -19,7 +20,7 @@ ALWAYS = {
     "inspect": {"--file", "--model", "--against", "--pairs", "--signal", "--html"},
     "generate": {
         *("--model", "--chat", "--max-new-tokens", "--temperature", "--stop", "--bytes"),
-        *("--ensemble", "--draft", "--end-when-complete", "--min-tokens"),
+        *("--ensemble", "--draft"),
     },
     "train": {
         *("--data", "--output", "--objective", "--model", "--config", "--lora", "--eval-data"),
@@ -30,7 +31,7 @@ ALWAYS = {
     "audit": {"--part"},
     "objectives": set(),
     "papers": set(),
-    "reproduce": {"--output"},
+    "reproduce": {"--output", "--all", "--resume", "--scale"},
     "models": set(),
     "data": set(),
     "plan": {
@@ -42,19 +43,12 @@ ALWAYS = {
 BYTES = ("generate", "x", "--bytes")
 OF_TEXT = [
     *(("--json-schema", "{}"), ("--regex", "a"), ("--grammar", "g"), ("--contains", "a")),
-    *(("--accept", "a.py:f"), ("--dictionary", "d"), ("--melody", "3"), ("--python",)),
-    *(("--without-letter", "e"), ("--with-letter", "e"), ("--only-letters", "e")),
-    *(("--starts-with", "e"), ("--ends-with", "e"), ("--shortest-word", "2")),
-    *(("--longest-word", "2"), ("--syllables", "2"), ("--rhymes-with", "cat")),
-    *(("--expected-length", "9"), ("--style", "s"), ("--contrast", "c"), ("--cache", "h2o:9")),
-    *(("--min-tokens", "3"), ("--sampler", "beam"), ("--particles", "2"), ("--draft", "goose")),
-    *(("--critic", "c.py:f"), ("--end-when-complete",)),
+    *(("--constrain", "length:minimum=3"), ("--python",), ("--without-letter", "e")),
+    *(("--steer", "ending"), ("--critic", "c.py:f"), ("--cache", "h2o:9")),
+    *(("--sampler", "beam"), ("--particles", "2"), ("--draft", "goose")),
 ]
 IDLE = {
     **{(*BYTES, *option): (option[0], "byte by byte") for option in OF_TEXT},
-    ("generate", "x", "--style-strength", "0.1"): ("--style-strength", "strength of --style"),
-    ("generate", "x", "--whitespace", "any"): ("--whitespace", "--json-schema"),
-    ("generate", "x", "--lenient"): ("--lenient", "--json-schema"),
     ("generate", "x", "--proposal", "y"): ("--proposal", "--sampler guard"),
     ("generate", "x", "--proposal-model", "y"): ("--proposal-model", "--sampler guard"),
     ("generate", "x", "--draft-model", "y"): ("--draft-model", "--draft"),
@@ -104,8 +98,8 @@ def test_every_option_of_every_verb_has_an_effect_or_is_refused():
 
 
 def test_the_default_value_is_no_excuse_and_the_default_itself_no_fault(run, model):
-    assert run("generate", "the", "-m", model, "-n", 2)[0] == 0  # --style-strength has its default
-    assert run("generate", "the", "-m", model, "-n", 2, "--style-strength", "0.1")[0] == 2
+    assert run("inspect", "the cat", "-m", model, "--json")[0] == 0  # --rows has its default
+    assert run("inspect", "the cat", "-m", model, "--json", "--rows", "10")[0] == 2
 
 
 def test_outside_of_a_command_line_nothing_was_typed():
@@ -117,15 +111,24 @@ def test_outside_of_a_command_line_nothing_was_typed():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--min-tokens", 50, "-n", 10), "--min-tokens is 50 and -n 10"),
-        (("--min-tokens", 65), "--max-new-tokens 64"),
-        (("--min-tokens", -1), "--min-tokens"),
+        (("--constrain", "length:minimum=50", "-n", 10), "length:minimum is 50 and -n 10"),
+        (("--constrain", "length:minimum=65"), "--max-new-tokens 64"),
         (("--draft", "dyspec"), "smaller model with the same vocabulary"),
         (("--draft", "goose+dyspec"), "--draft dyspec needs"),
         (("--draft", "fspad"), "--draft-model FILE"),
-        (("--style", "s", "--style-strength", "nan"), "--style-strength is nan"),
-        (("--style", "s", "--style-strength", -1), "--style-strength is -1"),
-        (("--expected-length", "inf"), "--expected-length is inf"),
+        (("--steer", "stopping:expected_length=inf"), "expected_length is inf"),
+        (("--steer", "stopping:expected_length=2,floor=0.1"), "one of them"),
+        (("--steer", "stopping"), "changes nothing"),
+        (("--steer", "asap"), "--sampler asap"),
+        (("--steer", "ctgs:without=e"), "--constrain words"),
+        (("--constrain", "length"), "needs minimum or maximum"),
+        (("--constrain", "words:wordless=true"), "needs one of without"),
+        (("--constrain", "json:schema={},lenient=yes"), "lenient of json is 'yes'"),
+        (("--constrain", "regex:pattern=a,pattern=b"), "gives pattern twice"),
+        (("--constrain", "regex:a"), "name=value"),
+        (("--constrain", "rege:pattern=a"), "did you mean regex"),
+        (("--constrain", "length:minimum=1,tokenizer=x"), "known: maximum, minimum"),
+        (("--steer", "ngram:ngrams=s"), "did you mean ngram-style"),
         (("-t", "inf"), "-t is inf"),
         (("-t", "nan"), "-t is nan"),
         (("--seed", -1), "--seed"),
@@ -139,8 +142,34 @@ def test_what_cannot_be_obeyed_is_refused(refused, options, says):
 def test_a_text_of_exactly_so_many_tokens(run, model):
     import json
 
-    found = run("generate", "the", "-m", model, "--min-tokens", 6, "-n", 6, "--json")[1]
+    base = ("generate", "the", "-m", model, "-n", 6, "--json")
+    found = run(*base, "--constrain", "length:minimum=6")[1]
     assert len(json.loads(found)["samples"][0]["tokens"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--constrain", "length:minimum=-1"), "minimum is -1"),
+        (("--steer", "ngram-style:ngrams=style.txt,strength=nan"), "strength is nan"),
+        (("--steer", "ngram-style:ngrams=style.txt,strength=-1"), "strength is -1"),
+        (("--steer", "uscd:negative=y,space=log"), "space is 'log'"),
+        (("--steer", "uscd:negative=y,keep_ratio=inf"), "keep_ratio is inf"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(
+    refused, model, tmp_path, monkeypatch, options, says
+):
+    (tmp_path / "style.txt").write_text("the cat")
+    monkeypatch.chdir(tmp_path)
+    assert says in refused("generate", "x", "-m", model, *options)
+
+
+@pytest.mark.parametrize("old", SETTINGS)
+def test_an_option_that_became_a_setting_says_which(refused, old):
+    line = refused("generate", "x", old, "1")
+    assert f"{old} is a setting now: write {SETTINGS[old]}" in line
+    assert old not in ALWAYS["generate"]
 
 
 def test_spellings_are_those_that_were_typed():

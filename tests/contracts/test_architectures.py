@@ -12,7 +12,7 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import ModelError
-from tokenry.decode.bytes.prefix_scorer import TreeReader
+from tokenry.decode.bytes.prefix_scorer import CachedPrefixScorer
 from tokenry.decode.search import beam_search_policy
 from tokenry.decode.speculation.dyspec import DySpec
 from tokenry.decode.speculation.fspad import FSPAD
@@ -139,13 +139,13 @@ def test_drafts_of_a_batch_never_change_a_text(attention_model):
 
 
 def test_continuations_read_in_bytes_are_read_like_texts(attention_model):
-    reader = TreeReader(attention_model)
+    scorer = CachedPrefixScorer(attention_model)
     for paths in ([LONG, [*LONG, 7], [*LONG, 7, 9], [*LONG, 5]], [[*LONG, 7, 9, 3], [*LONG, 7, 4]]):
-        for path, logits in zip(paths, reader.read([tuple(p) for p in paths]), strict=True):
+        for path, logits in zip(paths, scorer.next_logits([tuple(p) for p in paths]), strict=True):
             close(logits, full(attention_model, path)[-1])
     expected = full(attention_model, LONG).log_softmax(-1)[9:-1]
     expected = expected.gather(1, torch.tensor(LONG[10:])[:, None]).sum()
-    found = TreeReader(attention_model).logprob(tuple(LONG[:10]), LONG[10:], chunk=4)
+    found = CachedPrefixScorer(attention_model).logprob(tuple(LONG[:10]), LONG[10:], chunk=4)
     assert found == pytest.approx(float(expected), abs=1e-3)
 
 
@@ -297,7 +297,7 @@ def test_recurrent_models_have_no_decoding_state(recurrent_model):
     with pytest.raises(ModelError, match=name):
         generate_with_drafter(recurrent_model, LONG, TokenRecycling(), 4)
     with pytest.raises(ModelError, match=name):
-        TreeReader(recurrent_model).read([tuple(LONG)])
+        CachedPrefixScorer(recurrent_model).next_logits([tuple(LONG)])
     with pytest.raises(ModelError, match=name):
         MTP().begin(recurrent_model, LONG)
     ids = torch.tensor([LONG])

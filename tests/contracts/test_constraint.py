@@ -1,45 +1,23 @@
 """What every constraint must keep: one checker, applied to all that are registered."""
 
 import random
-import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.core import registry
+from role_cases import cases
 from tokenry.core.errors import ConstraintError, VocabularyError
-from tokenry.decode.constraints.base import Anything, Constraint
+from tokenry.decode.constraints.base import Anything, Constraint, Example
+from tokenry.decode.constraints.base import constraint as registered
 from tokenry.decode.constraints.contains import Contains
-from tokenry.decode.constraints.dictionary import Dictionary
 from tokenry.decode.constraints.grammar import Grammar
-from tokenry.decode.constraints.length import Length
-from tokenry.decode.constraints.melody import Melody
 from tokenry.decode.constraints.predicate import Predicate
 from tokenry.decode.constraints.stop import Stop
 from tokenry.text.vocabulary import token_bytes
 
-PERSON = {
-    "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
-SUM = 'start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"'
-
-
-def short_cafe(tokenizer):
-    """(naïve|café|東京|🙂)+ in at most 12 characters, which tokens cut inside characters."""
-    words = ("naïve", "café", "東京", "🙂")
-    whole = re.compile("(?:" + "|".join(words) + ")+")
-    starts = {word[:n] for word in words for n in range(len(word))}
-
-    def prefix(text):
-        end = max(m for m in range(len(text) + 1) if not text[:m] or whole.fullmatch(text[:m]))
-        return len(text) <= 12 and text[end:] in starts
-
-    return Predicate(prefix, lambda text: bool(whole.fullmatch(text)), tokenizer)
+DIGITS, SUM = "[0-9]+", 'start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"'
 
 
 def even_number(tokenizer):
@@ -50,59 +28,32 @@ def even_number(tokenizer):
     )
 
 
-def no_letter_e(tokenizer):
-    from tokenry.decode.constraints.words import WordConstraint
-    from tokenry.decode.steering.word_filters import WithoutLetters
-
-    return WordConstraint(WithoutLetters("e"), tokenizer)
-
-
-def known_names(tokenizer, **options):
-    from tokenry.decode.constraints.completion import Completion
-    from tokenry.decode.constraints.completion_engine import NamesEngine
-
-    names = {"": ["cat", "there", "theory", "café"], "cat": ["mat", "sat"]}
-    return Completion(NamesEngine(names), tokenizer, **options)
-
-
-EXAMPLES = {
-    "anything": (None, lambda t: Anything(len(t), [t.eos_token_id])),
-    "json schema": ("grammar", lambda t: Grammar.json_schema(PERSON, t)),
-    "json schema without spaces": (
-        "grammar",
-        lambda t: Grammar.json_schema(PERSON, t, whitespace=""),
+COMBINED = {
+    "anything": Example(lambda t: Anything(len(t), [t.eos_token_id]), ["the 東"]),
+    "stop and contains": Example(
+        lambda t: Stop(["mat"], t) & Contains(["the", "em"], t), ["them on a mat"], ["the mat"]
     ),
-    "regex": ("grammar", lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t)),
-    "lark": ("grammar", lambda t: Grammar.lark(SUM, t)),
-    "predicate on bytes": ("predicate", short_cafe),
-    "predicate on digits": ("predicate", even_number),
-    "words": ("words", no_letter_e),
-    "stop": ("stop", lambda t: Stop(["the", "e ", "東京"], t)),
-    "stop with overshoot": ("stop", lambda t: Stop(["he", "京"], t, overshoot=True, early=True)),
-    "contains": ("contains", lambda t: Contains(["the", "eat", "é"], t)),
-    "length": ("length", lambda t: Length(2, 4, t)),
-    "dictionary": ("dictionary", lambda t: Dictionary([["the cat", "eat"], ["é"]], t)),
-    "melody": ("melody", lambda t: Melody([2, 3], t, lexicon=["the", "cat", "gather", "a"])),
-    "stop and contains": (None, lambda t: Stop(["mat"], t) & Contains(["the", "em"], t)),
-    "completion": ("completion", known_names),
-    "whole names": ("completion", lambda t: known_names(t, whole_names=True, suffix="\n")),
-    "and": (None, lambda t: Grammar.regex("[0-9]+", t) & even_number(t)),
-    "or": (None, lambda t: Grammar.regex("(the|cat)+", t) | even_number(t)),
-    "not": (None, lambda t: ~Grammar.regex("[0-9]+", t)),
-    "nested": (
-        None,
+    "and": Example(lambda t: Grammar.regex(DIGITS, t) & even_number(t), ["1234"], ["123"]),
+    "or": Example(
+        lambda t: Grammar.regex("(the|cat)+", t) | even_number(t), ["thecat", "36"], ["cat7"]
+    ),
+    "not": Example(lambda t: ~Grammar.regex(DIGITS, t), ["36a", "cat"], ["367"]),
+    "nested": Example(
         lambda t: (
             (Grammar.regex("[0-9]*", t) | Grammar.lark(SUM, t))
             & Grammar.regex("[0-9+()]{0,8}", t)
             & Anything(len(t), [t.eos_token_id])
         ),
+        ["1+(2)"],
+        ["1+1+1+1+1"],
     ),
 }
+EXAMPLES = {case.id: case.values[0]() for case in cases(registered)} | COMBINED
 
 
 @pytest.fixture(scope="module")
 def built(tiny_tokenizer):
-    return {name: build(tiny_tokenizer) for name, (_, build) in EXAMPLES.items()}
+    return {name: example.make(tiny_tokenizer) for name, example in EXAMPLES.items()}
 
 
 def check_constraint(constraint: Constraint, seed: int, steps: int = 6) -> None:
@@ -160,35 +111,12 @@ def test_keeps_the_protocol(built, name, seed):
     check_constraint(built[name], seed)
 
 
-def test_every_registered_constraint_is_checked():
-    checked = {key for key, _ in EXAMPLES.values() if key}
-    assert checked >= set(registry.constraint.names())
+def texts(kind):
+    """Parameters (name, text) of the texts that the examples accept or refuse."""
+    return [(name, text) for name, example in EXAMPLES.items() for text in getattr(example, kind)]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("json schema", '{"name": "Ada", "age": 36}'),
-        ("json schema without spaces", '{"name":"Ada","age":36}'),
-        ("regex", "the cat12東"),
-        ("lark", "12+(3+4)"),
-        ("predicate on bytes", "café東京🙂"),
-        ("predicate on digits", "1234"),
-        ("words", "a cat on a mat"),
-        ("contains", "café, the weather: eat"),
-        ("dictionary", "The Cat, É!"),
-        ("melody", "The... cat,\ngather the"),
-        ("stop and contains", "them on a mat"),
-        ("completion", "cat.mat(the"),
-        ("whole names", "return cat.sat(café, 12)"),
-        ("and", "1234"),
-        ("or", "thecat"),
-        ("or", "36"),
-        ("not", "36a"),
-        ("not", "cat"),
-        ("nested", "1+(2)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text"), texts("accepts"))
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**32))
 def test_accepts_any_tokenization_of_its_texts(tiny_tokenizer, built, name, text, seed):
@@ -199,32 +127,7 @@ def test_accepts_any_tokenization_of_its_texts(tiny_tokenizer, built, name, text
     assert state.complete
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("json schema", '{"name": "Ada"}'),
-        ("json schema", '{"name": "Ada", "age": 3.5}'),
-        ("json schema without spaces", '{"name": "Ada","age":36}'),
-        ("regex", "the cat"),
-        ("lark", "12+(3+4"),
-        ("predicate on bytes", "cafe"),
-        ("predicate on digits", "123"),
-        ("words", "the cat"),
-        ("stop", "a cat on a ma"),
-        ("contains", "café, the"),
-        ("dictionary", "the cats é"),
-        ("melody", "the cat\na"),
-        ("melody", "gather a\ngather a"),
-        ("length", "the cat on the mat and on the mat"),
-        ("stop and contains", "the mat"),
-        ("completion", "cat.dog"),
-        ("whole names", "cat.ma(the)"),
-        ("and", "123"),
-        ("or", "cat7"),
-        ("not", "367"),
-        ("nested", "1+1+1+1+1"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text"), texts("refuses"))
 def test_refuses_other_texts_somewhere(tiny_tokenizer, built, name, text):
     state = built[name].initial()
     for token in tiny_tokenizer.encode(text):

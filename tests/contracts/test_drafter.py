@@ -1,7 +1,8 @@
 """What every drafter must keep: the text is the one that decoding without it gives.
 
 Greedy text equals `model.generate`; sampled text equals `model.generate` with the same seed, draw
-by draw (more than the same law); ends, limits and processors hold; trees keep to their room.
+by draw (more than the same distribution); ends, limits and processors hold; trees keep to their
+budget.
 """
 
 import copy
@@ -11,8 +12,9 @@ from dataclasses import fields
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter as drafters
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
 
 PROMPTS = [
@@ -22,9 +24,9 @@ PROMPTS = [
 NEW = 24
 
 
-@pytest.fixture(params=drafters.names())
+@pytest.fixture(params=cases(drafters))
 def drafter(request):
-    return drafters[request.param]()
+    return request.param()
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +101,7 @@ def test_processors_steer_as_they_do_in_generate(drafter, tiny_model):
         assert found.ids == expected
 
 
-def test_trees_start_at_the_last_token_and_stay_in_their_room(drafter, tiny_model):
+def test_trees_start_at_the_last_token_and_stay_in_their_budget(drafter, tiny_model):
     seen = []
     found = generate_with_drafter(
         tiny_model,

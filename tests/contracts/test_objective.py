@@ -1,9 +1,9 @@
 """The contract of the role `objective`: every registered objective is put through all of it.
 
 Objectives of pairs get a preference batch (chosen rows, then rejected rows); others as many blocks
-of rows as they have sides; on-policy ones the batch that their own `prepare` makes of a rollout.
-Scores are made by hand from random logits, so that no model is involved: hidden states are the
-logits themselves, behind an identity head.
+of rows as they have completions; on-policy ones the batch that their own `prepare` makes of a
+rollout. Scores are made by hand from random logits, so that no model is involved: hidden states are
+the logits themselves, behind an identity head.
 """
 
 from dataclasses import fields, replace
@@ -12,47 +12,41 @@ from functools import cache
 import pytest
 import torch
 
+from role_cases import cases
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
-from tokenry.core.fused import LinearHead
-from tokenry.core.registry import objective as objectives
+from tokenry.core.divergence import divergence
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import (
     DATA,
+    Example,
     Objective,
     check_needs,
     count_units,
     is_on_policy,
-    sides_of,
 )
+from tokenry.learn.objective import objective as objectives
 
-KEYS = objectives.names()
-V, PAIRS, LENGTH = 5, 3, 7
-
-# Values of data columns, where uniform random numbers in (0, 1) are not what the method reads.
-COLUMNS = {
-    ("AdaptiveUnlearning", "tri"): lambda batch, values: (values * 2.99).floor() * batch.target,
-    ("MAHDPO", "objective"): lambda batch, values: (batch.group % 2).double(),
-}
+V, PAIRS = 5, 3
 
 
-def make_batch(generator, extra=0, side="right", sides=2):
+def make_batch(generator, extra=0, side="right", completions=2):
     """A batch with prompts and completions of different lengths, a block of rows for each side."""
     rows, targets = [], []
-    for row in range(sides * PAIRS):
+    for row in range(completions * PAIRS):
         prompt, completion = 1 + row % 2, 2 + (row * 5) % 4
         rows.append(torch.randint(V, (prompt + completion,), generator=generator).tolist())
         targets.append([False] * prompt + [True] * completion)
     batch = TokenBatch.from_ids(
-        rows, targets, group=[*range(PAIRS)] * sides, padding_side=side, pad_id=0
+        rows, targets, group=[*range(PAIRS)] * completions, padding_side=side, pad_id=0
     )
     if extra:
         filler = TokenBatch.from_ids([[0] * (batch.shape[1] + extra)], group=[0])
-        batch = batch.concat(filler, side=side).select(slice(0, sides * PAIRS))
+        batch = batch.concat(filler, side=side).select(slice(0, completions * PAIRS))
     return batch
 
 
-def by_place(batch, generator, *shape):
+def by_column(batch, generator, *shape):
     """Random numbers [B, T, ...] that depend on a token's place in its own row, not its padding."""
     table = torch.randn(len(batch.ids), 32, *shape, generator=generator, dtype=torch.float64)
     place = (batch.attention.cumsum(-1) - 1).clamp_min(0)
@@ -60,27 +54,27 @@ def by_place(batch, generator, *shape):
 
 
 def make_logits(batch, generator, dtype=torch.float64, scale=1.0):
-    return (by_place(batch, generator, V) * scale).to(dtype)
+    return (by_column(batch, generator, V) * scale).to(dtype)
 
 
-def with_columns(goal, batch, seed=11):
+def with_columns(example, batch, seed=11):
     """The columns that the objective needs of the data."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
-    for need in goal.needs:
+    for need in example.objective.needs:
         source, _, name = need.partition(".")
         if source not in DATA:
             continue
         if source == "token":
-            values = by_place(batch, generator).sigmoid() * batch.target
+            values = by_column(batch, generator).sigmoid() * batch.target
         else:
             values = torch.rand(len(batch.ids), generator=generator, dtype=torch.float64)
-        make = COLUMNS.get((type(goal).__name__, name))
+        make = example.columns.get(name)
         made[name] = values if make is None else make(batch, values)
     return batch.with_columns(**made)
 
 
-def make_scores(goal, batch, logits_of, needs=None):
+def make_scores(objective, batch, logits_of, needs=None):
     """Exactly what the needs name, from each source's logits; every other field is None."""
 
     def field(values):
@@ -94,14 +88,14 @@ def make_scores(goal, batch, logits_of, needs=None):
             "logprob": lambda: field(logp.gather(-1, batch.ids[..., None])[..., 0]),
             "entropy": lambda: field(-(logp.exp() * logp).sum(-1)),
             "divergence": lambda: field(
-                divergence(logits_of["reference"], logits, getattr(goal, "divergence", FORWARD_KL))
+                divergence(logits_of["reference"], logits, objective.divergence)
             ),
             "hidden": lambda: states,
             "hidden_states": lambda: (states * 0.5, states),
         }[quantity]()
 
     found = {"policy": {}, "reference": {}}
-    for need in goal.needs if needs is None else needs:
+    for need in objective.needs if needs is None else needs:
         source, _, quantity = need.partition(".")
         if source not in DATA:
             found.setdefault(source, {})[quantity] = values_of(source, quantity)
@@ -113,11 +107,10 @@ def make_scores(goal, batch, logits_of, needs=None):
 
     policy, reference = scores("policy"), scores("reference") if found["reference"] else None
     others = {s: scores(s) for s in found if s not in ("policy", "reference")}
-    if hasattr(goal, "parts"):
-        torch.manual_seed(5)
-        parts = goal.parts(tiny_model())
-        if parts is not None:
-            others["parts"] = parts.double().eval()
+    torch.manual_seed(5)
+    modules = objective.modules(tiny_model())
+    if modules is not None:
+        others["modules"] = modules.double().eval()
     return policy, reference, others
 
 
@@ -147,66 +140,73 @@ def tiny_model():
 class Case:
     """A batch and the logits of every model that the objective asks for."""
 
-    def __init__(self, goal, extra=0, side="right", dtype=torch.float64, scale=1.0, seed=0):
+    def __init__(self, example, extra=0, side="right", dtype=torch.float64, scale=1.0, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        self.goal = goal
-        self.batch = make_batch(generator, extra, side, len(sides_of(goal)))
-        needs = (*goal.needs, *getattr(goal, "rollout_needs", ()))
+        self.objective = objective = example.objective
+        self.batch = make_batch(generator, extra, side, len(objective.completions))
+        needs = (*objective.needs, *objective.rollout_needs)
         names = {need.partition(".")[0] for need in needs} - set(DATA)
         self.logits = {
             name: make_logits(self.batch, generator, dtype, scale)
             for name in ("policy", "reference", *sorted(names - {"policy", "reference"}))
         }
-        if is_on_policy(goal):
+        if is_on_policy(objective):
             self.prepare()
         else:
-            self.batch = with_columns(goal, self.batch)
+            self.batch = with_columns(example, self.batch)
 
     def prepare(self):
         """A rollout: sampled from a policy that has moved a little since."""
         generator = torch.Generator().manual_seed(7)
-        count = getattr(self.goal, "num_rewards", 1)
+        count = self.objective.num_rewards
         shape = (len(self.batch.ids),) if count <= 1 else (len(self.batch.ids), count)
         reward = torch.randn(shape, generator=generator, dtype=torch.float64)
         old = {**self.logits, "policy": self.logits["policy"] * 0.95}
         batch = self.batch.with_columns(reward=reward)
-        policy, reference, others = make_scores(self.goal, batch, old, self.goal.rollout_needs)
-        self.batch = self.goal.prepare(batch, policy, reference, **others)
+        policy, reference, others = make_scores(
+            self.objective, batch, old, self.objective.rollout_needs
+        )
+        self.batch = self.objective.prepare(batch, policy, reference, **others)
 
     def scores(self, policy=None, batch=None, logits=None):
         logits = self.logits if logits is None else logits
         policy = logits["policy"] if policy is None else policy
-        return make_scores(self.goal, batch or self.batch, {**logits, "policy": policy})
+        return make_scores(self.objective, batch or self.batch, {**logits, "policy": policy})
 
     def loss(self, policy=None, batch=None, logits=None):
         own, reference, others = self.scores(policy, batch, logits)
-        return self.goal(batch or self.batch, own, reference, **others)
+        return self.objective(batch or self.batch, own, reference, **others)
 
 
-@pytest.fixture(params=KEYS)
-def goal(request):
-    return objectives[request.param]()
+@pytest.fixture(params=cases(objectives, lambda kind: Example(kind())))
+def example(request):
+    return request.param()
 
 
 @pytest.fixture
-def case(goal):
-    return Case(goal)
+def objective(example):
+    return example.objective
 
 
-def test_follows_the_protocol(goal):
-    assert isinstance(goal, Objective)
-    assert check_needs(goal)
-    assert goal.unit in ("pair", "row", "token")
+@pytest.fixture
+def case(example):
+    return Case(example)
 
 
-def test_hyperparameters_have_defaults_and_are_frozen(goal):
-    for field in fields(goal):
+def test_follows_the_protocol(objective):
+    assert isinstance(objective, Objective)
+    assert check_needs(objective)
+    assert objective.unit in ("pair", "row", "token")
+
+
+def test_hyperparameters_have_defaults_and_are_frozen(objective):
+    for field in fields(objective):
         with pytest.raises(AttributeError):
-            setattr(goal, field.name, 1)
-    assert replace(goal) == goal
+            setattr(objective, field.name, 1)
+    assert replace(objective) == objective
 
 
-def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(goal, case):
+def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(objective, case):
     policy = case.logits["policy"].clone().requires_grad_()
     result = case.loss(policy)
     result.loss.backward()
@@ -218,7 +218,7 @@ def test_loss_metrics_and_gradients_are_finite_and_metrics_carry_no_gradient(goa
     for name, value in result.metrics.items():
         assert not value.requires_grad, name
         assert torch.isfinite(value).all(), name
-        assert value.ndim == 0 or len(value) == count_units(goal.unit, case.batch), name
+        assert value.ndim == 0 or len(value) == count_units(objective.unit, case.batch), name
 
 
 def test_a_metric_named_loss_averages_to_the_loss(case):
@@ -228,8 +228,8 @@ def test_a_metric_named_loss_averages_to_the_loss(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_magnitude_1e4_do_not_overflow(goal, dtype):
-    case = Case(goal, dtype=dtype, scale=1e4)
+def test_logits_of_magnitude_1e4_do_not_overflow(example, dtype):
+    case = Case(example, dtype=dtype, scale=1e4)
     logits = {name: value.float() for name, value in case.logits.items()}
     policy = logits["policy"].clone().requires_grad_()
     result = case.loss(policy, logits=logits)
@@ -250,17 +250,17 @@ def test_bfloat16_scores_give_a_float32_loss(case):
 
     own, reference, others = case.scores()
     low = {name: halved(view) for name, view in others.items()}
-    result = case.goal(case.batch, halved(own), halved(reference), **low)
-    whole = case.goal(case.batch, own, reference, **others).loss.double()
+    result = case.objective(case.batch, halved(own), halved(reference), **low)
+    whole = case.objective(case.batch, own, reference, **others).loss.double()
     assert result.loss.dtype in (torch.float32, torch.float64)
     torch.testing.assert_close(result.loss.double(), whole, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("extra", [0, 4])
-def test_padding_changes_nothing(goal, side, extra):
+def test_padding_changes_nothing(example, side, extra):
     def value(*arguments):
-        return Case(goal, *arguments, seed=3).loss().loss
+        return Case(example, *arguments, seed=3).loss().loss
 
     torch.testing.assert_close(value(extra, side), value(0, "right"))
 
@@ -273,15 +273,15 @@ def test_the_order_of_pairs_changes_nothing(case):
     torch.testing.assert_close(shuffled.loss, case.loss().loss)
 
 
-def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(goal, case):
-    if not getattr(goal, "separable", True):
+def test_a_batch_is_the_mean_of_its_parts_unless_it_says_otherwise(objective, case):
+    if not objective.separable:
         pytest.skip("couples the rows of a batch, as it says")
     batch, place = case.batch, torch.arange(len(case.batch.ids)) % PAIRS
     total, units, sums = 0.0, 0, {}
     for rows in (place == 0, place > 0):
         part = batch.select(rows)
         logits = {name: value[rows] for name, value in case.logits.items()}
-        count, result = count_units(goal.unit, part), case.loss(batch=part, logits=logits)
+        count, result = count_units(objective.unit, part), case.loss(batch=part, logits=logits)
         total, units = total + count * result.loss, units + count
         sums |= {name: sums.get(name, 0) + value for name, value in result.totals(count).items()}
     whole = case.loss()
@@ -312,26 +312,26 @@ def test_even_garbage_in_the_scores_outside_the_target_does_not_matter(case):
         if getattr(own, name) is not None
     }
     torch.testing.assert_close(
-        case.goal(batch, replace(own, **spoiled), reference, **others).loss,
-        case.goal(batch, own, reference, **others).loss,
+        case.objective(batch, replace(own, **spoiled), reference, **others).loss,
+        case.objective(batch, own, reference, **others).loss,
     )
 
 
-def test_value_when_policy_and_reference_agree(goal, case):
-    if not hasattr(goal, "at_reference"):
+def test_value_when_policy_and_reference_agree(objective, case):
+    if objective.at_reference is None:
         pytest.skip("no documented value")
     same = {**case.logits, "policy": case.logits["reference"]}
-    assert case.loss(logits=same).loss.item() == pytest.approx(goal.at_reference, abs=1e-6)
+    assert case.loss(logits=same).loss.item() == pytest.approx(objective.at_reference, abs=1e-6)
 
 
 def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stops(case):
     """In float64, along random directions."""
-    if hasattr(case.goal, "detaches"):
-        pytest.skip(f"held constant inside, with a test of its own: {case.goal.detaches}")
-    goal, batch, policy = case.goal, case.batch, case.logits["policy"]
+    if case.objective.detaches:
+        pytest.skip(f"held constant inside, with a test of its own: {case.objective.detaches}")
+    objective, batch, policy = case.objective, case.batch, case.logits["policy"]
     generator = torch.Generator().manual_seed(9)
     held = case.scores()[0]
-    stops = goal.stopped(batch) if hasattr(goal, "stopped") else {}
+    stops = objective.stopped(batch)
 
     def documented(logits):
         own, reference, others = case.scores(logits)
@@ -339,7 +339,7 @@ def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stop
         for need, mask in stops.items():
             name = need.removeprefix("policy.")
             fixed[name] = torch.where(mask, getattr(held, name), getattr(own, name))
-        return goal(batch, replace(own, **fixed), reference, **others).loss
+        return objective(batch, replace(own, **fixed), reference, **others).loss
 
     leaf = policy.clone().requires_grad_()
     case.loss(leaf).loss.backward()
@@ -353,9 +353,9 @@ def test_gradient_matches_finite_differences_that_hold_only_what_it_says_it_stop
         torch.testing.assert_close((leaf.grad * direction).sum(), numeric, rtol=1e-6, atol=1e-9)
 
 
-def test_a_missing_reference_or_field_is_an_error_that_speaks(goal, case):
+def test_a_missing_reference_or_field_is_an_error_that_speaks(objective, case):
     from tokenry.core.errors import TokenryError
 
     _, reference, others = case.scores()
     with pytest.raises(TokenryError):
-        goal(case.batch, Scores(case.batch.ids, case.batch.target), reference, **others)
+        objective(case.batch, Scores(case.batch.ids, case.batch.target), reference, **others)

@@ -4,13 +4,10 @@ import math
 
 import pytest
 
-from tokenry.tasks.task import Generate, Loglikelihood, Task, evaluate, reward, task
+from role_cases import cases
+from tokenry.tasks.task import Generate, Loglikelihood, Task, evaluate, task
 
-CASES = [
-    pytest.param(example, id=f"{entry.key}-{number}")
-    for entry in task
-    for number, example in enumerate(entry.examples())
-]
+EACH = pytest.mark.parametrize("made", cases(task))
 COUNT = 24
 
 
@@ -26,33 +23,32 @@ class Oracle:
     loglikelihood = generate
 
 
-def test_every_task_brings_examples():
-    assert all(entry.examples is not None and list(entry.examples()) for entry in task)
-
-
-@pytest.mark.parametrize("example", CASES)
-def test_it_is_a_task(example):
+@EACH
+def test_it_is_a_task(made):
+    example = made()
     assert isinstance(example, Task)
     items = example.items(COUNT, 0)
     assert len(items) == COUNT
     assert all(isinstance(item.request, Generate | Loglikelihood) for item in items)
 
 
-@pytest.mark.parametrize("example", CASES)
-def test_items_depend_on_the_seed_alone(example):
+@EACH
+def test_items_depend_on_the_seed_alone(made):
+    example = made()
     one, again, other = (list(map(repr, example.items(COUNT, seed))) for seed in (3, 3, 4))
     assert one == again
     assert one != other
 
 
-@pytest.mark.parametrize("example", CASES)
-def test_the_solution_gets_the_best_score_and_its_reward_is_finite(example):
+@EACH
+def test_the_solution_gets_the_best_score_and_its_reward_is_finite(made):
+    example = made()
     items = example.items(COUNT, 1)
     solved = [item for item in items if item.solution is not None]
     assert solved, "no item of this task has a known solution"
     for item in solved:
         best = example.score(item, item.solution)[example.primary]
-        assert math.isfinite(reward(example, item, item.solution))
+        assert math.isfinite(example.reward(item, item.solution))
         for other in solved:
             if isinstance(other.solution, type(item.solution)) and len(other.solution) == len(
                 item.solution
@@ -60,8 +56,9 @@ def test_the_solution_gets_the_best_score_and_its_reward_is_finite(example):
                 assert example.score(item, other.solution)[example.primary] <= best
 
 
-@pytest.mark.parametrize("example", CASES)
-def test_an_oracle_reaches_what_the_solutions_are_worth(example):
+@EACH
+def test_an_oracle_reaches_what_the_solutions_are_worth(made):
+    example = made()
     items = example.items(COUNT, 2)
     if any(item.solution is None for item in items):
         pytest.skip("some items have no known solution")

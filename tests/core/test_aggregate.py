@@ -103,10 +103,11 @@ def test_an_empty_row_counts_under_constant_length():
     assert reduced(values, mask, "constant-length").item() == pytest.approx(4 / 10 / 2)
 
 
+@pytest.mark.parametrize("rows", [2, 0])
 @pytest.mark.parametrize("mode", MODES)
-def test_an_empty_batch_is_zero_with_zero_gradient(mode):
-    values = torch.full((2, 3), math.nan, requires_grad=True)
-    result = reduced(values, torch.zeros(2, 3, dtype=torch.bool), mode)
+def test_an_empty_batch_is_zero_with_zero_gradient(mode, rows):
+    values = torch.full((rows, 3), math.nan, requires_grad=True)
+    result = reduced(values, torch.zeros(rows, 3, dtype=torch.bool), mode)
     assert result == 0
     (gradient,) = torch.autograd.grad(result, values)
     assert (gradient == 0).all()
@@ -138,6 +139,20 @@ def test_per_sequence():
     assert per_sequence(VALUES, ~MASK & MASK, "mean").tolist() == [0.0, 0.0]
     row_weights = torch.tensor([[2.0], [3.0]])
     assert per_sequence(VALUES, MASK, "sum", row_weights).tolist() == [18.0, 36.0]
+
+
+def test_per_sequence_reduces_the_last_dimension_of_many():
+    values = torch.arange(24.0).view(2, 3, 4)
+    mask, weights = torch.ones(2, 3, 4, dtype=torch.bool), torch.tensor([1.0, 0.0, 2.0])[:, None]
+    assert per_sequence(values, mask).tolist() == [[6, 22, 38], [54, 70, 86]]
+    weighted = per_sequence(values, mask, "sum", weights.expand(2, 3, 1))
+    assert weighted.tolist() == [[6, 0, 76], [54, 0, 172]]
+    with pytest.raises(ShapeError, match=r"one per row \[2, 3, 1\]; got \[2, 1\]"):
+        per_sequence(values, mask, "sum", torch.ones(2, 1))
+    with pytest.raises(InputError, match=r"2 are not, the first is -1\.0"):
+        per_sequence(
+            values[0, :2], mask[0, :2], "sum", torch.tensor([[1, -1, 1, 1], [1, 1, 1, -2.0]])
+        )
 
 
 def test_sums_of_half_precision_run_in_float32():
@@ -175,5 +190,5 @@ def test_wrong_arguments_say_what_is_wrong():
         aggregate(VALUES, MASK.float())
     with pytest.raises(ShapeError, match=r"\[B, T\]"):
         aggregate(VALUES[0], MASK[0])
-    with pytest.raises(ShapeError, match="weights"):
+    with pytest.raises(ShapeError, match=r"one per row \[2, 1\]; got \[4\]"):
         aggregate(VALUES, MASK, weights=torch.ones(4))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.core.divergence import (
+from tokenry.core.divergence import divergence, renyi
+from tokenry.core.divergences import (
     CHI_SQUARED,
     DIVERGENCES,
     FORWARD_KL,
@@ -15,19 +16,15 @@ from tokenry.core.divergence import (
     REVERSE_KL,
     SQUARED_HELLINGER,
     TOTAL_VARIATION,
-    FDivergence,
     alpha,
-    divergence,
     divergence_named,
     jensen_shannon,
-    k1,
-    k2,
-    k3,
-    renyi,
     skew_kl,
     skew_reverse_kl,
 )
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError, VocabularyError
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.kl_estimators import k1, k2, k3
 
 INF = math.inf
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
 from tokenry.core.extrapolate import extrapolate, extrapolated
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 
 V = 6

@@ -5,22 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.core import fused
-from tokenry.core.divergence import (
-    FORWARD_KL,
-    JENSEN_SHANNON,
-    REVERSE_KL,
-    TOTAL_VARIATION,
-    Comparison,
-)
+from tokenry.core import tiles
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, TOTAL_VARIATION
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.fused import (
-    LinearHead,
-    fused_divergence,
-    fused_scores,
-    fused_support,
-    fused_top_k,
-)
+from tokenry.core.fused import fused_scores, fused_support, fused_top_k
+from tokenry.core.fused_divergence import fused_divergence
+from tokenry.core.linear_head import LinearHead
 
 HEADS = {
     "plain": {},
@@ -34,8 +25,8 @@ HEADS = {
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Sizes that leave a ragged last tile in both directions."""
-    monkeypatch.setattr(fused, "TILE_TOKENS", 4)
-    monkeypatch.setattr(fused, "TILE_VOCABULARY", 8)
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 4)
+    monkeypatch.setattr(tiles, "TILE_VOCABULARY", 8)
 
 
 def make(tokens=11, width=5, vocabulary=29, *, seed=0, bias=False, scale=1.0, **options):

@@ -4,11 +4,23 @@ import pytest
 import torch
 
 from tokenry.core import signals
-from tokenry.core.divergence import DIVERGENCES
 from tokenry.core.divergence import divergence as exact_divergence
+from tokenry.core.divergences import DIVERGENCES
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.registry import signal
-from tokenry.core.signals import bits, divergence, entropy, margin, rank, surprisal, varentropy
+from tokenry.core.signals import (
+    TopK,
+    bits,
+    divergence,
+    entropy,
+    margin,
+    measured,
+    pmi,
+    rank,
+    signal,
+    surprisal,
+    topk_entropy,
+    varentropy,
+)
 
 
 def problem(seed=0, n=9, v=13):
@@ -68,7 +80,7 @@ def test_pieces_do_not_change_the_result(memory):
         whole = signal[name](logits, targets)
         torch.testing.assert_close(signal[name](logits, targets, memory=memory), whole)
     for kind in DIVERGENCES.values():
-        found = divergence(logits, other, kind, memory=memory)
+        found = divergence(logits, reference=other, kind=kind, memory=memory)
         torch.testing.assert_close(found, exact_divergence(other, logits, kind))
 
 
@@ -125,8 +137,50 @@ def test_no_positions_give_no_values():
         assert signal[name](torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)).shape == (0,)
 
 
-def test_all_are_in_the_catalogue():
-    assert {*EVERY, "divergence"} <= set(signal.names())
+def test_topk_entropy_takes_the_rest_for_one_token():
+    logits, _ = problem()
+    exact = entropy(logits)
+    before = torch.zeros(9, dtype=torch.float64)
+    for k in (1, 2, 5, 13):
+        best = logits.log_softmax(-1).topk(k)
+        found = topk_entropy(None, topk=TopK(best.indices, best.values))
+        for row, value in zip(best.values.exp().tolist(), found.tolist(), strict=True):
+            parts = [p for p in (*row, 1 - sum(row)) if p > 1e-12]
+            assert value == pytest.approx(-sum(p * math.log(p) for p in parts))
+        assert (found <= exact + 1e-12).all()
+        assert (found >= before - 1e-12).all()
+        before = found
+    torch.testing.assert_close(before, exact)
+
+
+def test_topk_entropy_of_no_tokens_is_refused():
+    with pytest.raises(ShapeError, match="at least one"):
+        topk_entropy(None, topk=TopK(torch.zeros(2, 0).long(), torch.zeros(2, 0)))
+
+
+def test_pmi_is_what_the_context_adds_to_the_frequency():
+    logits, targets = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0])
+    counts = torch.tensor([3, 6, 0])
+    assert pmi(logits, targets, counts=counts).item() == pytest.approx(math.log(0.5 / (4 / 12)))
+    half = pmi(logits, targets, counts=counts, smoothing=0.5)
+    assert half.item() == pytest.approx(math.log(0.5 / (3.5 / 10.5)))
+    with pytest.raises(ShapeError, match=r"counts must be \[3\]"):
+        pmi(logits, targets, counts=counts[:2])
+
+
+def test_what_a_signal_needs_is_given_to_it_by_name():
+    logits, targets = problem()
+    other = problem(1)[0]
+    given = {"reference": other, "counts": torch.ones(13)}
+    torch.testing.assert_close(
+        measured("divergence", logits, targets, **given), divergence(logits, reference=other)
+    )
+    assert torch.equal(measured("rank", logits, targets, **given), rank(logits, targets))
+    with pytest.raises(InputError, match="topk-entropy needs topk"):
+        measured("topk-entropy", logits, targets, **given)
+    with pytest.raises(InputError, match=r"'refrence'.*must be one of 'reference'"):
+        signal("mine", needs=("refrence",))(entropy)
+    assert "mine" not in signal.names()
 
 
 def test_wrong_inputs_say_what_is_wrong():
@@ -138,8 +192,8 @@ def test_wrong_inputs_say_what_is_wrong():
     with pytest.raises(InputError, match="target 13"):
         rank(logits, targets.clone().fill_(13))
     with pytest.raises(VocabularyError, match="12 and 13"):
-        divergence(logits, logits[:, :12])
+        divergence(logits, reference=logits[:, :12])
     with pytest.raises(ShapeError, match="9 positions"):
-        divergence(logits, logits[:3])
+        divergence(logits, reference=logits[:3])
     with pytest.raises(ShapeError, match="two tokens"):
         margin(logits[:, :1])

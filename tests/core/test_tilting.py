@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.tilting import (
     alpha_for_kl,
+    best_of_n_and_tilt,
     best_of_n_distribution,
     best_of_n_kl_bound,
     binomial_alignment,
@@ -144,6 +145,23 @@ def test_best_of_n_by_simulation():
     found = torch.bincount(best[:, 0], minlength=8) / len(best)
     exact = best_of_n_distribution(logprob, reward, 5).exp()
     assert (found - exact).abs().max() < 0.012  # five standard errors
+
+
+def test_best_of_n_beside_the_tilt_of_its_kl():
+    """Two tosses of a fair coin: (1/4, 3/4) is itself a tilt; with a third outcome it is none."""
+    coin, reward = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([0.0, 1.0]).double()
+    kl, best, tilted = best_of_n_and_tilt(coin, reward, 2)
+    assert float(kl) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert float(best) == pytest.approx(0.75)
+    assert float(tilted) == pytest.approx(0.75)
+    base, worth = torch.full((2, 3), 1 / 3).double().log(), torch.tensor([[0.0, 1.0, 5.0]] * 2)
+    kl, best, tilted = best_of_n_and_tilt(base, worth.double(), 2)
+    assert best.tolist() == pytest.approx([(3 * 1 + 5 * 5) / 9] * 2)
+    alpha = alpha_for_kl(base, worth.double(), kl)
+    assert tilted.tolist() == pytest.approx(
+        (tilt(base, worth.double(), alpha).exp() * worth).sum(-1).tolist()
+    )
+    assert (tilted > best + 1e-3).all()
 
 
 def test_equal_rewards_or_one_draw_leave_the_base():

@@ -10,9 +10,9 @@ from tokenry.decode.constraints.base import Anything
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.exact_mode import exact_mode, exact_modes_by_length
 from tokenry.decode.samplers.request import Request
+from tokenry.lab.token_rule import OddSum
 from tokenry.model.decoding import DecodingState
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 
 def request(model, constraint=None, limit=5, **options):

@@ -10,14 +10,16 @@ import re
 
 import pytest
 
-from tokenry.core import registry
 from tokenry.core.errors import TokenryError
+from tokenry.decode.constraints.base import constraint
+from tokenry.decode.samplers.base import sampler
+from tokenry.decode.samplers.request import text_sampler
 from tokenry.decode.steering import phonetics, word_filters, word_shapes
+from tokenry.decode.steering.base import controller
 
-ROLES = ("constraint", "sampler", "text_sampler", "controller")
+ROLES = {role.name: role for role in (constraint, sampler, text_sampler, controller)}
 # what a method needs besides its numbers
 NEEDS = {
-    "grammar": lambda t: {"source": 'start: "a"', "tokenizer": t},
     "predicate": lambda t: {"prefix": bool, "complete": bool, "tokenizer": t},
     "words": lambda t: {"filter": word_filters.WithoutLetters("e"), "tokenizer": t},
     "contains": lambda t: {"strings": ["a"], "tokenizer": t},
@@ -48,15 +50,15 @@ def fields(build):
 CASES = [
     (role, entry.key, name, whole)
     for role in ROLES
-    for entry in getattr(registry, role)
+    for entry in ROLES[role]
     for name, whole in fields(entry.value)
 ]
 
 
 @pytest.mark.parametrize(("role", "key", "name", "whole"), CASES, ids=lambda value: str(value))
 def test_numbers_outside_their_range_are_refused_by_name(tiny_tokenizer, role, key, name, whole):
-    build = getattr(registry, role)[key]
-    needs = {} if role in ("sampler", "text_sampler") else NEEDS[key](tiny_tokenizer)
+    build = ROLES[role][key]
+    needs = {} if role in ("token sampler", "text sampler") else NEEDS[key](tiny_tokenizer)
     needs = {n: v for n, v in needs.items() if n in inspect.signature(build).parameters}
     build(**needs)  # as it stands it can be built
     wrong = [math.nan, "1", -math.inf]

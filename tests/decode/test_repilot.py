@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokenry.core.errors import ConstraintError, InputError
+from tokenry.core.errors import InputError
 from tokenry.decode.constraints.completion import Completion
 from tokenry.decode.constraints.completion_engine import NamesEngine
 from tokenry.decode.constraints.completion_memo import Memo
@@ -207,5 +207,5 @@ def test_impossible_settings_are_refused(loaded, tiny_tokenizer):
         complete_code(loaded, "x", samples=0)
     with pytest.raises(InputError, match="empty"):
         complete_code(loaded, "")
-    with pytest.raises(ConstraintError, match="mode"):
+    with pytest.raises(InputError, match="mode"):
         complete_code(loaded, "x", "", ENGINE, mode="always")

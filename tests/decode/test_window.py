@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.controls import generate_with_control
 from tokenry.decode.generate import generate
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
 
 WINDOW = 16

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.lab.on_policy_world import roll_out, train_on_policy
+from tokenry.lab.on_policy_world import roll_out, samples_until, train_on_policy
+from tokenry.learn.policy.gradient import PolicyGradient
+from tokenry.learn.policy.groups import GroupAdvantage
 from tokenry.learn.policy.pama import PAMA
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.pro import PRO
@@ -19,9 +21,9 @@ def count_of(token):
     return lambda batch: ((batch.ids == token) & batch.target).sum(-1).float()
 
 
-def train(goal, model, reward, steps=2, **options):
+def train(objective, model, reward, steps=2, **options):
     given = {"steps": steps, "batch_size": 8, "max_new_tokens": 5, "eos": EOS, **options}
-    return train_on_policy(goal, model, PROMPTS, reward, model, **given)
+    return train_on_policy(objective, model, PROMPTS, reward, model, **given)
 
 
 def test_rollouts_end_with_the_end_token_and_keep_it(tiny_llama):
@@ -91,32 +93,32 @@ def test_other_frozen_models_and_observations_reach_their_places(tiny_llama):
         train(RTO(), tiny_llama, count_of(7))
 
 
-@pytest.mark.parametrize("goal", [PAMA(), PAMA(critic=True), PAMA(scope="token"), PRO()])
-def test_several_rewards(goal, tiny_llama):
+@pytest.mark.parametrize("objective", [PAMA(), PAMA(critic=True), PAMA(scope="token"), PRO()])
+def test_several_rewards(objective, tiny_llama):
     def reward(batch):
         return torch.stack([count_of(7)(batch), batch.target.sum(-1).float()], -1)
 
-    _, points = train(goal, tiny_llama, reward)
+    _, points = train(objective, tiny_llama, reward)
     assert len(points[0].reward) == 2
     assert points[0].reward[1] == pytest.approx(points[0].length)
 
 
 def test_a_critic_learns_what_to_expect(tiny_llama):
     """Every completion gets 2: a critic that begins at 0 has half of 2 squared to lose."""
-    goal = PPO(critic=True, kl=0.0, value_weight=1.0, value_clip=10.0)
-    parts = goal.parts(tiny_llama)
+    objective = PPO(critic=True, kl=0.0, value_weight=1.0, value_clip=10.0)
+    modules = objective.modules(tiny_llama)
     _, points = train(
-        goal,
+        objective,
         tiny_llama,
         lambda batch: torch.full((len(batch.ids),), 2.0),
         steps=4,
-        parts=parts,
+        modules=modules,
         updates=4,
         learning_rate=1e-2,
     )
     losses = [point.metrics["value/loss"] for point in points]
     assert losses[-1] < 0.5 * losses[0] < 1.0
-    assert parts["critic"].weight.abs().sum() > 0
+    assert modules["critic"].weight.abs().sum() > 0
 
 
 def test_an_objective_of_pairs_is_refused(tiny_llama):
@@ -124,3 +126,35 @@ def test_an_objective_of_pairs_is_refused(tiny_llama):
         train(DPO(), tiny_llama, count_of(7))
     with pytest.raises(InputError, match="multiple"):
         train(PPO(), tiny_llama, count_of(7), samples=3)
+
+
+def test_the_policy_is_measured_before_on_the_way_and_at_the_end(tiny_llama):
+    seen = []
+    policy, points = train(
+        PPO(), tiny_llama, count_of(7), steps=3, updates=2, every=2,
+        measure=lambda step, policy: seen.append((step, policy)),
+    )  # fmt: skip
+    assert [step for step, _ in seen] == [0, 2, 3]
+    assert all(one is policy for _, one in seen)
+    assert [point.samples for point in points] == [8, 16, 24]
+
+
+def test_samples_until_a_reward_is_first_reached():
+    path = [(0, 1.0), (64, 2.0), (128, 1.5), (192, 4.0)]
+    assert samples_until(path, 1.5) == 32
+    assert samples_until(path, 2.0) == 64
+    assert samples_until(path, 3.0) == pytest.approx(128 + 64 * 1.5 / 2.5)
+    assert samples_until(path, 0.5) == 0
+    assert samples_until(path, 9.0) == 192  # never: all there were
+
+
+def test_axes_know_how_far_the_training_is(tiny_llama):
+    seen = []
+
+    def cooling(rollouts, advantage):
+        seen.append(rollouts.progress)
+        return torch.ones_like(advantage)
+
+    objective = PolicyGradient(GroupAdvantage(), weights=(cooling,))
+    train(objective, tiny_llama, count_of(7), updates=2, samples=4)
+    assert seen == [0.0, 0.25, 0.5, 0.75]

@@ -4,7 +4,7 @@ import pytest
 
 from tokenry.core.errors import InputError
 from tokenry.lab.outcome import verdict
-from tokenry.lab.table import Evidence, Table, over_seeds, paired, student_cdf
+from tokenry.lab.table import Evidence, Table, items_above, over_seeds, paired, student_cdf
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,22 @@ def test_bases_with_a_stride_share_no_seed():
     second = [seed for seed, _ in over_seeds(lambda seed: None, 1, 3, stride=3)]
     assert first == [0, 1, 2]
     assert second == [3, 4, 5]
+    assert [seed for seed, _ in over_seeds(lambda seed: None, 3, 2)] == [300, 301]
+
+
+def test_a_margin_counts_when_it_is_above_zero():
+    assert Evidence((0.5, -0.25, 0.0)).above == 1
+    assert Evidence((0.5, 0.25), exact=True).sure == 1
+    for margins in ((0.5, -0.25), (0.5, 0.0)):
+        assert Evidence(margins, exact=True).sure == 0
 
 
 def test_items_are_paired_one_by_one():
     assert paired([1, 2, 3], [0, 2, 4]).margins == (1, 0, -1)
     with pytest.raises(ValueError, match="zip"):
         paired([1], [1, 2])
+
+
+def test_items_are_above_a_bound_one_by_one():
+    assert items_above([True, False, 0.75], 0.5).margins == (0.5, -0.5, 0.25)
+    assert items_above([2.0]).margins == (2.0,)

@@ -9,15 +9,16 @@ import torch
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, Comparison
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
-from tokenry.learn.objective import Loss, check_needs, frozen_sources
+from tokenry.learn.objective import Loss, Objective, check_needs, frozen_sources
 from tokenry.learn.reference import FrozenModel
 
 
 @dataclass(frozen=True)
-class FromTeacher:
+class FromTeacher(Objective):
     """KL(teacher || policy) of each token, on the teacher's likeliest tokens and the rest."""
 
     temperature: float = 2.0
@@ -48,11 +49,11 @@ def case(tiny_llama_text, tiny_tokenizer):
 
 def test_a_divergence_from_a_named_model_is_computed_with_gradient_to_the_policy_only(case):
     batch, policy, teacher = case
-    goal = FromTeacher()
-    assert check_needs(goal)
-    assert frozen_sources(goal) == ("teacher",)
+    objective = FromTeacher()
+    assert check_needs(objective)
+    assert frozen_sources(objective) == ("teacher",)
     frozen = {"teacher": FrozenModel(teacher)}
-    loss = compute_loss(goal, batch, policy, frozen=frozen).loss
+    loss = compute_loss(objective, batch, policy, frozen=frozen).loss
     loss.backward()
     assert loss > 0
     assert any(w.grad is not None and w.grad.abs().max() > 0 for w in policy.parameters())

@@ -10,8 +10,8 @@ import math
 import pytest
 import torch
 
-from tokenry.core.registry import objective as objectives
-from tokenry.learn.objective import frozen_sources, is_on_policy, is_supervised
+from tokenry.learn.objective import frozen_sources, is_on_policy
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.reference import FrozenModel
 from tokenry.learn.run import train
 
@@ -60,7 +60,7 @@ def settings_of(key, model):
         found["frozen"] = others
     if is_on_policy(kind):
         found |= {
-            "rewards": [vowels, brevity][: getattr(kind(), "num_rewards", 1)],
+            "rewards": [vowels, brevity][: kind().num_rewards],
             "samples": 2,
             "max_new_tokens": 6,
         }
@@ -73,7 +73,7 @@ def test_trains_evaluates_and_saves(key, adapter, tiny_llama_text, tiny_tokenize
     model = copy.deepcopy(tiny_llama_text)
     before = copy.deepcopy(model.state_dict())
     rows = PAIRS
-    if is_supervised(objectives[key]):
+    if objectives[key].supervised:
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
     run = train(
         key,
@@ -91,7 +91,7 @@ def test_trains_evaluates_and_saves(key, adapter, tiny_llama_text, tiny_tokenize
     assert all(map(math.isfinite, losses))
     assert math.isfinite(run.record["evaluation"]["eval_loss"])
     assert "eval_entropy" in run.record["evaluation"]
-    trained = getattr(objectives[key](), "trains_policy", True)
+    trained = objectives[key]().trains_policy
     name = "adapter_model.safetensors" if adapter and trained else None
     if name:
         assert (tmp_path / "out" / name).is_file()
@@ -100,5 +100,5 @@ def test_trains_evaluates_and_saves(key, adapter, tiny_llama_text, tiny_tokenize
             not torch.equal(value, before[name]) for name, value in run.model.state_dict().items()
         )
         assert moved == trained
-    if hasattr(objectives[key](), "parts"):
+    if objectives[key]().modules(run.model) is not None:
         assert (tmp_path / "out" / "objective.safetensors").is_file()

@@ -164,3 +164,55 @@ def test_gradients_are_only_where_they_were_asked_for_and_the_flags_come_back():
     assert model[0].bias.grad is None
     assert model[0].weight.grad is not None
     assert [w.requires_grad for w in model.parameters()] == [True, False, True, True]
+
+
+def test_summands_are_differentiated_one_by_one_and_make_the_step_of_their_sum():
+    def loss(model, generator):
+        x = torch.randn(4, 3, generator=generator)
+        return (model(x)[:, 0] - x.sum(-1)).square() / 4
+
+    whole, parts = fresh(), fresh()
+
+    def piecewise(step, generator):
+        x = torch.randn(4, 3, generator=generator)
+        for row in x:
+            yield (parts(row) - row.sum()).square().sum() / 4
+
+    one = fit(lambda _, generator: loss(whole, generator).sum(), whole, steps=5, clip=0.5)
+    other = fit(piecewise, parts, steps=5, clip=0.5)
+    assert one == pytest.approx(other, rel=1e-6)
+    torch.testing.assert_close(whole.weight, parts.weight)
+
+
+def test_each_summand_is_differentiated_before_the_next_is_asked_for():
+    weight = torch.tensor([2.0], requires_grad=True)
+    seen = []
+
+    def loss(step, generator):
+        for factor in (1.0, 3.0):
+            seen.append(None if weight.grad is None else weight.grad.item())
+            yield factor * weight.sum()
+
+    assert fit(loss, [weight], steps=1, clip=None) == [8.0]
+    assert seen == [None, 1.0]
+
+
+def test_a_step_without_summands_moves_nothing_not_even_by_momentum():
+    weight = torch.tensor([2.0], requires_grad=True)
+    after = []
+    losses = fit(
+        lambda step, _: [] if step == 1 else [(weight**2).sum()],
+        [weight],
+        steps=3,
+        learning_rate=0.1,
+        observe=lambda *_: after.append(weight.item()),
+    )
+    assert losses[1] == 0.0
+    assert after[0] == after[1] != after[2]
+
+
+def test_a_summand_that_is_not_finite_leaves_the_weights_of_before():
+    weight = torch.tensor([2.0], requires_grad=True)
+    with pytest.raises(NonFiniteError):
+        fit(lambda *_: (weight.sum() * x for x in (1.0, math.nan)), [weight], steps=1)
+    assert weight.item() == 2.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, JENSEN_SHANNON_SUM
+from tokenry.core.divergences import FORWARD_KL, JENSEN_SHANNON_SUM
 from tokenry.learn.policy.f_dpg import f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.orchestrator import orchestrator_loss, reward_profile_targets
 from tokenry.learn.policy.pro import weighted_reward

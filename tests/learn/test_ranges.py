@@ -17,13 +17,14 @@ import tokenry.learn.policy
 import tokenry.learn.preference
 import tokenry.learn.rewards
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective, tokenizer
+from tokenry.learn.objective import objective
 from tokenry.learn.recipes.draft_heads import Schedule
 from tokenry.learn.recipes.fingerprint import AutoConfusion
 from tokenry.learn.recipes.sequence_to_sequence.event_posterior import EventLikelihood
 from tokenry.learn.recipes.still import AttentionTransfer
 from tokenry.measure.audit.verbosity import TemporalWeights
 from tokenry.text.markers import MarkerDropout
+from tokenry.text.tokenizers.base import tokenizer
 
 NUMBERS = ("float", "int", "float | None", "int | None", float, int, float | None, int | None)
 INTERVAL = re.compile(r"in ([\[(])(\S+), ([^\s\])]+)([\])])")
@@ -64,11 +65,17 @@ def range_of(entry):
     return bound and ("[" if bound[1] else "(", bound[2], "inf", ")")
 
 
+def _needs_nothing(kind):
+    empty = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return all(f.default is not empty or f.default_factory is not empty for f in fields)
+
+
 FIELDS = [
     pytest.param(kind, field, id=f"{kind.__name__}.{field.name}")
     for kind in hyperparameters()
     for field in dataclasses.fields(kind)
-    if field.type in NUMBERS and field.default is not dataclasses.MISSING
+    if field.type in NUMBERS and field.default is not dataclasses.MISSING and _needs_nothing(kind)
 ]
 
 

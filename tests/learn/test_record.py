@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.learn.record import fingerprint
+from tokenry.learn.record import fingerprint, read_record
 from tokenry.learn.run import train
 
 PAIRS = [
@@ -63,6 +63,14 @@ def test_everything_that_decides_a_run_is_in_its_record(begun, tiny_tokenizer):
     assert set(record["fingerprints"]) == {"model"}
     assert {"tokenry", "torch", "transformers", "peft"} <= set(record["versions"])
     assert record["dtype"]["trained"] == "float32"
+
+
+def test_hyper_parameters_under_their_former_names_are_read(tmp_path):
+    former = {"sides": "('chosen',)", "parts_learning_rate": 0.1, "beta": 0.4}
+    (tmp_path / "run.json").write_text(json.dumps({"hyperparameters": former}))
+    assert read_record(tmp_path)["hyperparameters"] == {
+        "completions": "('chosen',)", "modules_learning_rate": 0.1, "beta": 0.4,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

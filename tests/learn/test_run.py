@@ -217,7 +217,7 @@ def test_frozen_models_and_rewards_that_nobody_wants_or_brings_are_errors(loaded
         train("dpo", PAIRS, loaded(), out, rewards=[len], **QUIET)
 
 
-def test_objective_parts_resume_with_the_policy(loaded, tmp_path):
+def test_objective_modules_resume_with_the_policy(loaded, tmp_path):
     """Two steps, then two more in another process's stead: as four in one go."""
     options = {
         **QUIET,

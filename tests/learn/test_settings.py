@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 
 from tokenry.core.errors import InputError, TokenryError, UnknownNameError
+from tokenry.learn.objective import Objective
 from tokenry.learn.preference.tdpo import TDPO
 from tokenry.learn.settings import (
     check_lora_targets,
@@ -122,7 +123,7 @@ def test_a_file_that_names_a_function_is_no_objective(tmp_path):
 
 
 def test_an_objective_without_fields_takes_no_hyperparameters():
-    class Plain:
+    class Plain(Objective):
         needs: ClassVar = ("policy.logprob",)
         unit: ClassVar = "token"
 

@@ -19,8 +19,8 @@ from tokenry.learn.data import (
     preference_dataset,
     preference_rows,
 )
-from tokenry.learn.data.precompute import Annotation, annotate
-from tokenry.learn.objective import Loss, data_columns, sides_of
+from tokenry.learn.data.precompute import PrecomputeContext, precompute
+from tokenry.learn.objective import Loss, Objective, data_columns
 from tokenry.learn.preference.act import ACT
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.meet import MEET
@@ -119,7 +119,7 @@ def test_uneven_micro_batches_are_weighted_by_their_pairs(start):
 
 
 def test_a_token_mean_objective_is_normalised_by_tokens(start):
-    class TokenMean:
+    class TokenMean(Objective):
         """Mean surprisal of chosen and rejected tokens; its unit is the token."""
 
         needs = ("policy.logprob",)
@@ -204,7 +204,7 @@ def test_evaluation_is_exact_over_batches_of_any_size(start, tiny_tokenizer):
     assert found["eval_entropy"] > 0
 
 
-class SidesInTokens:
+class SidesInTokens(Objective):
     """A token-unit objective with a metric of each kind: by unit, by its own number, by vector."""
 
     needs = ("policy.logprob",)
@@ -225,16 +225,16 @@ class SidesInTokens:
 @pytest.mark.parametrize(
     "objective",
     [SidesInTokens(), MEET(stage=2), ACT(), SparsePO(), TDPO()],
-    ids=lambda goal: type(goal).__name__,
+    ids=lambda objective: type(objective).__name__,
 )
 def test_evaluation_does_not_depend_on_the_batch_size(objective, start, tiny_tokenizer):
     """Seven pairs in batches of 1, 2, 3 and 7; the token-unit loss also against its definition."""
     rows, _ = preference_rows(PAIRS[:7], tiny_tokenizer)
     trainer = start(objective, model=start(DPO()).model.double())
-    rows = annotate(objective, rows, Annotation(tiny_tokenizer, trainer.model))
-    sides, columns = sides_of(objective), data_columns(objective)
-    data = as_dataset(rows, sides, columns)
-    trainer.data_collator = PreferenceCollator.of(tiny_tokenizer, sides, columns)
+    rows = precompute(objective, rows, PrecomputeContext(tiny_tokenizer, trainer.model))
+    completions, columns = objective.completions, data_columns(objective)
+    data = as_dataset(rows, completions, columns)
+    trainer.data_collator = PreferenceCollator.of(tiny_tokenizer, completions, columns)
     found = []
     for size in (7, 1, 2, 3):
         trainer.args.per_device_eval_batch_size = size

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from tokenry.core.registry import objective
 from tokenry.learn.compute import compute_loss
 from tokenry.learn.data import PreferenceCollator, batch_of, preference_dataset
+from tokenry.learn.objective import objective
 from tokenry.learn.reference import FrozenModel
 
 trl = pytest.importorskip("trl")
@@ -48,8 +48,8 @@ def test_loss_and_gradients_equal_trls(models, tiny_tokenizer, tmp_path, name):
     data = preference_dataset(PAIRS, tiny_tokenizer)
     ours = copy.deepcopy(policy).train()
     batch = batch_of(PreferenceCollator.of(tiny_tokenizer)(list(data)))
-    goal = objective[key](beta=0.2, **settings)
-    loss = compute_loss(goal, batch, ours, FrozenModel(reference)).loss
+    preset = objective[key](beta=0.2, **settings)
+    loss = compute_loss(preset, batch, ours, FrozenModel(reference)).loss
     loss.backward()
 
     class Prepared(trl.DPOTrainer):

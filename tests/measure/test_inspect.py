@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.cells import cell_len
 
-from tokenry.core.divergence import FORWARD_KL
 from tokenry.core.divergence import divergence as exact_divergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
 from tokenry.measure.inspect import inspect
 from tokenry.model.hub import Loaded

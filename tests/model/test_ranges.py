@@ -6,7 +6,8 @@ import pytest
 
 from tokenry.core.errors import InputError
 from tokenry.model.adaptive.dual_ffn import DuoLLM
-from tokenry.model.adaptive.informed_routing import InformedRouting, Lowest, Sampled
+from tokenry.model.adaptive.informed_routing import InformedRouting
+from tokenry.model.adaptive.routing_rules import Lowest, Sampled
 from tokenry.model.adaptive.skipdecode import SkipDecode
 from tokenry.model.attention.token_sparse import TokenSparse
 from tokenry.model.attribution.decompx import DecompX

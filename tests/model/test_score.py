@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.model.score import linear_head, score
 
@@ -194,7 +194,8 @@ def test_hidden_states_of_every_block_stand_where_they_predict(tiny_llama):
 
 
 def test_divergences_from_several_models_are_named(tiny_llama_text, tiny_tokenizer):
-    from tokenry.core.divergence import REVERSE_KL, Comparison
+    from tokenry.core.divergence import Comparison
+    from tokenry.core.divergences import REVERSE_KL
 
     batch = TokenBatch.from_pairs(tiny_tokenizer, [("the cat", " sat there"), ("a", " theory")])
     torch.manual_seed(2)

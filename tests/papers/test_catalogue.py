@@ -11,7 +11,7 @@ from tokenry.papers.base import Measurement, Outcome, Paper
 
 @pytest.fixture
 def one_paper(monkeypatch):
-    def reproduce(seed):
+    def reproduce(seed, scale):
         return Outcome(True, "a > b", [Measurement("a", 2.0, "nats", seed)], reason="by far")
 
     record = Paper(5, "demo", "A Title", "2401.00001", "sampler", "control", "a beats b", reproduce)
@@ -23,15 +23,16 @@ def test_a_reproduction_is_written_and_listed(one_paper, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(catalogue, "results_folders", lambda: [tmp_path / "results"])
     assert catalogue.listing()[0]["held"] is None
-    result, outcome = catalogue.reproduce("demo", seed=3)
+    result = catalogue.reproduce("demo", seed=3)
     file = catalogue.write_result(result, tmp_path / "results")
-    assert outcome.held
+    assert result["held"]
+    assert result["verdict"] == "held"
     assert json.loads(file.read_text())["measurements"] == [
         {"label": "a", "value": 2.0, "unit": "nats", "seed": 3}
     ]
     row = catalogue.listing(role="sampler")[0]
     assert list(row) == [
-        "number", "key", "title", "arxiv", "role", "family", "claim", "held", "seconds",
+        "number", "key", "title", "arxiv", "role", "family", "claim", "held", "verdict", "seconds",
     ]  # fmt: skip
     assert (row["number"], row["held"]) == (5, True)
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["demo.json"]
@@ -51,7 +52,7 @@ def test_a_broken_or_unwritable_result_is_an_error(one_paper, tmp_path, monkeypa
         catalogue.read_result("demo")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        catalogue.write_result({"key": "demo"}, tmp_path / "file")
+        catalogue.write_result({"key": "demo", "scale": "full"}, tmp_path / "file")
 
 
 def test_every_paper_is_filed_completely():

@@ -14,7 +14,7 @@ from tokenry.serving.phases import (
     PiecewiseLinear,
     RooflinePhases,
     ServedModel,
-    cache_room,
+    cache_capacity,
     config_kv_bytes,
     kv_cache_bytes,
     machine,
@@ -130,8 +130,8 @@ def test_names_and_sizes_that_are_not():
     with pytest.raises(UnknownNameError, match="did you mean"):
         machine("H10")
     with pytest.raises(InputError, match="140 GB"):
-        cache_room(ServedModel.of_size("70B"), MACHINES["laptop"])
-    assert cache_room(SHAPES["llama2-70b"], MACHINES["A100"]) > 1_000_000
+        cache_capacity(ServedModel.of_size("70B"), MACHINES["laptop"])
+    assert cache_capacity(SHAPES["llama2-70b"], MACHINES["A100"]) > 1_000_000
 
 
 def test_the_guessed_shape_of_a_size_is_near_the_real_one():

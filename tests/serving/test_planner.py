@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import MACHINES, SHAPES, MeasuredPhases
 from tokenry.serving.planner import (
     Design,
@@ -16,7 +17,7 @@ from tokenry.serving.planner import (
     search_pools,
 )
 from tokenry.serving.policies import SharedPool
-from tokenry.serving.simulation import Cluster, Pool, Served, simulate
+from tokenry.serving.simulation import Cluster, Served, simulate
 from tokenry.serving.targets import SLO, alone_on, latencies, max_rate_under_slo
 from tokenry.serving.trace import Trace, poisson_trace
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import MeasuredPhases
 from tokenry.serving.policies import MixedPools, SharedPool, SplitPools, shortest
-from tokenry.serving.simulation import Cluster, Link, Pool, simulate
+from tokenry.serving.simulation import Cluster, Link, simulate
 from tokenry.serving.trace import Trace, poisson_trace
 
 # a millisecond per prompt token; 50 ms a step, and 1 ms for each further request in the batch
@@ -35,7 +36,7 @@ traces = st.lists(
 ).map(lambda rows: requests(*sorted(rows)))
 clusters = st.sampled_from(
     [
-        (Cluster((Pool(PHASES, 3, room=8000),), KV, LINK), SharedPool()),
+        (Cluster((Pool(PHASES, 3, capacity=8000),), KV, LINK), SharedPool()),
         (
             Cluster((Pool(PHASES, 2, "prompt"), Pool(PHASES, 2, "token", 4000)), KV, LINK),
             SplitPools(),
@@ -99,7 +100,7 @@ def test_a_prompt_over_the_limit_goes_alone_and_whole():
 
 
 def test_a_full_machine_lets_requests_wait_in_order():
-    tight = Cluster((Pool(PHASES, 1, room=250),), KV, LINK)
+    tight = Cluster((Pool(PHASES, 1, capacity=250),), KV, LINK)
     trace = requests((0, 100, 6), (0.01, 100, 101), (0.02, 30, 6))
     served = simulate(trace, tight, SharedPool(), record=True)
     # 106 + 201 tokens are more than 250: the second waits for the first to end, the small third
@@ -225,8 +226,8 @@ def test_full_pools_borrow_and_give_back():
     split = simulate(trace, cluster, SplitPools())
     assert split.prompt_machine.tolist() == [0] * 9
     assert mixed.ttft[:6].max() < split.ttft[:6].max()
-    roomy = simulate(trace, cluster, MixedPools(prompt_limit=10**9))
-    np.testing.assert_array_equal(roomy.e2e, split.e2e)  # nothing borrowed: two plain pools
+    unlimited = simulate(trace, cluster, MixedPools(prompt_limit=10**9))
+    np.testing.assert_array_equal(unlimited.e2e, split.e2e)  # nothing borrowed: two plain pools
 
 
 def test_a_full_token_pool_borrows_a_prompt_machine():
@@ -266,7 +267,7 @@ def test_the_result_is_a_table():
 def test_a_machine_that_only_reads_needs_memory_for_the_prompt_alone():
     trace = requests((0, 100, 400), (0.3, 120, 1))
     small, large = Pool(PHASES, 1, "prompt", 120), Pool(PHASES, 1, "token", 500)
-    smaller, cramped = replace(large, room=499), replace(small, room=119)
+    smaller, cramped = replace(large, capacity=499), replace(small, capacity=119)
     for policy in (SplitPools(), MixedPools()):
         served = simulate(trace, Cluster((small, large), KV, LINK), policy)
         assert np.isfinite(served.e2e).all()
@@ -279,7 +280,7 @@ def test_a_machine_that_only_reads_needs_memory_for_the_prompt_alone():
 
 
 def test_large_requests_go_to_the_machines_that_hold_them():
-    cluster = Cluster((Pool(PHASES, 2, room=150), Pool(PHASES, 1, room=2000)), KV, LINK)
+    cluster = Cluster((Pool(PHASES, 2, capacity=150), Pool(PHASES, 1, capacity=2000)), KV, LINK)
     served = simulate(requests((0, 100, 3), (0.01, 900, 3), (0.02, 900, 3)), cluster, SharedPool())
     assert served.token_machine.tolist() == [0, 2, 2]
 
@@ -287,7 +288,7 @@ def test_large_requests_go_to_the_machines_that_hold_them():
 def test_what_cannot_be_served_is_refused():
     trace = requests((0, 100, 10))
     with pytest.raises(InputError, match="110 tokens does not fit"):
-        simulate(trace, Cluster((Pool(PHASES, 1, room=50),)), SharedPool())
+        simulate(trace, Cluster((Pool(PHASES, 1, capacity=50),)), SharedPool())
     with pytest.raises(InputError, match="role is 'both'"):
         simulate(trace, SPLIT, SharedPool())
     with pytest.raises(InputError, match="role is 'prompt'"):

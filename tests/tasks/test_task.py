@@ -5,13 +5,13 @@ import pytest
 
 from tokenry.core.errors import InputError
 from tokenry.tasks.suites.lang_game import LangGame
-from tokenry.tasks.task import Generate, Item, Loglikelihood, evaluate, likeliest, means, reward
+from tokenry.tasks.task import Generate, Item, Loglikelihood, Task, evaluate, likeliest, means
 
 WORDS = tuple("a the sea tea feature creature eleven nowhere bring thing going".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
-class Echo:
+class Echo(Task):
     """Asks for a word; half of the items ask for the likelier of two."""
 
     primary: ClassVar[str] = "right"
@@ -72,8 +72,8 @@ def test_a_task_may_have_its_own_reward_and_aggregate():
             return {"right": min(score["right"] for score in scores)}
 
     item = Strict().items(2, 0)[1]
-    assert reward(Strict(), item, "no") == 2.0
-    assert reward(Echo(), item, item.solution) == 1.0
+    assert Strict().reward(item, "no") == 2.0
+    assert Echo().reward(item, item.solution) == 1.0
     assert evaluate(Model(), Strict(), 10).value == 0.0
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.text.monotone_alignment import aligned_pairs, monotone_block_alignment
+from tokenry.text.monotone_alignment import aligned_pairs, alignment_f1, monotone_block_alignment
 
 
 def every_alignment(rows, columns):
@@ -78,3 +78,11 @@ def test_what_cannot_be_aligned_is_said():
         monotone_block_alignment([[0.0, float("-inf")]])
     with pytest.raises(ShapeError, match=r"\[3\]"):
         monotone_block_alignment([1.0, 2.0, 3.0])
+
+
+def test_f1_counts_the_pairs_of_all_alignments_together():
+    aligned = [{(0, 0), (1, 1)}, {(0, 0)}]
+    truth = [{(0, 0), (1, 0), (2, 1)}, {(0, 0), (1, 1)}]
+    assert alignment_f1(aligned, truth) == pytest.approx(2 * 2 / (3 + 5))
+    assert alignment_f1(truth, truth) == 1.0
+    assert alignment_f1([set()], [set()]) == 0.0

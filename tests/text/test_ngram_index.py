@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.text.ngram_index import NGramPlaces
+from tokenry.text.ngram_index import NGramPositions
 
 TOKENS = st.lists(st.integers(0, 2), max_size=20)
 
@@ -9,7 +9,7 @@ TOKENS = st.lists(st.integers(0, 2), max_size=20)
 @given(TOKENS, st.lists(st.integers(0, 2), max_size=4))
 def test_places_are_those_that_searching_finds(text, ahead):
     lengths = (1, 3, 2)
-    index = NGramPlaces(text[:5], lengths)
+    index = NGramPositions(text[:5], lengths)
     index.extend(text[5:])
     end = [*text[-3:], *ahead]
     expected = []

@@ -157,3 +157,13 @@ def test_what_cannot_be_counted_or_read_is_an_error(tmp_path):
     (tmp_path / "broken").write_bytes(b"x" * 20)
     with pytest.raises(InputError, match="not a file"):
         NGramModel.load(tmp_path / "broken")
+
+
+def test_followers_of_a_context_are_counted_by_hand():
+    model = NGramModel.fit([[0, 1, 0, 1, 0, 2], [2, 0, 1]], 4)
+    counted = {(): {0: 4, 1: 3, 2: 2}, (0,): {1: 3, 2: 1}, (1, 0): {1: 1, 2: 1}, (3,): {}}
+    for context, expected in counted.items():
+        tokens, counts = model.followers(context)
+        assert dict(zip(tokens.tolist(), counts.tolist(), strict=True)) == expected
+    with pytest.raises(InputError, match="context"):
+        model.followers((0, 1, 0))

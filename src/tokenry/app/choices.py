@@ -1,190 +1,142 @@
-"""Methods named on the command line, with their settings: samplers, drafts, caches, critics."""
+"""Methods named on the command line, with their settings: NAME:SETTING=VALUE,...
+
+The names are a role's of `core.registry`, the settings the parameters of the method that can be
+written as a text; what a method needs besides (a model, a tokenizer) the command gives.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, cast
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tokenry.app.terminal import load
-from tokenry.app.verb import require_use
-from tokenry.core import registry
-from tokenry.core.checks import in_range
+from tokenry.core.checks import one_of
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.registry import Role
 
-
-def methods(
-    sampler: str | None,
-    proposal: str | None,
-    proposal_model: str | None,
-    particles: int,
-    draft: str | None,
-    draft_model: str | None,
-    cache: str | None,
-    chat: bool,
-) -> tuple[Any, Any, Any]:
-    """The sampler, the drafter and the cache policy asked for (None: not asked for);
-    combinations that cannot work say so."""
-    in_range("--particles", particles, "[1, 4096]", integer=True)
-    guarded = (sampler or "").partition(":")[0] == "guard"
-    for option in ("--proposal", "--proposal-model"):
-        require_use(option, guarded, "it is what --sampler guard proposes with")
-    require_use("--draft-model", draft is not None, "it is what --draft drafts with")
-    chosen = None if sampler is None else sampler_of(sampler, proposal, proposal_model, chat)
-    for option, value in (("--draft", draft), ("--cache", cache)):
-        if value is None:
-            continue
-        if particles > 1:
-            raise InputError(
-                f"{option} decodes one text: it cannot go with --particles {particles}"
-            )
-        if sampler not in (None, "mask"):
-            raise InputError(f"{option} masks tokens: it cannot go with --sampler {sampler}")
-    return (
-        chosen,
-        None if draft is None else drafter_of(draft, draft_model),
-        None if cache is None else cache_policy(cache),
-    )
+Reader = Callable[[str], Any]  # of a setting's text
+SEPARATOR = re.compile(r",(?=\w+=)")  # a comma behind which no setting begins is part of the value
 
 
-TRAINED_PART = "its trained part: give the file that its training saved with --draft-model FILE"
-NEEDED = {
-    "dyspec": "a smaller model with the same vocabulary: give it with --draft-model MODEL",
-    "mtp": TRAINED_PART,
-    "fspad": TRAINED_PART,
-}
-# samplers of a constraint: without one they draw what the model draws anyway
-OF_A_CONSTRAINT = ("awrs", "mask", "rejection", "asap", "guard", "smc")
+@dataclass(frozen=True)
+class Choice:
+    """A method that was named, with its settings, before what else it needs is there."""
+
+    name: str
+    method: Callable[..., Any]
+    settings: Mapping[str, Any]
+
+    def made(self, **context: Any) -> Any:
+        """The method, made with its settings and with those things of `context` that it takes."""
+        taken = {key: context[key] for key in parameters(self.method) if key in context}
+        try:
+            return self.method(**taken, **self.settings)
+        except TypeError as error:
+            raise InputError(f"{self.name}: {error}") from None
 
 
-def require_sampling(
-    sampler: str | None, particles: int, greedy: bool, constrained: bool, critic: bool
-) -> None:
-    """Options of sampling are refused where nothing is sampled, or everything without them."""
-    name = (sampler or "").partition(":")[0]
-    likeliest = "at --temperature 0 every text is the likeliest one"
-    require_use("--sampler", not greedy or name == "mask", likeliest)
-    require_use("--particles", not greedy or particles == 1, likeliest)
-    require_use("--critic", not greedy, likeliest)
-    require_use(
-        "--sampler",
-        constrained or name not in OF_A_CONSTRAINT or (critic and name in ("awrs", "smc")),
-        f"{name} is a way to satisfy a constraint, and there is none",
-    )
+def chosen(
+    role: Role,
+    option: str,
+    readers: Mapping[str, Reader] | None = None,
+    provided: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Choice:
+    """The method that NAME:SETTING=VALUE,... names, its settings read.
 
+    Args:
+        role: whose methods can be named.
+        option: what was typed. A comma in a value stays there unless a setting begins behind it.
+        readers: of settings that are not read by the annotation of their parameter.
+        provided: parameters that the command gives, which cannot be set.
+        defaults: of parameters that have none, once one such parameter is set.
 
-def user_critic(place: str) -> Callable[[str], float]:
-    """A user's function of a text."""
-    from tokenry.learn.user_code import guarded, user_value
-
-    critic = user_value(place)
-    if not callable(critic):
-        raise InputError(f"{place} must be a function from a text to a number, not {critic!r}")
-    value = guarded(f"--critic {place}", lambda text: float(cast(Any, critic)(text)))
-
-    def potential(text: str) -> float:
-        in_range(f"--critic {place} of {text[-60:]!r}", found := value(text), "[-inf, inf)")
-        return found
-
-    return potential
-
-
-def sampler_of(option: str, proposal: str | None, proposal_model: str | None, chat: bool) -> Any:
-    """The sampler of NAME[:SETTING=VALUE,...]: of whole texts, or of tokens."""
-    from tokenry.decode.generate import text_sampler_of
-
-    name = option.partition(":")[0]
-    if option == name and name != "guard":
-        return text_sampler_of(name)  # knows all names
-    role = registry.sampler if name in registry.sampler.names() else registry.text_sampler
-    given: dict[str, Any] = {}
-    if name == "guard" and proposal is not None:
-        given["prompt"] = as_question(proposal, chat)
-    if name == "guard" and proposal_model is not None:
-        given["model"] = load(proposal_model).model
-    return text_sampler_of(configured(role, option, **given))
-
-
-def drafter_of(option: str, model: str | None) -> Any:
-    """The drafter of NAME[:SETTING=VALUE,...], with what it drafts with: a smaller model, or the
-    file of a trained part. Several that are joined by + are mixed; one of them has the model."""
-    from tokenry.decode.speculation.mixture import Mixture
-    from tokenry.model.heads.fspad import FeatureHead
-    from tokenry.model.heads.mtp import MaskPredictor
-
-    readers = {
-        "dyspec": ("draft", lambda place: load(place).model),
-        "mtp": ("predictor", MaskPredictor.load),
-        "fspad": ("head", FeatureHead.load),
-    }
-    parts = option.split("+")
-    if len(parts) > 1:
-        takers = [part for part in parts if part.partition(":")[0] in readers]
-        if model is not None and len(takers) != 1:
-            raise InputError(
-                f"--draft {option}: --draft-model goes with one of {', '.join(readers)}, and "
-                f"{len(takers)} of them are in the mixture"
-            )
-        return Mixture(tuple(drafter_of(one, model if one in takers else None) for one in parts))
-    name = option.partition(":")[0]
-    if model is None:
-        if name in readers:
-            raise InputError(f"--draft {name} needs {NEEDED[name]}")
-        return configured(registry.drafter, option)
-    registry.drafter[name]  # an unknown name is named first
-    if name not in readers:
-        raise InputError(f"--draft {option} drafts without a model: leave --draft-model out")
-    field, read = readers[name]
-    return configured(registry.drafter, option, **{field: read(model)})
-
-
-def cache_policy(option: str) -> Any:
-    """The policy of NAME or NAME:SIZE, a count of tokens or a share of the prompt."""
-    name, _, size = option.partition(":")
-    policy = registry.cache_policy[name]
-    if not size:
-        return policy()
-    try:
-        total = int(size) if size.isdigit() else float(size)
-    except ValueError:
-        raise InputError(
-            f"--cache {option}: the size must be a share of the prompt (0.2) or a count of "
-            f"tokens (128), not {size!r}"
-        ) from None
-    return policy.of_size(total)
-
-
-def configured(role: Role, option: str, **given: Any) -> Any:
-    """The method that an option names, made with the option's settings and those given.
-
-    Values are read as JSON where they are (3, 0.5, true) and as text where they are not.
+    Raises:
+        UnknownNameError: for a name or a setting that does not exist, with those that do.
+        InputError: for a setting without a value, given twice, or missing.
     """
     name, _, rest = option.partition(":")
     method = role[name]
-    known = [field.name for field in fields(method)]
-    settings = dict(given)
-    for part in filter(None, rest.split(",")):
+    open_to_user = {key: p for key, p in parameters(method).items() if key not in provided}
+    known = {key: read for key, (kind, _) in open_to_user.items() if (read := reader_of(kind))}
+    known |= readers or {}
+    settings: dict[str, Any] = {}
+    for part in filter(None, SEPARATOR.split(rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"{option!r}: a setting has the form name=value, not {part!r}")
         if key not in known:
             raise UnknownNameError(f"setting of {name}", key, known)
-        settings[key] = plain_value(value)
-    try:
-        return method(**settings)
-    except TypeError as error:
-        raise InputError(f"{option!r}: {error}") from None
+        if key in settings:
+            raise InputError(f"{option!r} gives {key} twice")
+        settings[key] = known[key](value)
+        if open_to_user.get(key, (None,))[0] is bool:
+            one_of(f"{key} of {name}", settings[key], (True, False))
+    needed = [key for key, (_, required) in open_to_user.items() if required]
+    if needed and settings.keys() & set(needed):
+        settings = {**(defaults or {}), **settings}
+    if missing := [key for key in needed if key not in settings]:
+        raise InputError(f"{option!r} needs {' or '.join(missing)}: write {name}:{missing[0]}=...")
+    return Choice(name, method, settings)
+
+
+def parameters(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+    """{name: (annotation, whether it has to be given)} of a class or function."""
+    hints = get_type_hints(method.__init__ if inspect.isclass(method) else method)
+    named = inspect.signature(method).parameters.values()
+    return {
+        p.name: (hints.get(p.name, Any), p.default is p.empty)
+        for p in named
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+
+
+def reader_of(kind: Any) -> Reader | None:
+    """How a value of this annotation is read; None if it cannot be written as a text."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if str in kinds:
+        return str
+    for origin, one in ((get_origin(one), one) for one in kinds):
+        several = inspect.isclass(origin) and issubclass(origin, Iterable)
+        element = reader_of(get_args(one)[0]) if several and origin is not dict else None
+        if element:
+            return partial(listed, read=element)
+    plain = {int, float, bool} & set(kinds) or any(get_origin(one) is Literal for one in kinds)
+    return plain_value if plain else None
 
 
 def plain_value(text: str) -> Any:
+    """What a text is as JSON (3, 0.5, true) or as inf; the text itself where it is neither."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return float(text) if text.lstrip("+-").lower() in ("inf", "nan") else text
+
+
+def listed(text: str, read: Reader = str) -> list[Any]:
+    """Several values: a JSON array, or with commas between them."""
+    value = plain_value(text)
+    return value if isinstance(value, list) else [read(part) for part in text.split(",")]
 
 
 def as_question(text: str, chat: bool) -> Any:
     """A prompt: the text itself, or a chat message that asks it."""
     return [{"role": "user", "content": text}] if chat else text
+
+
+def user_function(
+    option: str, source: str, kind: str, convert: Callable[[Any], Any]
+) -> Callable[[str], Any]:
+    """A user's function FILE.py:NAME of a text, its results converted; exceptions name the
+    option."""
+    from tokenry.learn.user_code import guarded, user_value
+
+    function: Any = user_value(source)
+    if not callable(function):
+        raise InputError(f"{source} must be a function {kind}, not {function!r}")
+    return guarded(option, lambda text: convert(function(text)))

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 import tokenry
+from tokenry.app import constraints, steering
 from tokenry.app.commands import (
     audit,
     compress,
@@ -53,13 +54,15 @@ def paragraphs(verb: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(part.split()) for part in parts)
 
 
-def add(verb: Callable[..., None]) -> None:
-    app.command(cls=Verb, help=paragraphs(verb))(with_debug(verb))
+def add(verb: Callable[..., None], below: str | None = None) -> None:
+    """A verb, and what its help says below its options."""
+    app.command(cls=Verb, help=paragraphs(verb), epilog=below)(with_debug(verb))
 
 
-for verb in (inspect.inspect, generate.generate, train.train, tokenize.tokenize):
+add(inspect.inspect)
+add(generate.generate, f"{constraints.LISTED}\n\n{steering.LISTED}")
+for verb in (train.train, tokenize.tokenize, compress.compress):
     add(verb)
-add(compress.compress)
 for verb in (audit.audit, objectives.objectives, papers.papers, reproduce.reproduce):
     add(verb)
 app.add_typer(models.app, name="models", help=paragraphs(models.models))

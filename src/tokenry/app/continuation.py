@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model.compat import own_distribution
 from tokenry.text.whole import whole_text
+
+if TYPE_CHECKING:
+    from tokenry.app.decoding import Methods
 
 OnToken = Callable[[list[int]], None]  # the new ids so far, of the first text
 
@@ -84,6 +87,27 @@ class Continuation:
         }
 
 
+def continued(
+    loaded: tuple[Any, Any],
+    prompt: Any,
+    constraint: Constraint | None,
+    limits: Limits,
+    how: Methods,
+    must_end: bool = True,
+    on_token: OnToken | None = None,
+    processors: Sequence[Processor] = (),
+) -> Continuation:
+    """By the drafter, else by the cache policy, else by the sampler of `how`."""
+    common = (loaded, prompt, constraint, limits)
+    if how.drafter is not None:
+        return drafted(*common, how.drafter, must_end, on_token, processors, how.policy)
+    if how.policy is not None:
+        return cached(*common, how.policy, must_end, on_token, processors)
+    weighted = constraint is not None or how.critic is not None
+    sampler = how.sampler or ("awrs" if weighted else "mask")
+    return sampled(*common, sampler, how.particles, must_end, on_token, processors, how.critic)
+
+
 def sampled(
     loaded: tuple[Any, Any],
     prompt: Any,
@@ -106,7 +130,7 @@ def sampled(
     chosen = text_sampler_of("greedy" if greedy else sampler)
     if critic is not None and isinstance(chosen, SMC):
         chosen = replace(chosen, critic=potential)
-    found = generate(
+    result = generate(
         loaded,
         prompt,
         constraint,
@@ -121,21 +145,21 @@ def sampled(
         if on_token is None
         else lambda _, texts: on_token(max(texts, key=len, default=[])),
     )
-    log_weights = found.log_weights.tolist()
+    log_weights = result.log_weights.tolist()
     if max(log_weights) == DEAD:
-        raise unfinished(loaded, prompt, constraint, limits, found.ids)
-    texts = [whole_text(loaded[1], ids) for ids in found.ids]
+        raise unfinished(loaded, prompt, constraint, limits, result.ids)
+    texts = [whole_text(loaded[1], ids) for ids in result.ids]
     return Continuation(
-        text=texts[found.best],
+        text=texts[result.best],
         texts=texts,
         log_weights=log_weights,
-        ids=found.ids,
-        log_evidence=None if greedy else found.log_evidence,
-        seconds=found.seconds,
-        forward_passes=found.passes,
-        tokens=found.tokens,
-        checks_per_token=found.checks_per_token,
-        finished=found.finished[found.best],
+        ids=result.ids,
+        log_evidence=None if greedy else result.log_evidence,
+        seconds=result.seconds,
+        forward_passes=result.passes,
+        tokens=result.tokens,
+        checks_per_token=result.checks_per_token,
+        finished=result.finished[result.best],
     )
 
 
@@ -163,7 +187,7 @@ def drafted(
 
     masks = [] if constraint is None else [ConstraintMask(constraint, ids, tokenizer)]
     with for_one_request(model, limits.max_new_tokens) as kernels:
-        found = generate_with_drafter(
+        result = generate_with_drafter(
             model,
             ids,
             drafter,
@@ -177,9 +201,9 @@ def drafted(
             generator=torch.Generator().manual_seed(limits.seed),
             kernels=kernels,
         )
-    if must_end and not ended(loaded, found.new_ids):
-        raise unfinished(loaded, prompt, constraint, limits, [found.new_ids])
-    return one_text(loaded, found.new_ids, found.seconds, found.forward_calls)
+    if must_end and not ended(loaded, result.new_ids):
+        raise unfinished(loaded, prompt, constraint, limits, [result.new_ids])
+    return one_text(loaded, result.new_ids, result.seconds, result.forward_calls)
 
 
 def cached(
@@ -246,12 +270,12 @@ def bytewise(
 
     started = time.perf_counter()
     members = [ByteModel(*loaded) for loaded in models]
-    asked = isinstance(prompt, str)  # else chat messages, each model with its own template
-    context = [] if asked else [prompt_ids(tokenizer, prompt) for _, tokenizer in models]
+    is_text = isinstance(prompt, str)  # else chat messages, each model with its own template
+    context = [] if is_text else [prompt_ids(tokenizer, prompt) for _, tokenizer in models]
     alone = len(members) == 1
-    found = complete(
+    result = complete(
         members[0] if alone else ByteEnsemble(members),
-        prompt if asked else "",
+        prompt if is_text else "",
         limits.max_new_tokens,
         temperature=limits.temperature,
         seed=limits.seed,
@@ -260,16 +284,16 @@ def bytewise(
         on_text=on_text,
     )
     return Continuation(
-        text=found.text,
-        texts=[found.text],
-        log_weights=[found.logprob],
-        ids=[list(found.data)],
+        text=result.text,
+        texts=[result.text],
+        log_weights=[result.logprob],
+        ids=[list(result.data)],
         log_evidence=None,
         seconds=time.perf_counter() - started,
-        forward_passes=found.passes.calls,
-        tokens=len(found.data),
+        forward_passes=result.passes.calls,
+        tokens=len(result.data),
         checks_per_token=0.0,
-        finished=found.ended,
+        finished=result.ended,
     )
 
 
@@ -316,14 +340,14 @@ def unfinished(
         ids for ids in texts if constraint is not None and satisfied(constraint, before, ids)
     ]
     longest = max(complete or texts, key=len)
-    shown = f"{whole_text(tokenizer, longest)[:80]!r}"
+    example = f"{whole_text(tokenizer, longest)[:80]!r}"
     if complete:
         return ConstraintError(
-            f"the text satisfies the constraint and has not ended within {within} ({shown}): "
-            f"--end-when-complete ends it there; or {advice}"
+            f"the text satisfies the constraint and has not ended within {within} ({example}): "
+            f"--steer ending ends it there; or {advice}"
         )
     return ConstraintError(
-        f"no text satisfied the constraint within {within}, for example {shown}: {advice}, or "
+        f"no text satisfied the constraint within {within}, for example {example}: {advice}, or "
         "prompt for something shorter"
     )
 

@@ -37,7 +37,7 @@ def report(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ModuleNotFoundError) and extra_of(error.name or ""):
         return f"this needs {error.name}: {how_to_install([str(error.name)])}", BAD_INPUT
     source = library(error)
-    where = f"at {place(error)}; --debug shows the traceback"
+    where = f"at {location(error)}; --debug shows the traceback"
     if source is None and not isinstance(error, (*OF_THE_SYSTEM, RuntimeError)):
         return f"internal error: {summary(error)} ({where}; please report it)", INTERNAL
     return f"{source + ': ' if source else ''}{summary(error)} ({where})", BAD_INPUT
@@ -70,7 +70,7 @@ def library(error: BaseException) -> str | None:
     return last.name  # the user's own file
 
 
-def place(error: BaseException) -> str:
+def location(error: BaseException) -> str:
     """File and line of the last frame that is Tokenry's or the user's own."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):

@@ -22,15 +22,15 @@ def remembered(name: str, make: Callable[[], Any]) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = make()
+        value = make()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(f"{name}-*.json"):
             old.unlink(missing_ok=True)
-        write_whole(file, json.dumps(found))
+        write_whole(file, json.dumps(value))
     except OSError:
         pass  # a home that cannot be written to costs time, not the answer
-    return found
+    return value
 
 
 def fingerprint(folder: Path) -> str:

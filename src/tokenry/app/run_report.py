@@ -10,6 +10,7 @@ from tokenry.app.terminal import (
     check_writable,
     load,
     notes,
+    plain_table,
     print_json,
     results,
     working,
@@ -17,18 +18,20 @@ from tokenry.app.terminal import (
 )
 from tokenry.core.errors import InputError
 
+COLUMNS = ("token", "side", "log ratio (nats)", "KL (nats)", "after")
+
 
 @dataclass(frozen=True)
-class Moved:
-    """A report on a run: its folder, what it began with, and what it was held to (by name)."""
+class RunReport:
+    """The report of a run: its folder, the model that it began with, its reference (by name)."""
 
-    run: str
+    folder: str
     model: str
     reference: str
     report: Any
 
     def to_dict(self) -> dict[str, Any]:
-        names = {"run": self.run, "model": self.model, "reference": self.reference}
+        names = {"run": self.folder, "model": self.model, "reference": self.reference}
         return names | self.report.to_dict()
 
 
@@ -38,21 +41,21 @@ def report_run(
     """Show what a run moved on its own pairs, or on others: as a table, JSON, or a page."""
     if html is not None:
         check_writable(html)
-    moved = moved_by(folder, pairs)
+    run = read_run(folder, pairs)
     if html is not None:
         from tokenry.app.run_report_html import page
 
-        write_text(html, page(moved))
+        write_text(html, page(run))
     if as_json:
-        print_json(moved.to_dict())
+        print_json(run.to_dict())
     else:
-        show(moved, rows)
+        show(run, rows)
     if html is not None:
         notes().print(f"written to {html}")
 
 
-def moved_by(folder: str, pairs: Path | None) -> Moved:
-    """Score a run's pairs (or others) under the model that it left and what it was held to.
+def read_run(folder: str, pairs: Path | None) -> RunReport:
+    """Score a run's pairs (or others) under the model that it left and under its reference.
 
     They are read as the run read its own: with its template, its lengths and its options. Rows that
     cannot be used are skipped and counted. Raises InputError when the folder is no finished run,
@@ -93,11 +96,11 @@ def moved_by(folder: str, pairs: Path | None) -> Moved:
             beta=beta if isinstance(beta, int | float) else 1.0,
             **options,
         )
-    return Moved(folder, record["model"], name, report)
+    return RunReport(folder, record["model"], name, report)
 
 
 def _reference_of(record: dict[str, Any], folder: str) -> tuple[Any, str]:
-    """What the run was held to, and its name; the model that it began with, if that is not kept."""
+    """The run's reference and its name; the model that it began with, if that is not kept."""
     from tokenry.learn.record import fingerprint
     from tokenry.learn.reference import FrozenModel, ReferenceKind, WithoutAdapter, load_reference
 
@@ -121,13 +124,13 @@ def _reference_of(record: dict[str, Any], folder: str) -> tuple[Any, str]:
 
 
 def _data_of(record: dict[str, Any], folder: str) -> Path:
-    from tokenry.core.registry import objective as objectives
-    from tokenry.learn.objective import is_on_policy, is_supervised
+    from tokenry.learn.objective import is_on_policy
+    from tokenry.learn.objective import objective as objectives
 
     file = record.get("data", {}).get("file")
     name = record["objective"]
     kind = objectives[name] if name in objectives.names() else None
-    if is_on_policy(kind) or is_supervised(kind):
+    if kind is not None and (is_on_policy(kind) or kind.supervised):
         raise InputError(f"{name} did not learn from pairs: give some to report on with --pairs")
     if not file:
         raise InputError(f"the run in {folder} was not trained on a file: give pairs with --pairs")
@@ -136,12 +139,12 @@ def _data_of(record: dict[str, Any], folder: str) -> Path:
     return Path(file)
 
 
-def summary(moved: Moved) -> list[str]:
+def summary(run: RunReport) -> list[str]:
     """The report in sentences."""
-    report = moved.report
+    report = run.report
     lines = [
         f"{len(report.pairs)} pairs: reward accuracy {report.accuracy:.0%}, margin "
-        f"{report.margin:.3g}, KL from {moved.reference} {report.kl:.3g} nats a token "
+        f"{report.margin:.3g}, KL from {run.reference} {report.kl:.3g} nats a token "
         f"(chosen {report.kl_chosen:.3g}, rejected {report.kl_rejected:.3g})"
     ]
     if report.skipped:
@@ -149,20 +152,17 @@ def summary(moved: Moved) -> list[str]:
     return lines
 
 
-def show(moved: Moved, rows: int) -> None:
+def show(run: RunReport, rows: int) -> None:
     """The summary, and the tokens whose log-probability changed most."""
-    from rich.table import Table
     from rich.text import Text
 
     console = results()
-    for line in summary(moved):
+    for line in summary(run):
         console.print(line, soft_wrap=True, markup=False)
-    tokens = most_moved(moved.report)[:rows]
+    tokens = largest_changes(run.report)[:rows]
     if not tokens:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("token", "side", "log ratio (nats)", "KL (nats)", "after"):
-        table.add_column(title, justify="right" if "nats" in title else "left")
+    table = plain_table(*COLUMNS, numbers=[title for title in COLUMNS if "nats" in title])
     for token, side, log_ratio, kl, before in tokens:
         colour = "green" if log_ratio > 0 else "red"
         table.add_row(
@@ -175,14 +175,14 @@ def show(moved: Moved, rows: int) -> None:
     console.print(table)
 
 
-def most_moved(report: Any) -> list[tuple[str, str, float, float, str]]:
+def largest_changes(report: Any) -> list[tuple[str, str, float, float, str]]:
     """The completion tokens, those whose log-probability changed most first."""
     return sorted(tokens_of(report), key=lambda row: -abs(row[2]))
 
 
 def tokens_of(report: Any) -> list[tuple[str, str, float, float, str]]:
     """(token, side, log pi / pi_ref, KL, what stands before it) of every completion token."""
-    found = []
+    rows = []
     for pair in report.pairs:
         for side in ("chosen", "rejected"):
             completion = getattr(pair, side)
@@ -190,6 +190,6 @@ def tokens_of(report: Any) -> list[tuple[str, str, float, float, str]]:
             for token, log_ratio, kl in zip(
                 completion.tokens, completion.log_ratio, completion.kl, strict=True
             ):
-                found.append((token, side, log_ratio, kl, before))
+                rows.append((token, side, log_ratio, kl, before))
                 before += token
-    return found
+    return rows

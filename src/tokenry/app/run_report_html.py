@@ -5,42 +5,34 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from tokenry.app.run_report import Moved, most_moved, summary
-from tokenry.measure.inspection_html import STYLE
+from tokenry.app.run_report import COLUMNS, RunReport, largest_changes, summary
+from tokenry.measure.token_page import coloured, document, table
 
 PAIRS = 200
 ROWS = 40
+STYLE = """.text p { margin: .5rem 0 }
+.side { color: var(--faint) }
+"""
 
 
-def page(moved: Moved) -> str:
+def page(run: RunReport) -> str:
     """One file without outside resources: red tokens became likelier, blue ones less likely."""
-    report = moved.report
-    most = max((abs(row[2]) for row in most_moved(report)[:1]), default=0.0)
-    title = f"Tokens that {moved.run} moved"
-    sentences = "".join(f"<p>{escape(line)}</p>\n" for line in summary(moved))
+    report = run.report
+    changes = largest_changes(report)
+    most = max((abs(row[2]) for row in changes[:1]), default=0.0)
+    sentences = "".join(f"<p>{escape(line)}</p>\n" for line in summary(run))
     if len(report.pairs) > PAIRS:
         sentences += f"<p>The first {PAIRS} pairs are shown below, the table is of all.</p>\n"
     pairs = "".join(_pair(number, pair, most) for number, pair in enumerate(report.pairs[:PAIRS]))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}
-.text p {{ margin: .5rem 0 }}
-.side {{ color: var(--faint) }}
-</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-{sentences}<div class="legend">log ratio to {escape(moved.reference)}, nats:
+    rows = [[repr(token), *numbers, before[-40:]] for token, *numbers, before in changes[:ROWS]]
+    return document(
+        f"Tokens that {run.folder} moved",
+        f"""{sentences}<div class="legend">log ratio to {escape(run.reference)}, nats:
 <span>−{most:.3g}</span><span class="bar both"></span><span>{most:.3g}</span></div>
 {pairs}<h2>The tokens that moved most</h2>
-{_table(report)}
-</body>
-</html>
-"""
+{table(list(COLUMNS), rows, signed=("log ratio (nats)",))}""",
+        STYLE,
+    )
 
 
 def _pair(number: int, pair: Any, most: float) -> str:
@@ -57,20 +49,5 @@ def _completion(completion: Any, most: float) -> str:
     rows = (completion.tokens, completion.logprob, completion.log_ratio, completion.kl)
     for token, logprob, ratio, kl in zip(*rows, strict=True):
         detail = f"{token!r}\nlog ratio {ratio:+.3f}\nKL {kl:.3f}\nlog-probability {logprob:.3f}"
-        heat = abs(ratio) / most if most else 0.0
-        parts.append(
-            f'<span class="t{" cold" if ratio < 0 else ""}" tabindex="0" style="--heat:{heat:.3f}" '
-            f'data-detail="{escape(detail).replace(chr(10), "&#10;")}">{escape(token)}</span>'
-        )
+        parts.append(coloured(token, ratio / most if most else 0.0, detail))
     return "".join(parts)
-
-
-def _table(report: Any) -> str:
-    titles = ("token", "side", "log ratio (nats)", "KL (nats)", "after")
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    rows = "".join(
-        f'<tr><td>{escape(repr(token))}</td><td>{side}</td><td class="n">{ratio:+.3f}</td>'
-        f'<td class="n">{kl:.3f}</td><td>{escape(before[-40:])}</td></tr>\n'
-        for token, side, ratio, kl, before in most_moved(report)[:ROWS]
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"

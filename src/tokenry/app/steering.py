@@ -2,24 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tokenry.app.choices import as_question
+import typer
+
+from tokenry.app.choices import Choice, Reader, as_question, chosen, listed, plain_value
 from tokenry.app.terminal import read_text
-from tokenry.app.verb import require_use
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
 if TYPE_CHECKING:
     from tokenry.decode.constraints.base import Constraint
 
+STEER = "Steering: which texts are likely"
+ORDER = (
+    "uscd",
+    "ngram-style",
+    "stopping",
+    "ending",
+)  # what says when a text ends has the last word
+PROVIDED = (
+    *("model", "tokenizer", "constraint", "prompt_ids", "prompt_length", "stop"),
+    "sampling_temperature",
+)
+ELSEWHERE = {
+    "asap": "it learns from text to text: choose --sampler asap",
+    "ctgs": "it filters words: choose --constrain words:without=e",
+    "posterior": "it takes a number for each token of the vocabulary: use it from Python",
+}
+
+LISTED = """[bold]--steer[/] NAME:SETTING=VALUE,...
+  ngram-style:ngrams=FILE  towards the n-grams of a text; strength=0.1
+  uscd:negative=PROMPT     away, where the model is unsure, from how it goes
+                           on from this prompt; weight=-0.7
+  stopping:expected_length=20   so likely to end that so many tokens are
+                           expected at most; or floor, bias, temperature
+  ending                   ends as soon as the constraints are satisfied
+  ending:strings=a,b       ends before one of these, as with --stop"""
+
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        metavar="NAME:SETTING=...",
+        help="What makes some texts likelier, of those listed below (repeat it).",
+        rich_help_panel=STEER,
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="S",
+        help="The text ends before this, however tokens cut it (repeat it).",
+        rich_help_panel=STEER,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Control:
-    """The processors, what is shown of a text, and what is of one that still goes on."""
+    """The processors, what is printed of a text, and what is of one that still goes on."""
 
     processors: list[Any] = field(default_factory=list)
     cut: Callable[[str], str] = str
@@ -28,93 +74,105 @@ class Control:
 
 @dataclass(frozen=True)
 class Steering:
-    """What was asked for, before a model is there.
+    """Controllers that were named, before a model is there. stop: strings that end the text."""
 
-    stop: strings that end the text. expected_length: at most, in tokens. style: a text whose
-    n-grams are preferred. contrast: a prompt whose continuations are avoided. end_when_complete:
-    whether a text ends as soon as it satisfies the constraint.
-    """
-
+    choices: tuple[Choice, ...] = ()
     stop: tuple[str, ...] = ()
-    expected_length: float | None = None
-    style: str | None = None
-    style_strength: float = 0.1
-    contrast: str | None = None
-    end_when_complete: bool = False
 
     @classmethod
-    def read(
-        cls,
-        stop: list[str] | None,
-        expected_length: float | None,
-        style: Path | None,
-        style_strength: float,
-        contrast: str | None,
-        end_when_complete: bool,
-    ) -> Steering:
-        """From the options, with the file that they name."""
-        in_range("--expected-length", expected_length, "(0, inf)", optional=True)
-        require_use("--style-strength", style is not None, "it is the strength of --style")
-        in_range("--style-strength", style_strength, "[0, inf)")
-        text = None if style is None else read_text(style)
-        if text is not None and not text.strip():
-            raise InputError(f"{style} is empty: a style needs a text")
-        return cls(
-            tuple(stop or ()), expected_length, text, style_strength, contrast, end_when_complete
-        )
+    def read(cls, steer: list[str] | None = None, stop: list[str] | None = None) -> Steering:
+        """From `--steer` and `--stop`, with the files that they name."""
+        choices, strings = [], list(stop or ())
+        for option in steer or ():
+            choice = read_controller(option)
+            if choice.name == "ending" and choice.settings:
+                strings += choice.settings["strings"]
+            else:
+                choices.append(choice)
+        return cls(tuple(sorted(choices, key=order)), tuple(strings))
 
     def control(
         self, loaded: Any, prompt: Any, temperature: float, constraint: Constraint | None
     ) -> Control:
         """The processors for a prompt, in the order in which they are applied."""
-        from tokenry.decode.constraints.ending import Ending
+        from tokenry.decode.constraints.stop import Stop as StopStrings
         from tokenry.decode.generate import ends, prompt_ids
+        from tokenry.decode.steering.ending import Ending
 
         model, tokenizer = loaded
+        ids = prompt_ids(tokenizer, prompt)
+        context = {
+            "model": model,
+            "tokenizer": tokenizer,
+            "constraint": constraint,
+            "prompt_ids": ids,
+            "prompt_length": len(ids),
+            "stop": ends(*loaded),
+            "sampling_temperature": temperature or 1.0,
+        }
         processors: list[Any] = []
-        if self.contrast is not None:
-            processors.append(contrast_with(loaded, self.contrast, prompt))
-        if self.style is not None:
-            from tokenry.decode.steering.ngram_style import NGramStyle
-            from tokenry.text.ngrams import NGramModel
-
-            paragraphs = [part for part in self.style.split("\n\n") if part.strip()]
-            ids = [tokenizer(part)["input_ids"] for part in paragraphs]
-            size = model.config.get_text_config().vocab_size
-            processors.append(NGramStyle(NGramModel.fit(ids, size), self.style_strength))
-        if self.expected_length is not None:
-            from tokenry.decode.steering.stopping import StoppingControl
-
-            # a chance h at every token gives (1 - h) / h tokens before the end
-            processors.append(
-                StoppingControl(
-                    ends(*loaded),
-                    floor=1.0 / (1.0 + self.expected_length),
-                    sampling_temperature=temperature or 1.0,
-                )
-            )
-        if self.end_when_complete:
-            if constraint is None:
-                raise InputError("--end-when-complete needs a constraint that can be complete")
-            processors.append(Ending(constraint, prompt_ids(tokenizer, prompt)))
-        if self.stop:
-            from tokenry.decode.constraints.stop import Stop
-
-            stop = Stop(self.stop, tokenizer, overshoot=True, eos=ends(*loaded))
-            processors.append(Ending(stop, prompt_ids(tokenizer, prompt)))
-            return Control(processors, stop.before, stop.certain)
-        return Control(processors)
+        for choice in self.choices:
+            if choice.name == "ending" and constraint is None:
+                raise InputError("--steer ending needs a constraint that can be complete")
+            processors.append(prepared(choice, loaded, prompt).made(**context))
+        if not self.stop:
+            return Control(processors)
+        stop = StopStrings(self.stop, tokenizer, overshoot=True, eos=ends(*loaded))
+        return Control([*processors, Ending(stop, ids)], stop.before, stop.certain)
 
 
-def contrast_with(loaded: Any, contrast: str, prompt: Any) -> Any:
-    """Uncertainty-gated contrast with another prompt, asked in the same way."""
+def order(choice: Choice) -> int:
+    return ORDER.index(choice.name) if choice.name in ORDER else 0
+
+
+def read_controller(option: str) -> Choice:
+    """A controller of `--steer`, with the file that it names."""
+    from tokenry.decode.steering.base import controller
+
+    name = option.partition(":")[0]
+    if name in ELSEWHERE:
+        raise InputError(f"--steer {name}: {ELSEWHERE[name]}")
+    readers: dict[str, Mapping[str, Reader]] = {
+        "uscd": {"negative": str},
+        "ngram-style": {"ngrams": read_style},
+        "stopping": {"expected_length": plain_value},
+        "ending": {"strings": listed},
+    }
+    choice = chosen(controller, option, readers.get(name), PROVIDED)
+    if name != "stopping":
+        return choice
+    settings = dict(choice.settings)
+    if not settings:
+        raise InputError("--steer stopping changes nothing by itself: write expected_length=20")
+    if "expected_length" in settings:
+        expected = settings.pop("expected_length")
+        in_range("expected_length", expected, "(0, inf)")
+        if "floor" in settings:
+            raise InputError(f"{option!r}: give expected_length or the floor, one of them")
+        settings["floor"] = 1.0 / (1.0 + expected)  # h at every token: (1 - h) / h before the end
+    return replace(choice, settings=settings)
+
+
+def read_style(path: str) -> str:
+    """A text whose n-grams are preferred."""
+    text = read_text(Path(path))
+    if not text.strip():
+        raise InputError(f"{path} is empty: a style needs a text")
+    return text
+
+
+def prepared(choice: Choice, loaded: Any, prompt: Any) -> Choice:
+    """The choice with what a model makes of its texts: n-grams, or the tokens of a prompt."""
     from tokenry.decode.generate import prompt_ids
-    from tokenry.decode.steering.selective_contrast import SelectiveContrastProcessor
+    from tokenry.text.ngrams import NGramModel
 
     model, tokenizer = loaded
-    other = as_question(contrast, chat=not isinstance(prompt, str))
-    return SelectiveContrastProcessor(
-        model,
-        prompt_ids(tokenizer, other),
-        prompt_length=len(prompt_ids(tokenizer, prompt)),
-    )
+    settings = dict(choice.settings)
+    if choice.name == "uscd":  # posed in the same way as the prompt
+        other = as_question(settings["negative"], chat=not isinstance(prompt, str))
+        settings["negative"] = prompt_ids(tokenizer, other)
+    if choice.name == "ngram-style":
+        paragraphs = [part for part in settings["ngrams"].split("\n\n") if part.strip()]
+        ids = [tokenizer(part)["input_ids"] for part in paragraphs]
+        settings["ngrams"] = NGramModel.fit(ids, model.config.get_text_config().vocab_size)
+    return replace(choice, settings=settings)

@@ -1,11 +1,10 @@
 """What the verbs share: where output goes, and how files are read and written."""
 
-import codecs
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.core.errors import InputError
-from tokenry.core.files import write_whole
+from tokenry.core.files import decoded, write_whole
 
 Model = Annotated[
     str,
@@ -42,6 +41,16 @@ def notes() -> Any:
     from rich.console import Console
 
     return Console(file=sys.stderr, highlight=False)
+
+
+def plain_table(*titles: str, numbers: Collection[str] = (), gap: int = 2) -> Any:
+    """A table without lines, with its first columns; those of `numbers` stand on the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    for title in titles:
+        table.add_column(title, justify="right" if title in numbers else "left")
+    return table
 
 
 @contextmanager
@@ -86,6 +95,14 @@ def load(name: str) -> Any:
         return hub.load(name)
 
 
+def load_for(name: str, chat: bool, option: str = "--chat") -> Any:
+    """The same, with the chat template that an option wants. Raises InputError."""
+    loaded = load(name)
+    if chat and loaded.tokenizer.chat_template is None:
+        raise InputError(f"{name} has no chat template: leave {option} out")
+    return loaded
+
+
 def check_model(name: str) -> None:
     """Raise ModelError or UnknownNameError for a model that cannot be had, before the imports that
     take seconds; nothing is fetched."""
@@ -125,28 +142,30 @@ def read_text(path: str | Path) -> str:
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
     try:
-        return decoded(path.read_bytes(), str(path))
+        return one_kind_of_line(decoded(path.read_bytes(), str(path)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def text_or_file(text: str | None, file: Path | None) -> str:
+    """The text of an argument, of `-` (standard input), or of `--file`. Raises InputError."""
+    if (text is None) == (file is None):
+        raise InputError("give a text or --file, one of them")
+    return read_text(file or "-") if file or text == "-" else text or ""
 
 
 def standard_input() -> str:
     if sys.stdin is None:
         raise InputError("standard input is closed: there is nothing to read at -")
     binary = getattr(sys.stdin, "buffer", None)  # as bytes: the locale's encoding may not be UTF-8
-    return sys.stdin.read() if binary is None else decoded(binary.read(), "standard input")
+    if binary is None:
+        return sys.stdin.read()
+    return one_kind_of_line(decoded(binary.read(), "standard input"))
 
 
-def decoded(data: bytes, source: str) -> str:
-    """UTF-8, or UTF-16 with its mark, without the mark. Raises InputError."""
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
+def one_kind_of_line(text: str) -> str:
+    """Lines that end with one newline each, as Python reads text."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:

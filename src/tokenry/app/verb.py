@@ -3,7 +3,7 @@
 An option that was typed and changes nothing is refused, not ignored: whoever typed it believes that
 it does something. A verb says so where it knows it:
 
-    require_use("--style-strength", style is not None, "it is the strength of --style")
+    require_use("--draft-model", draft is not None, "it is what --draft drafts with")
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tokenry.app.renamed import SETTINGS
 from tokenry.core.errors import InputError
 
 
@@ -48,8 +49,7 @@ class Typed:
 
     def parameter(self, option: str) -> str | None:
         """The parameter that has this spelling."""
-        found = (name for name, known in self.spellings.items() if option in known)
-        return next(found, None)
+        return next((name for name, known in self.spellings.items() if option in known), None)
 
     def translate(self, message: str) -> str:
         """A message of the library in the words of the command line: `max_new_tokens` as `-n`.
@@ -154,7 +154,13 @@ class Verb(TyperCommand):
         no = frozenset(option for parameter in self.params for option in parameter.secondary_opts)
         words = list(args)
         _typed.set(Typed(spellings, words, opposites=no))
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except Exception as error:  # the parser's error of an unknown option has its name
+            old = str(getattr(error, "option_name", ""))
+            if ctx.info_name == "generate" and old in SETTINGS:
+                raise InputError(f"{old} is a setting now: write {SETTINGS[old]}") from None
+            raise
         given = frozenset(
             name
             for name in spellings
@@ -178,5 +184,5 @@ def unicode_text(value: Any, option: str | None) -> Any:
     try:
         return os.fsencode(value).decode()
     except UnicodeError:  # os.fsencode: a surrogate that stands for no byte
-        shown = value.encode("ascii", "backslashreplace").decode()
-        raise InputError(f"{option or 'the text'} is not Unicode text: {shown[:80]}") from None
+        escaped = value.encode("ascii", "backslashreplace").decode()
+        raise InputError(f"{option or 'the text'} is not Unicode text: {escaped[:80]}") from None

@@ -28,7 +28,8 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.fused import LinearHead, fused_scores
+from tokenry.core.fused import fused_scores
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 
 

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and their bytes as text."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,41 @@ from tokenry.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decoded(data: bytes, title: str) -> str:
+    """Bytes as text: UTF-8, or what a byte order mark says, which is no part of the text.
+
+    Args:
+        data: all bytes of a file.
+        title: what an error calls it.
+
+    Raises:
+        InputError: for bytes that are no text, with the place of the first of them; a zero byte is
+            none in UTF-8, as it mostly is UTF-16 without a mark.
+    """
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    name = encoding.removesuffix("-sig").upper()
+    if name == "UTF-8" and b"\0" in data:
+        raise InputError(
+            f"{title} is not text: byte {data.index(0)} is 0; if it is UTF-16, save it as UTF-8 or "
+            "with a byte order mark"
+        )
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{title} is not {name} text: {error.reason} at byte {error.start}"
+        ) from None
 
 
 @contextmanager

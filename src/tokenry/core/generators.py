@@ -1,4 +1,4 @@
-"""What the f-divergences of `core.divergence` are made of: elementwise functions, in log space.
+"""What the f-divergences of `core.divergences` are made of: elementwise functions, in log space.
 
 Kernels take (p_logprob, q_logprob), tensors of one shape and dtype, and are written out for each
 divergence, because q f(p / q) overflows where its value does not:

@@ -256,15 +256,19 @@ def bipartite_soft_matching(
         best[..., even] = -torch.inf
         chosen = best.argsort(dim=-1, descending=True, stable=True)[..., :merges]
         target.scatter_(-1, 2 * chosen, 2 * partner.gather(-1, chosen) + 1)
-    # groups in the order of their first members
-    first = (
-        places.expand_as(target)
-        .clone()
-        .scatter_reduce(-1, target, places.expand_as(target), "amin")
-    )
+    return merging_into(target, sizes)
+
+
+def merging_into(target: Tensor, sizes: Tensor | None = None) -> Merging:
+    """Tokens with one target [..., N] are a group; groups are in the order of their first members.
+
+    target: the place of the token that each one joins, its own if it joins none. sizes: [..., N],
+    from an earlier merging. Every row of a batch must have as many groups.
+    """
+    places = torch.arange(target.shape[-1], device=target.device).expand_as(target)
+    first = places.clone().scatter_reduce(-1, target, places, "amin")
     leader = first.gather(-1, target)  # [..., N]: the first member of the token's group
-    leads = leader == places
-    group = leads.long().cumsum(-1) - 1
+    group = (leader == places).long().cumsum(-1) - 1
     return Merging(group.gather(-1, leader), sizes)
 
 

@@ -1,5 +1,7 @@
 """The catalogue: every method registers under its role, a key, and the paper it comes from.
 
+    objective = Role("objective", Objective, ("tokenry.learn.preference", ...))
+
     @objective("tdpo", paper=0)
     @dataclass(frozen=True)
     class TDPO: ...
@@ -7,8 +9,9 @@
     objective["tdpo"]          # the class
     objective.names("*dpo*")   # ['dpo', 'tdpo']
 
-A role knows the packages its methods live in and imports their modules when it is first
-asked, so a new method is found by being a file in the right folder.
+A role stands beside its Protocol, in the module that says what its methods are. It knows the
+packages its methods live in and imports their modules when it is first asked, so a new method is
+found by being a file in the right folder; `roles` finds the roles themselves in the same way.
 """
 
 import fnmatch
@@ -28,21 +31,30 @@ T = TypeVar("T")
 class Entry:
     """One registered method: its key, the number of its paper in the catalogue, and the object.
 
-    examples: makes instances of it for the role's contract test, where the test cannot make them.
+    examples: what the role's contract test takes of it, where that is not one made of defaults; the
+    role's module says what an example is. needs: what it takes beside what every method of the role
+    takes, in the role's own words.
     """
 
     key: str
     paper: int | None
     value: Any
     examples: Callable[[], Iterable[Any]] | None = None
+    needs: tuple[str, ...] = ()
 
 
 @dataclass
 class Role:
-    """A catalogue of interchangeable methods. Calling it registers, indexing it looks up."""
+    """A catalogue of interchangeable methods. Calling it registers, indexing it looks up.
+
+    protocol: what a method of this role is. packages: where its methods live. check: refuses, by an
+    error, what cannot be a method of this role.
+    """
 
     name: str
+    protocol: Any
     packages: tuple[str, ...]
+    check: Callable[[Entry], None] | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     discovered: bool = False
 
@@ -51,6 +63,7 @@ class Role:
         key: str,
         paper: int | None = None,
         examples: Callable[[], Iterable[Any]] | None = None,
+        needs: tuple[str, ...] = (),
     ) -> Callable[[T], T]:
         """Decorator that files a class or function under `key`."""
 
@@ -58,16 +71,23 @@ class Role:
             known = self.entries.get(key)
             if known is not None and known.value.__module__ != getattr(value, "__module__", None):
                 raise ValueError(f"{self.name} {key!r} is registered twice")
-            self.entries[key] = Entry(key, paper, value, examples)
+            entry = Entry(key, paper, value, examples, needs)
+            if self.check is not None:
+                self.check(entry)
+            self.entries[key] = entry
             return value
 
         return file
 
     def __getitem__(self, key: str) -> Any:
+        return self.entry(key).value
+
+    def entry(self, key: str) -> Entry:
+        """What is registered under `key`. UnknownNameError if nothing is."""
         self.discover()
         if key not in self.entries:
             raise UnknownNameError(self.name, key, self.entries)
-        return self.entries[key].value
+        return self.entries[key]
 
     def __iter__(self) -> Iterator[Entry]:
         self.discover()
@@ -89,6 +109,13 @@ class Role:
                 raise
 
 
+def roles(package: str = "tokenry") -> list[Role]:
+    """All roles that modules below a package define, by name; every module is imported."""
+    values = (value for module in import_modules(package) for value in vars(module).values())
+    defined = {id(value): value for value in values if isinstance(value, Role)}
+    return sorted(defined.values(), key=lambda role: role.name)
+
+
 def import_modules(package: str) -> list[Any]:
     """Import all modules below `package` and return them in the order of their names.
 
@@ -97,28 +124,12 @@ def import_modules(package: str) -> list[Any]:
     root = importlib.import_module(package)
     if not hasattr(root, "__path__"):
         return [root]
-    found = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
+    infos = pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
     modules = []
-    for name in sorted(info.name for info in found):
+    for name in sorted(info.name for info in infos if not info.name.endswith("__main__")):
         try:
             modules.append(importlib.import_module(name))
         except ModuleNotFoundError as error:
             if extra_of(error.name or "") is None:
                 raise
     return modules
-
-
-signal = Role("signal", ("tokenry.core.signals",))
-objective = Role(
-    "objective",
-    tuple(f"tokenry.learn.{part}" for part in ("preference", "policy", "pretraining", "rewards")),
-)
-sampler = Role("token sampler", ("tokenry.decode.samplers",))
-text_sampler = Role("sampler", ("tokenry.decode.samplers",))
-constraint = Role("constraint", ("tokenry.decode.constraints",))
-controller = Role("logits controller", ("tokenry.decode.steering",))
-drafter = Role("drafter", ("tokenry.decode.speculation",))
-cache_policy = Role("cache policy", ("tokenry.model.cache",))
-router = Role("router", ("tokenry.model.adaptive",))
-attribution = Role("token attribution", ("tokenry.model.attribution",))
-tokenizer = Role("tokenizer", ("tokenry.text",))

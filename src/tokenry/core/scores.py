@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import InputError
-from tokenry.core.fused import LinearHead
+from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.linear_head import LinearHead
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,30 @@ class Scores:
         if self.hidden_states is not None:
             fields["hidden_states"] = tuple(states.detach() for states in self.hidden_states)
         return Scores(**fields)
+
+    def placed_on(self, ids: Tensor, mask: Tensor) -> Scores:
+        """The same numbers where another batch has the same targets, in the same order.
+
+        Args:
+            ids: that batch's ids and targets, [B, T]; T may differ.
+            mask: that batch's ids and targets, [B, T]; T may differ.
+
+        Raises:
+            ShapeError: its targets are other tokens, or more or fewer in a row.
+        """
+        same = len(ids) == len(self.ids) and torch.equal(mask.sum(-1), self.mask.sum(-1))
+        if not same or not torch.equal(ids[mask], self.ids[self.mask]):
+            raise ShapeError("another conditioning must keep the targets, in number and in order")
+
+        def placed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(placed, value))
+            if isinstance(value, dict):
+                return {name: placed(one) for name, one in value.items()}
+            if not isinstance(value, Tensor) or value.shape[:2] != self.mask.shape:
+                return value
+            empty = value.new_zeros(*mask.shape, *value.shape[2:])
+            return empty.index_put(mask.nonzero(as_tuple=True), value[self.mask])
+
+        fields = {name: placed(value) for name, value in vars(self).items()}
+        return Scores(**fields | {"ids": ids, "mask": mask, "full_logits": self.full_logits})

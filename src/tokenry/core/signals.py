@@ -2,15 +2,24 @@
 
 Every signal takes logits [N, V] (N token positions, V vocabulary entries; any float dtype, computed
 in float32 or better) and returns [N]. Those about the token that came take targets [N] as well;
-those about the distribution alone accept and ignore it, so that all can be called alike; only
-`divergence` takes a second model's logits in its place. With p = softmax(logits) and x the target:
+those about the distribution alone accept and ignore it, so that all can be called alike. What one
+takes besides it names in `needs`, and gets by keyword; `measured` calls any of them.
+
+    reference    a second model's logits [N, V], over the same vocabulary
+    topk         the likeliest tokens alone (`TopK`), as a service returns them
+    counts       [V], how often each token occurs in some corpus
+
+With p = softmax(logits), x the target, and q the reference's p or the counts' shares:
 
     surprisal    -log p(x)                               nats
     entropy      H = -Σ_v p_v log p_v                    nats
     varentropy   Σ_v p_v (-log p_v - H)²                 nats²
     rank         number of tokens likelier than x        0 is the top token; ties share the rank
     margin       log p(first) - log p(second)            nats
-    divergence   D_f(reference || p)                     nats for the KL-like ones
+    divergence   D_f(q || p)                             nats for the KL-like ones
+    pmi          log p(x) - log q(x)                     nats; what the context says about x
+    topk-entropy the entropy of the k likeliest tokens and of all others taken for one: nats, and
+                 never more than H
 
 Work runs in pieces of rows whose temporaries fit into `memory` >= 1 bytes (at least a row), so a
 vocabulary of 262k entries costs no more than its logits do. Tokens of probability 0 are harmless:
@@ -20,18 +29,57 @@ bounded by `memory`).
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tokenry.core.checks import in_range
-from tokenry.core.divergence import JENSEN_SHANNON, FDivergence
+from tokenry.core.checks import in_range, one_of
 from tokenry.core.divergence import divergence as logits_divergence
+from tokenry.core.divergences import JENSEN_SHANNON
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import signal
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.registry import Entry, Role
 
 MEMORY = 64 * 2**20
 COPIES = 4  # float32 tensors of a piece's size that live at once, at most
+
+
+NEEDS = ("reference", "topk", "counts")
+
+
+class TopK(NamedTuple):
+    """The k likeliest tokens of each position, likeliest first: ids and logprobs (nats), [N, k]."""
+
+    ids: Tensor
+    logprobs: Tensor
+
+
+class Signal(Protocol):
+    """The role: one number per token from the logits that predicted it, s_t = f(l_t, x_t)."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, /, **needs: Any) -> Tensor:
+        """[N] from logits [N, V] and targets [N]."""
+        ...
+
+
+def _check_needs(entry: Entry) -> None:
+    for need in entry.needs:
+        one_of(f"a need of the signal {entry.key}", need, NEEDS)
+
+
+signal = Role("signal", Signal, ("tokenry.core.signals",), check=_check_needs)
+
+
+def measured(name: str, logits: Tensor, targets: Tensor, **given: Any) -> Tensor:
+    """The registered signal `name`, [N], from what it needs of `given`; the rest is not used.
+
+    Raises InputError for what it needs and was not given.
+    """
+    entry = signal.entry(name)
+    if missing := [need for need in entry.needs if given.get(need) is None]:
+        raise InputError(f"the signal {name} needs {', '.join(missing)}, which is not there")
+    return entry.value(logits, targets, **{need: given[need] for need in entry.needs})
 
 
 @signal("surprisal")
@@ -88,22 +136,58 @@ def margin(logits: Tensor, targets: Tensor | None = None, *, memory: int = MEMOR
     return _by_rows(piece, logits, None, memory)
 
 
-@signal("divergence")
+@signal("divergence", needs=("reference",))
 def divergence(
     logits: Tensor,
-    reference_logits: Tensor,
-    kind: FDivergence | str = JENSEN_SHANNON,
+    targets: Tensor | None = None,
     *,
+    reference: Tensor,
+    kind: FDivergence | str = JENSEN_SHANNON,
     memory: int = MEMORY,
 ) -> Tensor:
     """D(reference || this model) at every position, [N]; both over the same vocabulary."""
-    if len(logits) != len(reference_logits):
-        raise ShapeError(f"{len(logits)} positions cannot be compared with {len(reference_logits)}")
+    if len(logits) != len(reference):
+        raise ShapeError(f"{len(logits)} positions cannot be compared with {len(reference)}")
 
-    def piece(rows: Tensor, reference: Tensor) -> Tensor:
-        return logits_divergence(reference, rows, kind)
+    def piece(rows: Tensor, others: Tensor) -> Tensor:
+        return logits_divergence(others, rows, kind)
 
-    return _by_rows(piece, logits, reference_logits, max(memory // 2, 1))
+    return _by_rows(piece, logits, reference, max(memory // 2, 1))
+
+
+@signal("pmi", needs=("counts",))
+def pmi(
+    logits: Tensor, targets: Tensor, *, counts: Tensor, smoothing: float = 1.0, memory: int = MEMORY
+) -> Tensor:
+    """log p(x) - log q(x), nats [N], with q(x) = (counts_x + a) / sum_v (counts_v + a).
+
+    counts: [V], not negative. smoothing: a in (0, inf), so that no token is impossible without its
+    context.
+    """
+    in_range("smoothing", smoothing, "(0, inf)")
+    if counts.shape != logits.shape[-1:]:
+        raise ShapeError(f"counts must be [{logits.shape[-1]}], got {list(counts.shape)}")
+    share = counts.double() + smoothing
+    prior = (share / share.sum()).log()[targets]
+    found = surprisal(logits, targets, memory=memory)
+    return -found - prior.to(found)
+
+
+@signal("topk-entropy", needs=("topk",))
+def topk_entropy(logits: Tensor | None, targets: Tensor | None = None, *, topk: TopK) -> Tensor:
+    """-sum_i p_i log p_i - r log r, nats [N], with r = 1 - sum_i p_i the mass of all other tokens.
+
+    logits: not used, so that None will do.
+    """
+    if not topk.logprobs.shape[-1]:
+        raise ShapeError("topk must hold at least one token for each position")
+    logprob = topk.logprobs.double()
+    probability = logprob.exp()
+    rest = (1 - probability.sum(-1)).clamp(0, 1)
+    inside = -torch.xlogy(probability, probability).sum(-1)
+    return (inside - torch.xlogy(rest, rest)).to(
+        torch.promote_types(topk.logprobs.dtype, torch.float32)
+    )
 
 
 def bits(nats: Tensor) -> Tensor:

@@ -126,6 +126,15 @@ def best_of_n_distribution(logprob: Tensor, reward: Tensor, n: float) -> Tensor:
     return logprob + torch.empty_like(ranked_gain).scatter(-1, order, ranked_gain)
 
 
+def best_of_n_and_tilt(logprob: Tensor, reward: Tensor, n: float) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(best-of-n || p), best-of-n's expected reward, and that of the tilt at that KL, [...]."""
+    best = best_of_n_distribution(logprob, reward, n)
+    kl = kl_divergence(best, logprob)
+    tilted = tilt(logprob, reward, alpha_for_kl(logprob, reward, kl))
+    expected = [(policy.exp() * reward).sum(-1) for policy in (best, tilted)]
+    return kl, expected[0], expected[1]
+
+
 def best_of_n_kl_bound(n: float) -> float:
     """log n - (n - 1) / n: the most that best-of-n can diverge from its base, nats.
 
@@ -181,12 +190,12 @@ def memoryless_alignment(
     tilted = tilt(mass, total, alpha)
     best = best_of_n_distribution(mass, total, math.exp(length * delta))
     limit = float((tilt(logprob, reward, alpha).exp() * reward).sum())
-    found = float((best.exp() * total).sum()) / length
+    mean_reward = float((best.exp() * total).sum()) / length
     return Alignment(
         alpha=float(alpha),
         limit=limit,
-        reward=found,
-        gap=limit - found,
+        reward=mean_reward,
+        gap=limit - mean_reward,
         kl=float(kl_divergence(best, tilted)) / length,
         base_kl=float(kl_divergence(best, mass)) / length,
     )

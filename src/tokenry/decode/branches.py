@@ -33,8 +33,11 @@ from tokenry.model.decoding import DecodingState
 class Branch:
     """One model and B growing texts, changed in place by its methods.
 
-    ids: [B, T], T >= 1, padded on the left. attention: [B, T], False on padding; None: no padding.
-    passes, tokens_read: forward passes so far, and the columns that they read.
+    Args:
+        ids: [B, T], T >= 1, padded on the left.
+        attention: [B, T], False on padding; None: no padding.
+        passes: forward passes so far, and the columns that they read.
+        tokens_read: forward passes so far, and the columns that they read.
     """
 
     model: Any

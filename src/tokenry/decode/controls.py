@@ -22,7 +22,8 @@ from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.generate import Prompt, ends, generate, prompt_ids
 from tokenry.decode.samplers.base import TokenSampler
 from tokenry.decode.samplers.masked import Masked
-from tokenry.decode.samplers.smc import Samples, smc
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import smc
 from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model import compat
 from tokenry.model.decoding import DecodingState
@@ -47,9 +48,11 @@ def generate_with_markers(
 ) -> list[MarkedText]:
     """Continue a prompt with a model trained on markers.
 
-    fixed: markers that the prompt is to show; the model infers the others. force: the completion
-    also starts with them, in a block that stays open while the schema has further categories: the
-    model goes on with those that it infers and ends the block. options: those of `generate`.
+    Args:
+        fixed: markers that the prompt is to show; the model infers the others.
+        force: the completion also starts with them, in a block that stays open while the schema has
+            further categories: the model goes on with those that it infers and ends the block.
+        options: those of `generate`.
     """
     model, tokenizer = loaded
     fixed = fixed or {}
@@ -114,20 +117,24 @@ def generate_with_control(
 ) -> Samples:
     """Continue a prompt with `particles` texts of the model under a control.
 
-    against, weight: contrast with another control. The other arguments are those of `generate`;
-    the default sampler draws from the allowed tokens, without weights.
+    The other arguments are those of `generate`; the default sampler draws from the allowed tokens,
+    without weights.
+
+    Args:
+        against: contrast with another control.
+        weight: contrast with another control.
     """
     in_range("weight", weight, "[0, inf)")
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
-    reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    language = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
     longest = max(len(control), 0 if against is None else len(against))
     limit = new_tokens_within(model, longest + len(ids), max_new_tokens)
     if against is not None and weight:
         processors = (*processors, ControlContrast(model, against, weight))
     samples = smc(
         controlled_state(model, torch.tensor([ids]), control),
-        reader,
+        language,
         particles=particles,
         max_new_tokens=limit,
         sampler=sampler or Masked(),
@@ -148,8 +155,12 @@ def generate_with_control(
 class ControlContrast:
     """A logits processor: (1 + weight) log p - weight log p(. | other control).
 
-    model, control: what the other side reads; its logits are of the same text. weight: w >= 0.
     Called with all ids so far, prompt included, [B, T], and the logits [B, V] of the next token.
+
+    Args:
+        model: what the other side reads; its logits are of the same text.
+        control: what the other side reads; its logits are of the same text.
+        weight: w >= 0.
     """
 
     model: Any

@@ -34,10 +34,12 @@ def iterative_decode(
 ) -> list[list[int]]:
     """A text for every source.
 
-    candidates: the likeliest lengths tried, of which the text that the model finds best (mean log
-    p of its tokens, given itself) is returned. lengths: [B], to be written in place of guesses.
-    temperature: 0 takes the likeliest tokens. fraction: of positions rewritten in an iteration,
-    random ones.
+    Args:
+        candidates: the likeliest lengths tried, of which the text that the model finds best (mean
+            log p of its tokens, given itself) is returned.
+        lengths: [B], to be written in place of guesses.
+        temperature: 0 takes the likeliest tokens.
+        fraction: of positions rewritten in an iteration, random ones.
     """
     in_range("iterations", iterations, "[1, inf)", integer=True)
     in_range("candidates", candidates, "[1, inf)", integer=True)

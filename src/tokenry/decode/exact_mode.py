@@ -39,8 +39,14 @@ Bound = Callable[[list[list[int]]], "Sequence[float] | Tensor"]
 
 @dataclass(frozen=True)
 class Mode:
-    """A most probable text. ids: without the end; logprob: with it. proven: whether the search was
-    completed. passes: forward passes of the whole search."""
+    """A most probable text.
+
+    Attributes:
+        ids: without the end.
+        logprob: with it.
+        proven: whether the search was completed.
+        passes: forward passes of the whole search.
+    """
 
     ids: list[int]
     logprob: float
@@ -59,12 +65,14 @@ def exact_mode(
     """The most probable text within the request's limit (the end counts as a token), None if there
     is none.
 
-    request: its constraint, temperature and processors are kept; texts end by themselves. accept:
-    the attribute, asked about whole texts. bound: for many prefixes at once, see above. width:
-    prefixes read in one pass.
+    Args:
+        request: its constraint, temperature and processors are kept; texts end by themselves.
+        accept: the attribute, asked about whole texts.
+        bound: for many prefixes at once, see above.
+        width: prefixes read in one pass.
     """
-    found = _branch_and_bound(request, lambda length: 0, accept, bound, width, max_passes)
-    return found.get(0)
+    modes = _branch_and_bound(request, lambda length: 0, accept, bound, width, max_passes)
+    return modes.get(0)
 
 
 def exact_modes_by_length(
@@ -76,8 +84,8 @@ def exact_modes_by_length(
     max_passes: int | None = None,
 ) -> dict[int, Mode]:
     """The most probable text of every length that has one; as `exact_mode`."""
-    found = _branch_and_bound(request, lambda length: length, accept, bound, width, max_passes)
-    return {length: found[length] for length in sorted(found)}  # type: ignore[type-var]
+    modes = _branch_and_bound(request, lambda length: length, accept, bound, width, max_passes)
+    return {length: modes[length] for length in sorted(modes)}  # type: ignore[type-var]
 
 
 @dataclass

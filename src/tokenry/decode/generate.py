@@ -12,13 +12,21 @@ from typing import Any, cast
 
 import torch
 
-from tokenry.core import boundaries, registry
+from tokenry.core import boundaries
 from tokenry.core.chat import Chat, messages_of
 from tokenry.core.errors import ConstraintError, InputError, UnknownNameError
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.base import TokenSampler
-from tokenry.decode.samplers.request import Processor, Progress, Request, TextSampler
-from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts, Samples
+from tokenry.decode.samplers.base import sampler as samplers
+from tokenry.decode.samplers.request import (
+    Processor,
+    Progress,
+    Request,
+    TextSampler,
+    text_sampler,
+)
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import SMC, Critic, MaskedTexts
 from tokenry.decode.window import new_tokens_within, warn_of_window
 from tokenry.model.decoding import DecodingState
 
@@ -44,31 +52,38 @@ def generate(
 ) -> Samples:
     """Continue `prompt` with `particles` texts that satisfy `constraint`.
 
-    loaded: (model, tokenizer), as `tokenry.load` gives it. prompt: a text, its token ids, or chat
-    messages, which go through the tokenizer's chat template. sampler: a sampler of texts, one of
-    tokens (which sequential Monte Carlo then uses), or the name of either; "mask" is plain local
-    masking, whose texts are valid and not weighted, and "greedy" takes the most probable allowed
-    token. temperature: of the model that is sampled from; the weights refer to that model.
-    processors: transformers' logits processors, part of the model that is sampled from.
-    ess_threshold, resampling, critic: of sequential Monte Carlo (`smc`).
+    Texts end where the model's window does, with a warning.
 
-    must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
-    does, without one it keeps its weight.
+    Args:
+        loaded: (model, tokenizer), as `tokenry.load` gives it.
+        prompt: a text, its token ids, or chat messages, which go through the tokenizer's chat
+            template.
+        sampler: a sampler of texts, one of tokens (which sequential Monte Carlo then uses), or the
+            name of either; "mask" is plain local masking, whose texts are valid and not weighted,
+            and "greedy" takes the most probable allowed token.
+        temperature: of the model that is sampled from; the weights refer to that model.
+        processors: transformers' logits processors, part of the model that is sampled from.
+        ess_threshold: of sequential Monte Carlo (`smc`).
+        resampling: of sequential Monte Carlo (`smc`).
+        critic: of sequential Monte Carlo (`smc`).
+        must_end: whether a text that the limit cuts off weighs nothing. None: under a constraint it
+            does, without one it keeps its weight.
 
-    Texts end where the model's window does, with a warning. Raises InputError for a prompt that
-    fills it, and ConstraintError when no token can go on with any of the texts, with the text at
-    which that happened.
+    Raises:
+        InputError: a prompt that fills it.
+        ConstraintError: no token can go on with any of the texts, with the text at which that
+            happened.
     """
     model, tokenizer = loaded
     ids = prompt_ids(tokenizer, prompt)
     chosen = text_sampler_of(sampler, ess_threshold, resampling, critic)
     device = next(model.parameters()).device
-    reader = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
+    language = constraint or Anything(model.config.get_text_config().vocab_size, ends(*loaded))
     limit = new_tokens_within(model, len(ids), max_new_tokens)
-    reader.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
+    language.begin(ids)  # a constraint that nothing satisfies fails before the prompt is read
     request = Request(
         DecodingState.start(model, torch.tensor([ids], device=device)),
-        reader,
+        language,
         prompt_ids=tuple(ids),
         max_new_tokens=limit,
         temperature=temperature,
@@ -105,10 +120,10 @@ def text_sampler_of(
     if sampler == "greedy":
         return MaskedTexts(greedy=True)
     if isinstance(sampler, str):
-        if sampler in registry.text_sampler.names() and sampler != "smc":
-            return registry.text_sampler[sampler]()
-        if sampler != "smc" and sampler not in registry.sampler.names():
-            known = [*registry.text_sampler.names(), *registry.sampler.names(), "greedy"]
+        if sampler in text_sampler.names() and sampler != "smc":
+            return text_sampler[sampler]()
+        if sampler != "smc" and sampler not in samplers.names():
+            known = [*text_sampler.names(), *samplers.names(), "greedy"]
             raise UnknownNameError("sampler", sampler, sorted(set(known)))
         sampler = "awrs" if sampler == "smc" else sampler
     elif not hasattr(sampler, "steps"):
@@ -117,9 +132,12 @@ def text_sampler_of(
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a text, of chat messages, or of ids themselves. Raises InputError if empty.
+    """Token ids of a text, of chat messages, or of ids themselves.
 
     Messages that end with the assistant's are to be gone on with.
+
+    Raises:
+        InputError: empty.
     """
     if isinstance(prompt, str):
         start = boundaries.start_ids(tokenizer)  # all there is before an empty text
@@ -137,5 +155,5 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 def ends(model: Any, tokenizer: Any) -> list[int]:
     """The ids that end a text: the generation settings' ones and the tokenizer's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*found, tokenizer.eos_token_id] if token is not None})
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})

@@ -1,21 +1,13 @@
-"""A classifier of prefixes: how probable is it that a text that begins so will have an attribute?
+"""Attributes that a classifier of prefixes judges, for `BeamSearch`.
 
-    log q(. | y_<t, y_t) = log softmax( W gelu( H norm(h) + E norm(e) + b ) + c )
+    ClassifiedAttribute.of(classifier, model, ends)    two classes: the text will have A
+    LengthAttribute.of(classifier, model, ends, 20)    class r: r tokens are still to come; A is
+                                                       "has 20 tokens", q its probability of 20 - t
 
-h is the language model's last hidden state after y_<t, e the embedding of the token y_t that may
-come next, so that many candidate tokens are judged without another pass of the model. Trained on
-the model's own samples, labelled by what became of them, at every prefix
-(`learn.recipes.prefix_classifier` does that), q tends to the probability that the label comes true
-under the model.
-
-Two uses, both as the attribute of `BeamSearch`:
-
-    classifier.attribute(model, ends)              two classes: the text will have A
-    classifier.length_attribute(model, ends, 20)   class r: r tokens are still to come; A is "has 20
-                                                   tokens", q its probability of 20 - t
+The classifier is `model.heads.prefix_classifier`.
 
 Source: Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers
-(arXiv 2408.16241), and MAP's not dead yet (arXiv 2311.08817). The form of the head is ours.
+(arXiv 2408.16241), and MAP's not dead yet (arXiv 2311.08817).
 """
 
 from __future__ import annotations
@@ -25,75 +17,39 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch import Tensor
 
-from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
-
-
-class PrefixClassifier(nn.Module):
-    """Log-probabilities of `classes` for a text's state and a next token.
-
-    hidden_size, embedding_size: of the language model's states and token embeddings. inner: width
-    of the hidden layer.
-    """
-
-    def __init__(self, hidden_size: int, embedding_size: int, classes: int = 2, inner: int = 128):
-        super().__init__()
-        in_range("classes", classes, "[2, inf)", integer=True)
-        in_range("inner", inner, "[1, inf)", integer=True)
-        self.state = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, inner))
-        self.token = nn.Sequential(
-            nn.LayerNorm(embedding_size), nn.Linear(embedding_size, inner, bias=False)
-        )
-        self.output = nn.Linear(inner, classes)
-
-    @property
-    def classes(self) -> int:
-        return self.output.out_features
-
-    @classmethod
-    def of(cls, model: Any, classes: int = 2, inner: int = 128) -> PrefixClassifier:
-        """A classifier for any causal model of transformers; InputError below two classes."""
-        config = model.config.get_text_config()
-        embedding_size = model.get_input_embeddings().weight.shape[1]
-        return cls(config.hidden_size, embedding_size, classes, inner)
-
-    def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
-        """hidden [..., D] and embedded [..., E], which may broadcast: [..., classes]."""
-        weights = self.output.weight
-        hidden, embedded = hidden.to(weights), embedded.to(weights)
-        return self.output(gelu(self.state(hidden) + self.token(embedded))).log_softmax(-1)
-
-    def attribute(
-        self,
-        model: Any,
-        ends: Collection[int],
-        holds: Callable[[tuple[int, ...]], bool] | None = None,
-    ) -> ClassifiedAttribute:
-        """q of "the text will be of class 1".
-
-        ends: the ids that end a text. holds: the attribute itself, if whole texts can be asked:
-        it replaces the classifier's opinion of texts that end.
-        """
-        embeddings = model.get_input_embeddings()
-        return ClassifiedAttribute(self, embeddings, frozenset(ends), holds)
-
-    def length_attribute(self, model: Any, ends: Collection[int], length: int) -> LengthAttribute:
-        """q of "the text will have `length` tokens", from a classifier of remaining lengths."""
-        return LengthAttribute(self, model.get_input_embeddings(), frozenset(ends), length)
+from tokenry.model.heads.prefix_classifier import PrefixClassifier
 
 
 @dataclass(frozen=True)
 class ClassifiedAttribute:
-    """q(A) is the classifier's probability of class 1."""
+    """q of "the text will be of class 1", the classifier's probability.
+
+    Args:
+        embeddings: the language model's, of tokens.
+        ends: the ids that end a text.
+        holds: the attribute itself, if whole texts can be asked: it replaces the classifier's
+            opinion of texts that end.
+    """
 
     classifier: PrefixClassifier
     embeddings: Any
     ends: frozenset[int]
     holds: Callable[[tuple[int, ...]], bool] | None = None
     needs_hidden: ClassVar[bool] = True
+
+    @classmethod
+    def of(
+        cls,
+        classifier: PrefixClassifier,
+        model: Any,
+        ends: Collection[int],
+        holds: Callable[[tuple[int, ...]], bool] | None = None,
+    ) -> ClassifiedAttribute:
+        """Of a classifier and the language model that it was trained on."""
+        return cls(classifier, model.get_input_embeddings(), frozenset(ends), holds)
 
     @torch.no_grad()
     def __call__(
@@ -108,7 +64,7 @@ class ClassifiedAttribute:
 
 @dataclass(frozen=True)
 class LengthAttribute:
-    """q(the text has `length` tokens), the end not counted.
+    """q of "the text will have `length` tokens", the end not counted, from remaining lengths.
 
     The classifier's last class is "so many or more"; as long as more than that many tokens are
     missing, it stands for the rest.
@@ -119,6 +75,13 @@ class LengthAttribute:
     ends: frozenset[int]
     length: int
     needs_hidden: ClassVar[bool] = True
+
+    @classmethod
+    def of(
+        cls, classifier: PrefixClassifier, model: Any, ends: Collection[int], length: int
+    ) -> LengthAttribute:
+        """Of a classifier and the language model that it was trained on."""
+        return cls(classifier, model.get_input_embeddings(), frozenset(ends), length)
 
     @torch.no_grad()
     def __call__(

@@ -7,7 +7,7 @@
     found.texts, found.calls, found.pruned, found.forced
 
 Each token is drawn from the model's (top-k, temperature) distribution and kept if the engine could
-still complete the name that it is part of, else struck out and drawn again: the distribution of a
+still complete the name that it is part of, else banned and drawn again: the distribution of a
 step is p restricted to the feasible tokens. No step knows what it rules out later, so whole texts
 are valid and not weighted; `generate` with a `Completion` constraint weighs them.
 
@@ -50,11 +50,17 @@ CHEAP_MASK = 64  # single checks that a mask may cost
 class CodeCompletions:
     """Texts for a hole, and what they took.
 
-    texts: of all samples; finished: whether each ended by itself; failed: samples that ran into a
-    place where no token was feasible, whose texts stop there. calls: questions to the engine;
-    remembered, spared: questions that the memory and the refused prefixes saved; pruned: tokens
-    refused; forced: tokens settled by an active completion. tokens: of all texts; passes: of the
-    model, the prompt's included.
+    Attributes:
+        texts: of all samples.
+        finished: whether each ended by itself.
+        failed: samples that ran into a place where no token was feasible, whose texts stop there.
+        calls: questions to the engine.
+        remembered: questions that the memory and the refused prefixes saved.
+        spared: questions that the memory and the refused prefixes saved.
+        pruned: tokens refused.
+        forced: tokens settled by an active completion.
+        tokens: of all texts.
+        passes: of the model, the prompt's included.
     """
 
     texts: list[str]
@@ -91,10 +97,16 @@ def complete_code(
     """`samples` texts between `prefix`, which the model reads, and `suffix`, which only the engine
     sees.
 
-    loaded: (model, tokenizer). engine: None completes without one. mode, whole_names, memo: see
-    `Completion`. top_k: 0 keeps all tokens. context_tokens: how many of the prefix's last tokens
-    the model reads (None: all); the engine sees the whole file. eos: ids that end a text (default:
-    the model's); `line_ends` are those that end a line.
+    Args:
+        loaded: (model, tokenizer).
+        engine: None completes without one.
+        mode: see `Completion`.
+        whole_names: see `Completion`.
+        memo: see `Completion`.
+        top_k: 0 keeps all tokens.
+        context_tokens: how many of the prefix's last tokens the model reads (None: all); the engine
+            sees the whole file.
+        eos: ids that end a text (default: the model's); those of `line_ends` end a line.
     """
     model, tokenizer = loaded
     in_range("samples", samples, "[1, inf)", integer=True)
@@ -150,7 +162,11 @@ COUNTS = ("calls", "remembered", "spared", "pruned", "forced")
 
 @dataclass
 class Rows:
-    """Sampled texts; dead: those after which no token was left."""
+    """Sampled texts.
+
+    Attributes:
+        dead: those after which no token was left.
+    """
 
     ids: list[list[int]]
     finished: list[bool]
@@ -160,7 +176,7 @@ class Rows:
 
 def drawn(request: Request, tokenizer: Any, samples: int) -> Rows:
     """All texts at once, token by token."""
-    found = smc(
+    texts = smc(
         request.rows(),
         request.constraint,
         particles=samples,
@@ -173,8 +189,8 @@ def drawn(request: Request, tokenizer: Any, samples: int) -> Rows:
         prompt_ids=request.prompt_ids,
         generator=request.generator,
     )
-    dead = [row for row, w in zip(found.ids, found.log_weights.tolist(), strict=True) if w == DEAD]
-    return Rows(found.ids, found.finished, dead, found.passes)
+    dead = [row for row, w in zip(texts.ids, texts.log_weights.tolist(), strict=True) if w == DEAD]
+    return Rows(texts.ids, texts.finished, dead, texts.passes)
 
 
 def inserted(request: Request, tokenizer: Any, samples: int) -> Rows:
@@ -214,8 +230,9 @@ class FirstFeasible(TokenSampler):
 
     The weight of `AWRS` takes one check more, and a check is what is expensive here.
 
-    tokenizer: with it, an active completion of which the model's top-k has no token is written down
-    in the tokenizer's own tokens; without, the text fails there.
+    Args:
+        tokenizer: with it, an active completion of which the model's top-k has no token is written
+            down in the tokenizer's own tokens; without, the text fails there.
     """
 
     tokenizer: Any = None
@@ -223,7 +240,7 @@ class FirstFeasible(TokenSampler):
     def steps(
         self, logprobs: Tensor, states: Sequence[State], generator: torch.Generator
     ) -> list[Step]:
-        found = []
+        steps = []
         for draws, state in zip(draw_survivors(logprobs, generator), states, strict=True):
             checks = masks = 0
             if state.mask_cost <= CHEAP_MASK:
@@ -235,12 +252,12 @@ class FirstFeasible(TokenSampler):
                 checks += 1
                 if state.allows(token):
                     break
-                draws.strike(token)
+                draws.ban(token)
             if token is None and self.tokenizer is not None:
                 token = next(iter(spell(self.tokenizer, getattr(state, "pending", b""))), None)
             weight = DEAD if token is None else 0.0
-            found.append(Step(NOTHING if token is None else token, weight, checks, masks))
-        return found
+            steps.append(Step(NOTHING if token is None else token, weight, checks, masks))
+        return steps
 
 
 class Oblivious:
@@ -252,14 +269,14 @@ class Oblivious:
 
 def line_ends(tokenizer: Any) -> list[int]:
     """The tokens that end a line, of nothing but white space and a line break among it."""
-    found = [
+    ids = [
         token
         for token, piece in enumerate(token_bytes(tokenizer))
         if b"\n" in piece and not piece.strip()
     ]
-    if not found:
+    if not ids:
         raise ConstraintError("no token of this vocabulary is a line break")
-    return found
+    return ids
 
 
 def spell(tokenizer: Any, text: bytes) -> list[int]:

@@ -35,9 +35,11 @@ def rollouts(
 ) -> list[list[list[int]]]:
     """`copies` sampled completions of every prompt.
 
-    ends: ids that end a completion (they are kept as its last token). banned: for each prompt an id
-    that its completions must not begin with, or None; the remaining distribution is renormalised.
-    rows_per_batch: completions that grow together.
+    Args:
+        ends: ids that end a completion (they are kept as its last token).
+        banned: for each prompt an id that its completions must not begin with, or None; the
+            remaining distribution is renormalised.
+        rows_per_batch: completions that grow together.
     """
     in_range("temperature", temperature, "(0, inf)")
     in_range("copies", copies, "[1, inf)", integer=True)
@@ -49,7 +51,7 @@ def rollouts(
         raise InputError("a prompt is empty: give at least one token to continue")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     device = next(model.parameters()).device
-    found: list[list[list[int]]] = []
+    completions: list[list[list[int]]] = []
     at_once = max(1, rows_per_batch // max(copies, 1))
     for start in range(0, len(prompts), at_once):
         batch = TokenBatch.from_ids(prompts[start : start + at_once], padding_side="left")
@@ -67,8 +69,8 @@ def rollouts(
             processors=[_not_first(forbidden, batch.ids.shape[1])] if forbidden else [],
             generator=generator,
         )
-        found += [flat[i : i + copies] for i in range(0, len(flat), copies)]
-    return found
+        completions += [flat[i : i + copies] for i in range(0, len(flat), copies)]
+    return completions
 
 
 def _not_first(banned: Sequence[int | None], length: int) -> Processor:

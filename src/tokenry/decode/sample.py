@@ -52,8 +52,10 @@ def sample(
         state: one that has read the prompts already (behind a soft prompt, say); it is used up.
         generator: None draws from torch's global generator, of the model's device.
 
-    Raises InputError for settings that draw nothing, and when the processors leave no token.
     The model is in evaluation mode meanwhile.
+
+    Raises:
+        InputError: settings that draw nothing, and when the processors leave no token.
     """
     in_range("max_new_tokens", max_new_tokens, "[1, inf)", integer=True)
     in_range("temperature", temperature, "[0, inf)")
@@ -73,7 +75,7 @@ def sample(
             logits = state.logits.clone() if processors else state.logits  # they may write into it
             for processor in processors:
                 logits = processor(ids, logits)
-            tokens = _draw(logits, temperature, generator)
+            tokens = draw(logits, temperature, generator)
             rows = zip(alive.tolist(), tokens.tolist(), ended.tolist(), strict=True)
             for number, token, over in rows:
                 if not over:
@@ -92,8 +94,9 @@ def sample(
     return completions
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """[N, V] -> [N] tokens, on the CPU."""
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """[N, V] -> [N] tokens, on the CPU; at temperature 0 the likeliest ones. InputError for logits
+    that are no distribution."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
     probabilities = (logits.float() / temperature).softmax(-1)

@@ -64,7 +64,9 @@ def best_of_n(
 ) -> Candidates:
     """n completions of one prompt, which is read once; of equal scores the earlier one wins.
 
-    prompt: token ids. ends: ids that end a completion.
+    Args:
+        prompt: token ids.
+        ends: ids that end a completion.
     """
     in_range("n", n, "[1, inf)", integer=True)
     [drawn] = rollouts(
@@ -95,12 +97,16 @@ def stepwise_beam_search(
 ) -> Candidates:
     """The beams that are left at the end, best first.
 
-    step_end: whether the completion so far ends a step (`step_delimiter` makes one from a text);
-    a step is also over at one of `ends` and after max_step_tokens. width: beams kept. candidates:
-    continuations sampled at each step, shared out among the beams; one that was drawn twice counts
-    once. A beam that has ended keeps its score and its place until better ones take it.
+    A beam that has ended keeps its score and its place until better ones take it.
 
     width=1, candidates=1 is sampling; width=1 with more is guided decoding.
+
+    Args:
+        step_end: whether the completion so far ends a step (`step_delimiter` makes one from a
+            text); a step is also over at one of `ends` and after max_step_tokens.
+        width: beams kept.
+        candidates: continuations sampled at each step, shared out among the beams; one that was
+            drawn twice counts once.
     """
     in_range("candidates", candidates, "[1, inf)", integer=True)
     in_range("width", width, f"[1, {candidates}]", integer=True)
@@ -169,11 +175,11 @@ def beam_search_policy(
             eos_token_id=list(ends) or None,
             pad_token_id=pad,
         )
-    found = []
+    texts = []
     for row in output[:, longest:].tolist():
-        cut = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        found.append(row[:cut])
-    return found
+        cut = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
+        texts.append(row[:cut])
+    return texts
 
 
 def step_delimiter(tokenizer: Any, text: str = "\n", window: int = 8) -> StepEnd:
@@ -183,7 +189,11 @@ def step_delimiter(tokenizer: Any, text: str = "\n", window: int = 8) -> StepEnd
 
 @dataclass
 class Beam:
-    """A prefix of the search. state: its own cache, of one row, with next-token logits."""
+    """A prefix of the search.
+
+    Attributes:
+        state: its own cache, of one row, with next-token logits.
+    """
 
     state: DecodingState
     ids: list[int]
@@ -228,28 +238,28 @@ def sample_steps(
     state = beam.state.copy()
     state.fork(count)
     texts = [list(beam.ids) for _ in range(count)]
-    found: dict[int, Candidate] = {}
+    candidates: dict[int, Candidate] = {}
     lengths: dict[int, int] = {}
     for _ in range(max_step_tokens):
         probabilities = (state.logits / temperature).softmax(-1).cpu()
         tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         state.append(tokens.to(state.attention.device))
         for row in range(count):
-            if row in found:
+            if row in candidates:
                 continue
             texts[row].append(int(tokens[row]))
             ended = texts[row][-1] in ends
             if ended or step_end(texts[row]):
-                found[row] = Candidate(state, row, 0, state.logits[row], texts[row], ended)
+                candidates[row] = Candidate(state, row, 0, state.logits[row], texts[row], ended)
                 lengths[row] = state.length
-        if len(found) == count:
+        if len(candidates) == count:
             break
-    for row in set(range(count)) - set(found):  # cut off in the middle of a step
-        found[row] = Candidate(state, row, 0, state.logits[row], texts[row], False)
+    for row in set(range(count)) - set(candidates):  # cut off in the middle of a step
+        candidates[row] = Candidate(state, row, 0, state.logits[row], texts[row], False)
         lengths[row] = state.length
-    for row, candidate in found.items():
+    for row, candidate in candidates.items():
         candidate.excess = state.length - lengths[row]
-    return [found[row] for row in range(count)]
+    return [candidates[row] for row in range(count)]
 
 
 def _scores(scorer: Scorer, prompt: list[int], completions: list[list[int]]) -> list[float]:
@@ -263,5 +273,5 @@ def _scores(scorer: Scorer, prompt: list[int], completions: list[list[int]]) -> 
 
 
 def _ranked(ids: list[list[int]], scores: list[float]) -> Candidates:
-    order = sorted(range(len(ids)), key=lambda place: -scores[place])
-    return Candidates([ids[place] for place in order], [scores[place] for place in order])
+    order = sorted(range(len(ids)), key=lambda index: -scores[index])
+    return Candidates([ids[index] for index in order], [scores[index] for index in order])

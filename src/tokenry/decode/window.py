@@ -10,8 +10,11 @@ from tokenry.model import compat
 
 
 def new_tokens_within(model: Any, length: int, max_new_tokens: int) -> int:
-    """How many of `max_new_tokens` fit into the window behind `length` tokens. Raises InputError
-    if none does."""
+    """How many of `max_new_tokens` fit into the window behind `length` tokens.
+
+    Raises:
+        InputError: none does.
+    """
     window = compat.window(model)
     if window is None:
         return max_new_tokens

@@ -9,23 +9,22 @@ checkpoints: everything a paper at laptop scale needs, and nothing that would sl
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenry.core.aggregate import aggregate
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
-from tokenry.learn.fit import fit, linear
+from tokenry.learn.fit import fit
 from tokenry.learn.objective import is_on_policy
 from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel, Reference
-from tokenry.model.score import score
 
 Prompts = Tensor | Callable[[int, torch.Generator], Tensor]
 Reward = Callable[[TokenBatch], Tensor]
@@ -35,13 +34,12 @@ Reward = Callable[[TokenBatch], Tensor]
 class OnPolicyPoint:
     """One step: its rollouts, measured *before* the update that they led to.
 
-    step: from 1. samples: completions drawn so far. reward: their mean reward, one per reward
-    function. length: mean tokens of a completion. kl: mean log-ratio of the completions to the
-    reference, an estimate of KL(policy || reference) in nats; None when no reference was scored.
-    observed: what `observe` said about the rollouts. metrics: the loss's, of the last update.
+    samples: completions drawn so far. reward: mean of this step's, one per reward function. length:
+    mean tokens of a completion. kl: mean log-ratio of the completions to the reference, an estimate
+    of KL(policy || reference) in nats; None when no reference was scored. observed: what `observe`
+    said about the rollouts. metrics: the loss's, of the last update.
     """
 
-    step: int
     samples: int
     reward: tuple[float, ...]
     length: float
@@ -54,11 +52,11 @@ def train_on_policy(
     objective: Any,
     policy: Any,
     prompts: Prompts,
-    reward: Reward,
+    reward: Reward | None,
     reference: Any = None,
     *,
     frozen: Mapping[str, Any] | None = None,
-    parts: nn.Module | None = None,
+    modules: nn.Module | None = None,
     steps: int = 60,
     batch_size: int = 64,
     samples: int = 1,
@@ -68,37 +66,51 @@ def train_on_policy(
     learning_rate: float = 1e-3,
     seed: int = 0,
     observe: Callable[[TokenBatch], dict[str, float]] | None = None,
+    measure: Callable[[int, Any], Any] | None = None,
+    every: int = 1,
 ) -> tuple[Any, list[OnPolicyPoint]]:
-    """Train a copy of `policy`; the trained copy and every step's measurements.
-
-    prompts: [N, P] ids to draw from, or a function (count, generator) -> [count, P]. reward: a
-    function of the rollouts that gives [B], or [B, n] for n rewards; a row's completion is
-    `batch.ids[row][batch.target[row]]`. reference, frozen: models (or References), kept as they
-    are. parts: the objective's own weights; None lets the objective make them.
-    batch_size: rollouts of a step, `samples` of each prompt. eos: the token that ends a completion
-    and belongs to it; None: only max_new_tokens ends it. updates: optimizer steps on each step's
-    rollouts. observe: measures the rollouts of every step, at no cost in samples.
+    """Train a copy of `policy` on its own samples.
 
     The same seed gives every objective the same prompts and the same random numbers.
+
+    Args:
+        objective: one that learns from rollouts.
+        prompts: [N, P] ids to draw from, or a function (count, generator) -> [count, P].
+        reward: a function of the rollouts that gives [B], or [B, n] for n rewards; a row's
+            completion is `batch.ids[row][batch.target[row]]`. None: an objective without rewards.
+        reference: models (or References), kept as they are.
+        frozen: models (or References), kept as they are.
+        modules: the objective's own weights; None lets the objective make them.
+        batch_size: rollouts of a step, `samples` of each prompt.
+        eos: the token that ends a completion and belongs to it; None: only max_new_tokens ends it.
+        updates: optimizer steps on each step's rollouts.
+        observe: measures the rollouts of every step, at no cost in samples.
+        measure: (steps done, policy), called before the first step, after each `every` of them and
+            after the last.
+
+    Returns:
+        The trained copy, in evaluation mode, and every step's measurements.
+
+    Raises:
+        InputError: an objective that does not learn from rollouts, or a batch_size that is not a
+            multiple of `samples`.
     """
     if not is_on_policy(objective):
         raise InputError(f"{type(objective).__name__} does not learn from rollouts: no `prepare`")
     if batch_size % samples:
         raise InputError(f"batch_size={batch_size} is not a multiple of samples={samples}")
     policy = copy.deepcopy(policy).requires_grad_(True).train()
-    if parts is None and hasattr(objective, "parts"):
-        parts = objective.parts(policy)
+    if modules is None:
+        modules = objective.modules(policy)
     models = {"reference": reference, **(frozen or {})}
     references = {name: _as_reference(model) for name, model in models.items() if model is not None}
     scoring: dict[str, Any] = {"reference": references.pop("reference", None), "frozen": references}
-    scoring["parts"] = parts
-    trained = [*policy.parameters(), *([] if parts is None else parts.parameters())]
-    optimizer = torch.optim.AdamW(
-        [weight for weight in trained if weight.requires_grad], lr=learning_rate, weight_decay=0.0
-    )
-    generator = torch.Generator().manual_seed(seed)
-    points = []
-    for step in range(1, steps + 1):
+    scoring["modules"] = modules
+    needs = objective.rollout_needs
+    points: list[OnPolicyPoint] = []
+    prepared: list[TokenBatch] = []  # the rollouts of the step, ready for its updates
+
+    def roll_out_and_prepare(generator: torch.Generator, progress: Tensor) -> TokenBatch:
         batch = roll_out(
             policy,
             _draw(prompts, batch_size // samples, generator),
@@ -107,21 +119,47 @@ def train_on_policy(
             eos=eos,
             seed=int(torch.randint(2**31, (1,), generator=generator)),
         )
-        batch = batch.with_columns(reward=reward(batch).float())
-        needs = getattr(objective, "rollout_needs", ())
-        found = compute_scores(objective, batch, policy, **scoring, needs=needs, grad=False)
+        rewards = torch.zeros(batch_size) if reward is None else reward(batch).float()
+        batch = batch.with_columns(reward=rewards, progress=progress)
+        scores = compute_scores(objective, batch, policy, **scoring, needs=needs, grad=False)
+        points.append(_point((len(points) + 1) * batch_size, batch, scores, observe))
         with torch.no_grad():
-            prepared = objective.prepare(batch, found.policy, found.reference, **found.others)
-        metrics: dict[str, Tensor] = {}
-        for _ in range(updates):
-            result = compute_loss(objective, prepared, policy, **scoring)
-            optimizer.zero_grad()
-            result.loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            metrics = result.metrics
-        points.append(_point(step, step * batch_size, batch, found, observe, metrics))
+            return objective.prepare(batch, scores.policy, scores.reference, **scores.others)
+
+    def loss(update: int, generator: torch.Generator) -> Tensor:
+        done = torch.full((batch_size,), update / (steps * updates))
+        if update % updates == 0:
+            prepared[:] = [roll_out_and_prepare(generator, done)]
+        batch = prepared[0].with_columns(progress=done[: len(prepared[0].ids)])
+        result = compute_loss(objective, batch, policy, **scoring)
+        points[-1].metrics.update(
+            {name: float(value.float().mean()) for name, value in result.metrics.items()}
+        )
+        return result.loss
+
+    if measure:
+        measure(0, policy)
+    fit(
+        loss,
+        [*policy.parameters(), *([] if modules is None else modules.parameters())],
+        steps=steps * updates,
+        learning_rate=learning_rate,
+        seed=seed,
+        observe=None if measure is None else lambda done, _: measure(done // updates, policy),
+        every=every * updates,
+    )
     return policy.eval(), points
+
+
+def samples_until(path: Sequence[tuple[float, float]], level: float) -> float:
+    """Samples at which a path of (samples, reward) first reaches a reward, linear between its
+    points; all of the path's where it never does."""
+    if path[0][1] >= level:
+        return path[0][0]
+    for (before, low), (after, high) in pairwise(path):
+        if high >= level:
+            return before + (after - before) * (level - low) / (high - low)
+    return path[-1][0]
 
 
 def roll_out(
@@ -146,29 +184,6 @@ def roll_out(
         )
 
 
-def fit_likelihood(
-    model: Any,
-    draw: Callable[[], TokenBatch],
-    *,
-    steps: int = 150,
-    learning_rate: float = 3e-3,
-) -> Any:
-    """A frozen copy of the model, trained by maximum likelihood on the batches that `draw` gives.
-
-    The learning rate falls linearly to 0 over the second half.
-    """
-    model = copy.deepcopy(model).requires_grad_(True).train()
-
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch = draw()
-        logprob = score(model, batch, needs=("logprob",), grad=True).need("logprob")
-        return -aggregate(logprob, batch.target, "token-mean")
-
-    halfway = linear(decay=0.5)
-    fit(loss, model, steps=steps, learning_rate=learning_rate, schedule=halfway, clip=None)
-    return model.eval().requires_grad_(False)
-
-
 def _draw(prompts: Prompts, count: int, generator: torch.Generator) -> Tensor:
     if isinstance(prompts, Tensor):
         return prompts[torch.randint(len(prompts), (count,), generator=generator)]
@@ -180,24 +195,20 @@ def _as_reference(model: Any) -> Reference:
 
 
 def _point(
-    step: int,
     samples: int,
     batch: TokenBatch,
-    found: Any,
+    scores: Any,
     observe: Callable[[TokenBatch], dict[str, float]] | None,
-    metrics: dict[str, Tensor],
 ) -> OnPolicyPoint:
     reward = batch.column("reward")
     kl = None
-    own, other = found.policy.logprob, getattr(found.reference, "logprob", None)
+    own, other = scores.policy.logprob, getattr(scores.reference, "logprob", None)
     if own is not None and other is not None:
         kl = float(sequence_sum(own - other, batch).mean())
     return OnPolicyPoint(
-        step,
         samples,
         reward=tuple(reward.reshape(len(reward), -1).mean(0).tolist()),
         length=float(batch.target.sum(-1).float().mean()),
         kl=kl,
         observed={} if observe is None else observe(batch),
-        metrics={name: float(value.float().mean()) for name, value in metrics.items()},
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tokenry.lab.plots import Plot
 from tokenry.lab.table import Evidence, Measurement, Table
 
 Verdict = Literal["held", "not held", "undecided"]
@@ -36,16 +37,17 @@ class Outcome:
     held: whether `needs`, the inequalities that the paper's claim requires, are true of the
         measured values. Decided by the code, never by hand; False when undecided.
     reason: why it did not hold, or the limits under which it did.
-    figure: draws the outcome on a matplotlib figure that it is given.
     checks: the inequalities one by one, where the verdict rests on them.
+    plots: pictures of the outcome.
     """
 
     held: bool
     needs: str
     measurements: list[Measurement]
     reason: str | None = None
-    figure: Callable[[Any], None] | None = field(default=None, compare=False)
     checks: tuple[Check, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    figure: Any = None  # of papers that have no `plots` yet; drawn nowhere
 
     @property
     def verdict(self) -> Verdict:
@@ -57,20 +59,27 @@ class Outcome:
             return "not held"
         return "undecided" if "undecided" in states else "held"
 
+    def record(self) -> dict[str, Any]:
+        """As JSON: {held, verdict, needs, reason, checks, measurements, plots}."""
+        record = asdict(self)
+        names = ("held", "needs", "reason", "checks", "measurements", "plots")
+        return {"verdict": self.verdict} | {name: record[name] for name in names}
+
 
 def verdict(
     table: Table,
     checks: Mapping[str, Evidence | bool],
     *,
     reason: str | None = None,
-    figure: Callable[[Any], None] | None = None,
+    plots: Sequence[Plot] = (),
 ) -> Outcome:
     """The outcome of a table of measurements under the checks that the claim needs.
 
     Args:
         table: what was measured.
         checks: inequality in words -> its margins; a bool stands for something computed exactly.
-        reason, figure: see `Outcome`.
+        reason: what the numbers alone do not say: limits, and why it did not hold.
+        plots: see `Outcome`.
 
     Returns:
         An Outcome whose `held` is True when every check is surely true (`SURE`).
@@ -81,8 +90,8 @@ def verdict(
         needs="; ".join(checks),
         measurements=list(table.measurements),
         reason=reason,
-        figure=figure,
         checks=decided,
+        plots=tuple(plots),
     )
 
 

@@ -13,10 +13,10 @@ degrees of freedom says: P(T < t).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenry.core.errors import InputError
 
@@ -82,8 +82,16 @@ class Table:
 
     measurements: list[Measurement] = field(default_factory=list)
 
-    def add(self, label: str, value: float, unit: str = "", seed: int | None = None) -> None:
+    def add(self, label: str, value: Any, unit: str = "", seed: int | None = None) -> None:
+        """One value: a number, or a tensor of one."""
         self.measurements.append(Measurement(label, float(value), unit, seed))
+
+    def add_all(
+        self, values: Mapping[str, Any], unit: str = "", seed: int | None = None, name: str = ""
+    ) -> None:
+        """Several values of one unit, with `name: ` before their labels if there is a name."""
+        for label, value in values.items():
+            self.add(f"{name}: {label}" if name else label, value, unit, seed)
 
     def values(self, label: str) -> dict[int | None, float]:
         """The values of a label by seed. InputError for a label that was not measured."""
@@ -115,19 +123,25 @@ class Table:
 
 
 def over_seeds(
-    run: Callable[[int], T], base: int, count: int, stride: int = 1
+    run: Callable[[int], T], base: int, count: int, stride: int = 100
 ) -> Iterator[tuple[int, T]]:
     """(seed, run(seed)) for the seeds base * stride, base * stride + 1, ...: `count` of them.
 
-    With a stride of at least `count`, different bases share no seed.
+    With a stride of at least `count`, different bases share no seed, so that another base is a
+    repetition that is independent of the first.
     """
     for seed in range(base * stride, base * stride + count):
         yield seed, run(seed)
 
 
-def paired(one: Sequence[float] | Iterable[float], other: Iterable[float]) -> Evidence:
-    """one - other, item by item."""
+def paired(one: Iterable[Any], other: Iterable[Any]) -> Evidence:
+    """one - other, item by item: numbers, truth values, or tensors [n]."""
     return Evidence(tuple(float(a) - float(b) for a, b in zip(one, other, strict=True)))
+
+
+def items_above(values: Iterable[Any], bound: float = 0.0) -> Evidence:
+    """value - bound, item by item: the margins of "their mean is above the bound"."""
+    return Evidence(tuple(float(value) - bound for value in values))
 
 
 def student_cdf(t: float, degrees: int) -> float:

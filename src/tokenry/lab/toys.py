@@ -13,11 +13,15 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenry.core.files import replacing
 from tokenry.core.versions import installed
+from tokenry.learn.fit import fit
 from tokenry.model.hub import home
+
+if TYPE_CHECKING:
+    import torch
 
 M = TypeVar("M")
 
@@ -29,7 +33,7 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
         build: makes the untrained model; called every time.
         train: trains it in place; called only when the cache has no such model.
         recipe: everything that decides the result: seed, sizes, steps, data. Values whose repr says
-            all about them.
+            all about them; a function stands for the source of its module.
 
     Returns:
         The model in evaluation mode, its weights without gradients.
@@ -48,10 +52,32 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
     return model.eval().requires_grad_(False)
 
 
+def fitted(
+    build: Callable[[], M],
+    loss: Callable[[M, torch.Generator], torch.Tensor],
+    *recipe: Any,
+    **options: Any,
+) -> M:
+    """The same for a model that minimises a loss.
+
+    Args:
+        build: makes the untrained model.
+        loss: of the model, on a batch that is drawn with the generator.
+        recipe: everything that decides the result beside the options.
+        options: of `learn.fit.fit`.
+    """
+
+    def train(model: Any) -> None:
+        fit(lambda step, generator: loss(model, generator), model, **options)
+
+    return trained(build, train, loss, *recipe, *options.values())
+
+
 def _digest(build: Callable[..., Any], train: Callable[..., Any], recipe: tuple[Any, ...]) -> str:
-    sources = [_source(function) for function in (build, train)]
+    sources = [_source(part) for part in (build, train, *recipe) if callable(part)]
+    values = [part for part in recipe if not callable(part)]
     versions = installed("torch", "transformers")
-    return hashlib.sha256(repr((recipe, sources, versions)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((values, sources, versions)).encode()).hexdigest()[:24]
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -46,9 +46,9 @@ class FiniteTrainer(WholeCheckpoints):
             checkpoint=last_checkpoint(Path(str(self.args.output_dir)), before=step),
         )
 
-    def _check_weights(self, parts: Any = None) -> None:
+    def _check_weights(self, modules: Any = None) -> None:
         """The same for weights that are trained: the model's and an objective's own."""
-        owners = {"": self.model, "objective's own ": parts}
+        owners = {"": self.model, "objective's own ": modules}
         weights = {
             f"the {whose}weight {name}": weight
             for whose, owner in owners.items()

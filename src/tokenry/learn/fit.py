@@ -27,7 +27,7 @@ from tokenry.model.modes import evaluation_mode
 
 Weights = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]]
 HALF = (torch.float16, torch.bfloat16)
-LossAt = Callable[[int, torch.Generator], Tensor | None]
+LossAt = Callable[[int, torch.Generator], Tensor | Iterable[Tensor] | None]
 Schedule = Callable[[torch.optim.Optimizer, int], Any]  # (optimizer, steps) -> an LRScheduler
 
 
@@ -61,8 +61,10 @@ def fit(
     """Minimise a loss over weights.
 
     Args:
-        loss: (step from 0, generator) -> scalar; batches are drawn with the generator. None says
-            that nothing is left to learn, and ends the run.
+        loss: (step from 0, generator) -> scalar; batches are drawn with the generator. Or scalars
+            that add up to it: each is differentiated before the next is asked for, so that one
+            graph is alive at a time; where there are none, no step is taken. None says that nothing
+            is left to learn, and ends the run.
         weights: a module (those that require gradients), tensors, or torch's parameter groups,
             whose own "lr" and "weight_decay" win. A tensor that occurs twice is trained once.
         steps: optimizer steps, >= 0.
@@ -102,16 +104,18 @@ def fit(
             value = loss(step, generator)
             if value is None:
                 break
-            if not math.isfinite(number := float(value.detach())):
-                kept = (
-                    str(checkpoint.path) if checkpoint and Path(checkpoint.path).exists() else None
-                )
-                raise NonFiniteError("the loss", number, step + 1, checkpoint=kept)
             stepper.zero_grad()
-            value.backward()
+            number = 0.0
+            for summand in [value] if isinstance(value, Tensor) else value:
+                number += float(summand.detach())
+                if not math.isfinite(number):
+                    exists = checkpoint and Path(checkpoint.path).exists()
+                    kept = str(checkpoint.path) if checkpoint and exists else None
+                    raise NonFiniteError("the loss", number, step + 1, checkpoint=kept)
+                summand.backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(trained, clip)
-            stepper.step()
+            stepper.step()  # weights without a gradient stay, as all do where nothing was added up
             if scheduler is not None:
                 scheduler.step()
             losses.append(number)
@@ -215,7 +219,7 @@ def _groups(weights: Weights) -> list[dict[str, Any]]:
         if params:
             kept.append({**group, "params": params})
     if not kept:
-        raise InputError("no weight is to be trained: none requires a gradient")
+        raise InputError("no weight is to be trained: none requires a gradient (requires_grad)")
     return kept
 
 

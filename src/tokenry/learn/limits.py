@@ -37,12 +37,14 @@ class Limits:
                 "or resize the embedding"
             )
 
-    def check_row(self, row: Mapping[str, Any], sides: Sequence[str], new_tokens: int = 0) -> None:
+    def check_row(
+        self, row: Mapping[str, Any], completions: Sequence[str], new_tokens: int = 0
+    ) -> None:
         """Raise InputError naming the row and the field that the model cannot take.
 
         new_tokens: how many are to be sampled behind the prompt.
         """
-        fields = {"prompt": row["prompt_ids"]} | {side: row[f"{side}_ids"] for side in sides}
+        fields = {"prompt": row["prompt_ids"]} | {side: row[f"{side}_ids"] for side in completions}
         for name, ids in fields.items():
             highest = max(ids, default=0)
             if highest >= self.vocabulary:
@@ -50,7 +52,7 @@ class Limits:
                     f'{row["place"]}: "{name}" has the token {highest}, and the model embeds '
                     f"{self.vocabulary} tokens: its tokenizer is another one, or has tokens added"
                 )
-        longest = max((len(row[f"{side}_ids"]) for side in sides), default=new_tokens)
+        longest = max([new_tokens, *(len(row[f"{side}_ids"]) for side in completions)])
         length = len(row["prompt_ids"]) + longest
         if self.positions is not None and length > self.positions:
             parts = f"prompt {len(row['prompt_ids'])} and completion {longest} tokens"
@@ -63,7 +65,7 @@ class Limits:
 def fitting(
     rows: Sequence[dict[str, Any]],
     limits: Limits,
-    sides: Sequence[str],
+    completions: Sequence[str],
     skipped: Skipped,
     *,
     bad_rows: str = "error",
@@ -81,7 +83,7 @@ def fitting(
         try:
             if new_tokens and max_length is not None:
                 row = _shortened(row, max_length - new_tokens, new_tokens, truncate)
-            limits.check_row(row, sides, new_tokens)
+            limits.check_row(row, completions, new_tokens)
         except InputError as error:
             if bad_rows != "skip":
                 raise

@@ -51,6 +51,10 @@ DECIDING = (
 )
 INDIFFERENT = ("disable_tqdm", "report_to", "run_name", "log_level", "hub_token")
 SAMPLE = 1024
+RENAMED = {
+    "sides": "completions",
+    "parts_learning_rate": "modules_learning_rate",
+}  # hyper-parameters
 
 
 def read_record(folder: Path, what: str = "") -> dict[str, Any]:
@@ -64,6 +68,9 @@ def read_record(folder: Path, what: str = "") -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(record).__name__}")
+    chosen = record.get("hyperparameters")
+    if isinstance(chosen, dict):  # of a run that was begun under the former names
+        record["hyperparameters"] = {RENAMED.get(key, key): chosen[key] for key in chosen}
     return record
 
 
@@ -140,7 +147,7 @@ def _difference(former: Any, now: Any) -> tuple[Any, Any]:
     return tuple({name: one.get(name) for name in names} for one in (former, now))  # type: ignore[return-value]
 
 
-def place_of(value: Any) -> str:
+def name_or_full_path(value: Any) -> str:
     """A model's name, or the full path of its folder, so that the record holds from anywhere."""
     return str(Path(value).absolute()) if Path(value).exists() else str(value)
 
@@ -178,17 +185,11 @@ def provenance(
 ) -> dict[str, Any]:
     """Where data came from, what was made of them before anything was added, what was left out."""
     ids = [{k: list(v) for k, v in row.items() if k.endswith("_ids")} for row in rows]
-    return {
-        "file": place_of(read.file) if read.file and can_be_read_again(read.file) else None,
-        "form": read.form,
-        "read_as": read.kind,
-        "sha256": read.sha256,
+    again = read.file and can_be_read_again(read.file)
+    return dataclasses.replace(read, rows=list(rows), skipped=skipped).to_dict() | {
+        "file": name_or_full_path(read.file) if again else None,
         "tokens": _hash(json.dumps(ids, sort_keys=True)),
         "pairs": len(rows),
-        "skipped": skipped.count,
-        "first_skipped": skipped.first,
-        "crossing": read.crossing,
-        "ended": read.ended,
     }
 
 

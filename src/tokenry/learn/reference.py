@@ -21,6 +21,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.scores import Scores
 from tokenry.learn.data import batch_of
+from tokenry.learn.objective import NAMED_DIVERGENCE, view_and_need
 from tokenry.model.hub import load
 from tokenry.model.modes import evaluating
 from tokenry.model.score import score, unwrap
@@ -131,13 +132,15 @@ def choose_reference(
     reference: with the adapter off when that is new (it changes nothing yet), with a copy of the
     adapter that a PEFT model brings, else a frozen copy. "adapter" is the base without an adapter.
     """
-    distributions = [
+    plain = {view_and_need(need)[1] for need in needs}
+    compared = {match[1] for need in plain if (match := NAMED_DIVERGENCE.fullmatch(need))}
+    distributions = sorted(
         need
-        for need in needs
+        for need in plain
         if need == "policy.divergence"
         or (need.startswith("reference.") and need != "reference.logprob")
-    ]
-    wanted = bool(distributions) or "reference.logprob" in needs
+    ) + [name for name in compared if name.partition("@")[0] == "reference"]
+    wanted = bool(distributions) or "reference.logprob" in plain
     if kind == "none" or (kind == "auto" and not wanted):
         if wanted:
             raise InputError(f"this objective needs a reference ({', '.join(needs)})")
@@ -188,7 +191,7 @@ def check_vocabulary(name: str, reference: Any, model: Any) -> None:
 
 def reference_columns(collate: Any) -> list[str]:
     """Where a dataset keeps the reference's log-probabilities, one column for each side."""
-    return [f"reference_{side}_logprob" for side in collate.sides]
+    return [f"reference_{side}_logprob" for side in collate.completions]
 
 
 def precompute_reference(
@@ -201,7 +204,7 @@ def precompute_reference(
     """The dataset with more columns: the reference's logprob of every completion token, 0 where one
     does not count.
 
-    collate: the `PreferenceCollator` of the training run, whose sides are annotated.
+    collate: the `PreferenceCollator` of the training run, whose completions get the column.
     """
     device = next(iter(getattr(reference, "model").parameters())).device  # noqa: B009
     names = reference_columns(collate)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.data import PreferenceCollator, as_dataset, batch_of, preference_rows
 from tokenry.learn.limits import Limits, fitting
-from tokenry.learn.objective import PAIR_SIDES
+from tokenry.learn.objective import PAIR
 from tokenry.learn.reference import Reference, evaluating
 from tokenry.model.score import score
 
@@ -90,7 +90,7 @@ def preference_report(
     """
     read, skipped = preference_rows(pairs, tokenizer, **data)
     read, skipped = fitting(
-        read, Limits.of(model), PAIR_SIDES, skipped, bad_rows=data.get("bad_rows", "error")
+        read, Limits.of(model), PAIR, skipped, bad_rows=data.get("bad_rows", "error")
     )
     rows = list(as_dataset(read))
     collate, reports = PreferenceCollator.of(tokenizer), []
@@ -109,10 +109,10 @@ def preference_report(
             ]
         ).cpu()  # [3, 2B, T]
         batch = batch.to("cpu")
-        sides = [_completion(tokenizer, batch, values, row) for row in range(len(batch.ids))]
+        shown = [_completion(tokenizer, batch, values, row) for row in range(len(batch.ids))]
         for number, row in enumerate(part):
             reports.append(
-                _pair(row["prompt"], sides[number], sides[number + len(part)], beta=beta)
+                _pair(row["prompt"], shown[number], shown[number + len(part)], beta=beta)
             )
     return replace(_summary(reports), skipped=skipped.count, first_skipped=skipped.first)
 

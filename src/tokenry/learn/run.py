@@ -17,31 +17,30 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tokenry.core.errors import InputError, NonFiniteError
-from tokenry.core.registry import objective as objectives
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
 from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
-from tokenry.learn.data.precompute import Annotation, annotate
+from tokenry.learn.data.precompute import PrecomputeContext, precompute
 from tokenry.learn.data.rows import completion_rows, template_hash
 from tokenry.learn.limits import Limits, fitting
 from tokenry.learn.objective import (
-    PAIR_SIDES,
+    PAIR,
     Objective,
-    completions_read,
+    check_hooks,
     data_columns,
     frozen_sources,
     is_on_policy,
-    is_supervised,
-    sides_of,
 )
+from tokenry.learn.objective import objective as objectives
 from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings
+from tokenry.learn.policy.sampled import Sampled
 from tokenry.learn.record import (
     RECORD,
     check_same_run,
     code_hashes,
     fingerprint,
     first_process,
-    place_of,
+    name_or_full_path,
     plain_fields,
     provenance,
     record_the_end,
@@ -128,6 +127,10 @@ def train(
     """
     output = Path(output)
     kind, built, chosen = _chosen(objective, {**read_config(config), **settings})
+    rollout = RolloutSettings(**chosen["rollout"])
+    if rollout.share is not None and not is_on_policy(built):
+        wrap: Any = Sampled
+        built = wrap(built)
     given = {**chosen["lora"], **(lora if isinstance(lora, dict) else {})}
     wants_lora = bool(lora) or bool(given) or adapter == "stack"
     _check_output(output, resume)
@@ -158,7 +161,7 @@ def train(
 
     from tokenry.learn.trainer import ObjectiveTrainer
 
-    context = Annotation(
+    context = PrecomputeContext(
         tokenizer,
         policy,
         _before_training(anchor, policy),
@@ -166,7 +169,6 @@ def train(
         seed,
         arguments.per_device_eval_batch_size,
     )
-    rollout = RolloutSettings(**chosen["rollout"])
     reading = DATA_DEFAULTS | chosen["data"]
     limits = Limits.of(policy)
     limits.check_padding(PreferenceCollator.of(tokenizer).pad_id)
@@ -178,14 +180,14 @@ def train(
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
         "hyperparameters": plain_fields(built),
-        "model": place_of(model) if isinstance(model, str | Path) else policy.name_or_path,
+        "model": name_or_full_path(model) if isinstance(model, str | Path) else policy.name_or_path,
         "adapter": start.adapter,
         "reference": _named(reference),
         "frozen": {name: _named(value) for name, value in named.items()},
         "fingerprints": fingerprints,
         "rewards": [getattr(function, "__name__", str(function)) for function in functions],
-        "code": code_hashes([objective, *chosen["rewards"], *rewards]),
-        "rollout": chosen["rollout"],
+        "code": code_hashes([objective, *chosen["rewards"], *rewards, rollout.source]),
+        "rollout": chosen["rollout"] | _source_of(chosen["rollout"]),
         "dropout": chosen["loop"].get("dropout", False),
         "reading": reading | {"template": template_hash(tokenizer)},
         "data": where_from,
@@ -219,7 +221,12 @@ def train(
             args=arguments,
             train_dataset=dataset,
             eval_dataset=heldout,
-            data_collator=PreferenceCollator.of(tokenizer, _sides(built), _columns(built)),
+            data_collator=PreferenceCollator.of(
+                tokenizer,
+                _completions(built, rollout),
+                _columns(built),
+                prompts=is_on_policy(built),
+            ),
             processing_class=tokenizer,
             callbacks=list(callbacks or ()),
         )
@@ -250,14 +257,13 @@ def train(
     return TrainedRun(output, record, trainer.model, tokenizer)
 
 
-def _chosen(
-    objective: Any, settings: dict[str, Any]
-) -> tuple[Any, Objective, dict[str, dict[str, Any]]]:
+def _chosen(objective: Any, settings: dict[str, Any]) -> tuple[Any, Any, dict[str, dict[str, Any]]]:
     """The objective's class, the objective as it was set, and every setting by its owner."""
     if isinstance(objective, str) and ".py:" in objective:
         objective = user_objective(objective)
     known = objectives[objective] if isinstance(objective, str) else objective
     kind = known if isinstance(known, type) else type(known)
+    check_hooks(kind)
     chosen = sort_settings(settings, kind)
     given = isinstance(objective, str | type)
     make = kind if given else partial(_changed, objective)
@@ -270,7 +276,9 @@ def _named(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_named(one) for one in value]
-    return place_of(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
+    return (
+        name_or_full_path(value) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
+    )
 
 
 def _check_output(output: Path, resume: bool) -> None:
@@ -341,30 +349,33 @@ def _before_training(reference: Any, policy: Any) -> Reference:
 def _dataset(
     source: Any,
     objective: Any,
-    context: Annotation,
+    context: PrecomputeContext,
     reading: dict[str, Any],
     rollout: RolloutSettings,
     limits: Limits,
 ) -> tuple[Any, dict[str, Any]]:
-    """What the objective trains on, annotated, and where it came from."""
-    sampled, supervised = is_on_policy(objective), is_supervised(objective)
-    kinds = SUPERVISED if supervised else ("prompt",) if sampled else ("preference",)
-    sides = _sides(objective) if supervised or sampled else completions_read(objective)
-    # of a prompt, max_length leaves room for what is sampled: `fitting` knows how much that is
-    options: dict[str, Any] = {**reading, **({"max_length": None} if sampled else {})}
+    """What the objective trains on, with its columns, and where it came from."""
+    sampled, supervised = is_on_policy(objective), objective.supervised
+    alone = sampled and not rollout.from_data
+    given = (supervised and not sampled) or (sampled and not alone)
+    kinds = SUPERVISED if given else ("prompt",) if sampled else ("preference",)
+    own = supervised or sampled
+    completions = _completions(objective, rollout) if own else objective.required_completions
+    # max_length leaves room behind a prompt for what is sampled: `fitting` knows how much that is
+    options: dict[str, Any] = {**reading, **({"max_length": None} if alone else {})}
     kind = options.pop("data_format")
     read = read_rows(
         source,
         context.tokenizer,
         kinds[0] if kind == "auto" and len(kinds) == 1 else kind,
         accepts=kinds,
-        sides=PAIR_SIDES if supervised or sampled else sides,
+        completions=PAIR if own else completions,
         **options,
     )
     rows, skipped = fitting(
-        completion_rows(read.rows) if supervised else read.rows,
+        completion_rows(read.rows) if given else read.rows,
         limits,
-        sides,
+        completions,
         read.skipped,
         bad_rows=reading["bad_rows"],
         new_tokens=rollout.max_new_tokens if sampled else 0,
@@ -372,15 +383,27 @@ def _dataset(
         truncate=reading["truncate"],
     )
     where_from = provenance(read, rows, skipped)
-    rows = annotate(objective, rows, context)
-    dataset = as_dataset(rows, _sides(objective), _columns(objective))
+    rows = precompute(objective, rows, context)
+    completions = _completions(objective, rollout)
+    dataset = as_dataset(rows, completions, _columns(objective))
     for row in rows:
-        limits.check_row(row, _sides(objective), rollout.max_new_tokens if sampled else 0)
+        limits.check_row(row, completions, rollout.max_new_tokens if sampled else 0)
     return dataset, where_from
 
 
-def _sides(objective: Any) -> tuple[str, ...]:
-    return () if is_on_policy(objective) else sides_of(objective)
+def _completions(objective: Any, rollout: RolloutSettings) -> tuple[str, ...]:
+    if is_on_policy(objective):
+        return ("completion",) if rollout.from_data else ()
+    return objective.completions
+
+
+def _source_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The rollout source, where one is set, as the record names it."""
+    source = settings.get("source")
+    if source is None or isinstance(source, str):
+        return {}
+    simple = {k: v for k, v in vars(source).items() if isinstance(v, int | float | str | None)}
+    return {"source": {"kind": type(source).__name__, **simple}}
 
 
 def _columns(objective: Any) -> tuple[str, ...]:

@@ -233,7 +233,7 @@ def training_arguments(
     """transformers' TrainingArguments with our defaults under the given fields.
 
     Raises InputError for what they refuse, and for an optimizer or a reporter that is unknown or
-    not installed: both would show after the data were read and annotated.
+    not installed: both would show after the data were read and their columns computed.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.integrations.integration_utils import get_reporting_integration_callbacks

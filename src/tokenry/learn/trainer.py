@@ -43,18 +43,16 @@ from tokenry.learn.objective import (
     Loss,
     Objective,
     Unit,
-    check_needs,
+    check_hooks,
     count_units,
+    every_need,
     frozen_sources,
     is_on_policy,
 )
 from tokenry.learn.policy.buffer import RolloutBuffer, load_micro_batches
-from tokenry.learn.policy.rollouts import (
-    RewardFunction,
-    RolloutSettings,
-    reward_rollouts,
-    sample_rollouts,
-)
+from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings, reward_rollouts
+from tokenry.learn.policy.sources.base import Prompts
+from tokenry.learn.policy.sources.mixed import source_of
 from tokenry.learn.reference import (
     FrozenModel,
     Precomputed,
@@ -76,7 +74,7 @@ from tokenry.learn.start import (
 from tokenry.model.modes import Dropout, dropouts, evaluating, switched_off
 from tokenry.model.score import probe_logits, unwrap
 
-PARTS_FILE = "objective.safetensors"
+MODULES_FILE = "objective.safetensors"
 CPU_TOKENS_PER_PASS = 1024
 
 
@@ -90,7 +88,8 @@ class ObjectiveTrainer(FiniteTrainer):
     frozen: further frozen models, by the names that the objective's needs use.
     rewards, rollout: for on-policy objectives, functions (prompt, completion) -> number, and how
         completions are sampled and how often they are used; the collator then gives prompts
-        (`PreferenceCollator(sides=())`). Checkpoints hold the rollouts that are still to be used.
+        (`PreferenceCollator(completions=())`). Checkpoints hold the rollouts that are still to be
+        used.
     tokens_per_pass: forward and backward go through a micro-batch in pieces of this many tokens
         (padding included; at least one pair), with the same gradients and the memory of one piece.
         "auto" is 1024 on a CPU, where fresh memory is slow, and the whole micro-batch elsewhere.
@@ -100,7 +99,7 @@ class ObjectiveTrainer(FiniteTrainer):
     start: where the model comes from, when its new adapter is stacked on one that it had.
     data_collator: makes the fields of a TokenBatch, and `reference_logprob` when precomputed.
 
-    An objective's own weights (`parts`) are trained by the same optimizer and saved beside the
+    An objective's own weights (`modules`) are trained by the same optimizer and saved beside the
     model. Logged besides the loss: the objective's metrics, averaged over the units since the last
     log; in evaluation also "kl" and "entropy" per completion token.
     """
@@ -124,20 +123,22 @@ class ObjectiveTrainer(FiniteTrainer):
     ):
         if not isinstance(dropout, bool):
             raise InputError(f"dropout must be true or false, got {dropout!r}")
+        check_hooks(type(objective))
         one_of(f"{type(objective).__name__}.unit", objective.unit, get_args(Unit))
-        needs = (*check_needs(objective), *getattr(objective, "rollout_needs", ()))
+        needs = every_need(objective)
         on_cpu = next(model.parameters()).device.type == "cpu"
         automatic = CPU_TOKENS_PER_PASS if on_cpu else None
         self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
         self.start = start
         self.frozen = dict(frozen or {})
         self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
+        self.source = source_of(self.rollout)
         if self.rollout != RolloutSettings() and not is_on_policy(objective):
             raise InputError(
                 f"{type(objective).__name__} learns from the data's completions and draws none: "
                 f"{self.rollout} has no effect"
             )
-        if getattr(objective, "trains_policy", True) and lora is None:
+        if objective.trains_policy and lora is None:
             model = trained_in_float32(model)
         if lora is not None:
             from peft import get_peft_model
@@ -163,16 +164,15 @@ class ObjectiveTrainer(FiniteTrainer):
             raise missing_source(objective, missing[0])
         for name, source in sources.items():
             check_vocabulary(name, source, model)
-        if not getattr(objective, "trains_policy", True):
+        if not objective.trains_policy:
             model.requires_grad_(False)
         elif not any(weight.requires_grad for weight in model.parameters()):
             raise InputError("no weight of the model is trainable: call model.requires_grad_(True)")
         options["args"].remove_unused_columns = False  # rows are for the collator, not the model
         super().__init__(model, **options)
-        make = getattr(objective, "parts", None)
-        self.parts: Any = None if make is None else make(self.model)
-        if self.parts is not None:
-            self.parts.to(self.args.device)
+        self.modules: Any = objective.modules(self.model)
+        if self.modules is not None:
+            self.modules.to(self.args.device)
         if self.precomputed:
             self._precompute()
         for source in sources.values():
@@ -210,9 +210,9 @@ class ObjectiveTrainer(FiniteTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimizer step, and their units over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.parts is not None:
-            self.parts.zero_grad()  # the Trainer zeroes the model's gradients only
-            self.parts.train()
+        if self.modules is not None:
+            self.modules.zero_grad()  # the Trainer zeroes the model's gradients only
+            self.modules.train()
         if is_on_policy(self.objective) and samples:
             samples = self._from_buffer(samples)
         units = sum(self._units(sample) for sample in samples)
@@ -237,7 +237,12 @@ class ObjectiveTrainer(FiniteTrainer):
         seed = f"{self.args.seed}:{self.args.process_index}:{draw}"
         whole = self.objective.unit == "pair"
         self._buffer = RolloutBuffer(drawn, self.rollout.minibatches, whole, seed)
-        return self._buffer.step(step)
+        return [fields | self._progress(fields["ids"]) for fields in self._buffer.step(step)]
+
+    def _progress(self, ids: Tensor) -> dict[str, Tensor]:
+        """How far the training is, in [0, 1], a column of every row."""
+        done = self.state.global_step / max(1, self.state.max_steps)
+        return {"column.progress": torch.full_like(ids[:, 0], done, dtype=torch.float32)}
 
     def _buffer_file(self, checkpoint: str | None) -> Path:
         return Path(checkpoint or "") / f"rollouts-{self.args.process_index}.safetensors"
@@ -282,8 +287,8 @@ class ObjectiveTrainer(FiniteTrainer):
         """Every metric over the whole set, exactly, and the KL and entropy per token."""
         model: Any = self.model_wrapped
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
-        if self.parts is not None:
-            self.parts.eval()
+        if self.modules is not None:
+            self.modules.eval()
         with evaluating(model):
             for inputs in dataloader:
                 inputs = self._prepare_inputs(inputs)
@@ -321,10 +326,10 @@ class ObjectiveTrainer(FiniteTrainer):
         also = ("policy.entropy", "policy.divergence") if whole else ("policy.entropy",)
         scores = self._scores(model, batch, reference, grad=False, also=also)
         result, units = self._apply(batch, scores), self._units(inputs)
-        entropy = scores.policy.need("entropy")[batch.target]
-        metrics = {"entropy": entropy}
+        scored = scores.policy.mask
+        metrics = {"entropy": scores.policy.need("entropy")[scored]}
         if whole:
-            metrics["kl"] = scores.policy.need("divergence")[batch.target]
+            metrics["kl"] = scores.policy.need("divergence")[scored]
         groups = count_units("pair" if self.objective.unit == "pair" else "row", batch)
         rows = torch.tensor([groups if units else 0, 1], dtype=torch.float64)
         return result.totals(units) | Loss(result.loss, metrics).totals(units) | {"rows": rows}
@@ -341,11 +346,12 @@ class ObjectiveTrainer(FiniteTrainer):
             model,
             reference,
             frozen=self.frozen,
-            parts=self.parts,
+            modules=self.modules,
             **options,
         )
 
     def _apply(self, batch: TokenBatch, scores: Computed) -> Loss:
+        batch = scores.about(batch)
         result = self.objective(batch, scores.policy, scores.reference, **scores.others)
         if not isinstance(result, Loss) or result.loss.ndim:
             what = f"a loss of shape {list(result.loss.shape)}" if isinstance(result, Loss) else ""
@@ -361,24 +367,23 @@ class ObjectiveTrainer(FiniteTrainer):
         tokenizer: Any = self.processing_class
         model = self.accelerator.unwrap_model(self.model)
         pad_id = PreferenceCollator.of(tokenizer).pad_id
-        batch = sample_rollouts(
-            model,
+        prompts = Prompts(
             inputs["prompts"],
             inputs["prompts_attention"],
-            self.rollout,
-            eos=ends(unwrap(model), tokenizer),
-            pad_id=pad_id,
+            tuple(ends(unwrap(model), tokenizer)),
+            pad_id,
+            batch_of(inputs) if "ids" in inputs else None,
         )
+        batch = self.source(model, prompts, self.rollout)
         batch = reward_rollouts(batch, tokenizer, self.rewards)
-        needs = self.objective.rollout_needs  # type: ignore[attr-defined]
+        batch = batch.with_columns(progress=self._progress(batch.ids)["column.progress"])
+        needs = self.objective.rollout_needs
         with switched_off(self.dropouts):  # the mode that the loss will be taken in
             scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
-        batch = self.objective.prepare(  # type: ignore[attr-defined]
-            batch, scores.policy, scores.reference, **scores.others
-        )
+        batch = self.objective.prepare(batch, scores.policy, scores.reference, **scores.others)
         fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
         columns = {f"column.{name}": column for name, column in batch.columns.items()}
-        if STAND_IN in inputs:
+        if STAND_IN in inputs or not batch.target.any():  # nothing to learn from was selected
             columns[STAND_IN] = torch.ones_like(batch.target[:, 0])
         return {**fields, "group": batch.group, **columns}
 
@@ -440,11 +445,11 @@ class ObjectiveTrainer(FiniteTrainer):
         """The Trainer's optimizer, with the objective's own weights as one more group."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        own = [] if self.parts is None else [p for p in self.parts.parameters() if p.requires_grad]
+        modules = [] if self.modules is None else self.modules.parameters()
+        own = [weight for weight in modules if weight.requires_grad]
         if fresh and own:
-            rate = getattr(self.objective, "parts_learning_rate", None)
+            rate, decay = self.objective.modules_learning_rate, self.objective.modules_weight_decay
             group: dict[str, Any] = {"params": own, "lr": rate or self.args.learning_rate}
-            decay = getattr(self.objective, "parts_weight_decay", None)
             group["weight_decay"] = self.args.weight_decay if decay is None else decay
             optimizer.add_param_group(group)
         return optimizer
@@ -466,7 +471,7 @@ class ObjectiveTrainer(FiniteTrainer):
     ) -> Tensor:
         """One micro-batch, in passes of whole groups of rows whose gradients add up exactly.
 
-        The parts' gradients are averaged over processes, as the wrapped model's are.
+        The modules' gradients are averaged over processes, as the wrapped model's are.
         """
         model.train()
         self._check_mode(model)
@@ -476,8 +481,8 @@ class ObjectiveTrainer(FiniteTrainer):
             context = nullcontext() if number == len(passes) else self.accelerator.no_sync(model)
             with context, switched_off(self.dropouts):
                 total += super().training_step(model, part, num_items_in_batch)
-        if self.parts is not None and self.accelerator.sync_gradients:
-            self._finish_parts(self.parts)
+        if self.modules is not None and self.accelerator.sync_gradients:
+            self._finish_modules(self.modules)
         return total
 
     @torch.no_grad()
@@ -503,20 +508,20 @@ class ObjectiveTrainer(FiniteTrainer):
                 "modes cannot be compared. dropout=True trains it as it is"
             )
 
-    def _finish_parts(self, parts: Any) -> None:
-        """What the Trainer does to the model's gradients before a step, for the parts'.
+    def _finish_modules(self, modules: Any) -> None:
+        """What the Trainer does to the model's gradients before a step, for the modules'.
 
         They are clipped by a norm of their own.
         """
         gradients = [
-            parameter.grad for parameter in parts.parameters() if parameter.grad is not None
+            parameter.grad for parameter in modules.parameters() if parameter.grad is not None
         ]
         if self.accelerator.num_processes > 1:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, reduction="mean"))  # type: ignore[arg-type]
         if gradients:
             limit = self.args.max_grad_norm or torch.inf
-            norm = torch.nn.utils.clip_grad_norm_(parts.parameters(), limit)
+            norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), limit)
             self._check_finite({"the norm of the gradient of the objective's own weights": norm})
 
     def _passes(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -525,7 +530,7 @@ class ObjectiveTrainer(FiniteTrainer):
         A loss that is a mean over its units needs one group's activations at a time, not all.
         """
         batch = batch_of(inputs)
-        separable = getattr(self.objective, "separable", True)
+        separable = self.objective.separable
         if self.tokens_per_pass is None or batch.group is None or not separable:
             return [inputs]
         groups, place = batch.group.unique(return_inverse=True)
@@ -539,43 +544,45 @@ class ObjectiveTrainer(FiniteTrainer):
 
         The last step is the one that no later loss has judged.
         """
-        self._check_weights(self.parts)
+        self._check_weights(self.modules)
         if is_on_policy(self.objective):
             return
         rows = range(min(len(self.train_dataset), self.args.per_device_eval_batch_size))  # type: ignore[arg-type]
         inputs = self._prepare_inputs(self.data_collator([self.train_dataset[n] for n in rows]))  # type: ignore[index]
         batch, reference = self._unpack(inputs)
         model: Any = self.model_wrapped
-        if self.parts is not None:
-            self.parts.eval()
+        if self.modules is not None:
+            self.modules.eval()
         with evaluating(model):
             result = self._inside(model, lambda policy: self._loss(policy, batch, reference))
         self._check_finite({**result.metrics, "loss": result.loss}, evaluating=True)
 
     def _write(self, output_dir: str, state_dict: Any) -> None:
-        self._check_weights(self.parts)
+        self._check_weights(self.modules)
         super()._write(output_dir, state_dict)
         if not self.args.should_save:
             return  # one process writes what all of them hold
         if self.start is not None and self.start.below:
             save_stacked(Path(output_dir), self.start, self.model)
-        if self.parts is not None:
+        if self.modules is not None:
             from safetensors.torch import save_file
 
-            tensors = {k: v.detach().cpu().contiguous() for k, v in self.parts.state_dict().items()}
-            save_file(tensors, Path(output_dir) / PARTS_FILE)
+            tensors = {
+                k: v.detach().cpu().contiguous() for k, v in self.modules.state_dict().items()
+            }
+            save_file(tensors, Path(output_dir) / MODULES_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         alone = Path(resume_from_checkpoint) / TRAINED_FOLDER  # of a stack: what is trained of it
         weights = str(alone) if alone.is_dir() else resume_from_checkpoint
         super()._load_from_checkpoint(weights, model)
-        if self.parts is not None:
+        if self.modules is not None:
             from safetensors.torch import load_file
 
-            path = Path(resume_from_checkpoint) / PARTS_FILE
+            path = Path(resume_from_checkpoint) / MODULES_FILE
             if not path.is_file():
                 raise InputError(f"{path} is missing: this checkpoint is of another objective")
-            self.parts.load_state_dict(load_file(path))
+            self.modules.load_state_dict(load_file(path))
 
     def _unpack(self, inputs: dict[str, Any]) -> tuple[TokenBatch, Reference | None]:
         if not self.precomputed:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError, TokenryError, UnknownNameError
+from tokenry.learn.objective import Objective
 
 
 def user_value(place: str) -> Any:
@@ -52,11 +53,10 @@ def guarded(place: str, function: Callable[[str], Any]) -> Callable[[str], Any]:
 def user_objective(place: str) -> Any:
     """An objective, or the class of one, from a user's file; InputError for anything else."""
     value = user_value(place)
-    missing = [name for name in ("needs", "unit") if not hasattr(value, name)]
-    if missing or not callable(value):
+    if not issubclass(value if isinstance(value, type) else type(value), Objective):
         what = "a function" if isfunction(value) else f"a value of {type(value).__name__}"
         raise InputError(
-            f"{place} is {what}, not an objective: an objective is a class or a value with "
-            "`needs`, `unit` and `__call__(batch, policy, reference)` that returns a Loss"
+            f"{place} is {what}, not an objective: derive a class from tokenry.learn.objective."
+            "Objective with `needs`, `unit` and `__call__(batch, policy, reference)`"
         )
     return value

@@ -28,8 +28,14 @@ from tokenry.text.word_boundaries import marked
 
 @dataclass(frozen=True)
 class CopyMetrics:
-    """csr: the copy success rate. by_degree: accuracy for each number of candidates. polysemy: the
-    polysemy score. phrases: how many count, Σ gt. With none of them, rates are NaN."""
+    """With none of them, rates are NaN.
+
+    Attributes:
+        csr: the copy success rate.
+        by_degree: accuracy for each number of candidates.
+        polysemy: the polysemy score.
+        phrases: how many count, Σ gt.
+    """
 
     csr: float
     by_degree: dict[int, float]

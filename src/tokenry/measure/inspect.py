@@ -1,8 +1,8 @@
 """Inspection: a text token by token, as one model sees it, or as two models differ on it.
 
-`inspect` scores every token of a text and returns an `Inspection`: the tokens with their signals
-(surprisal, entropy, ... in `core.signals`) and likeliest alternatives, as rows, as coloured
-terminal text, or as a self-contained web page.
+`inspect` scores every token of a text and returns an `Inspection` (`measure.inspection`): the
+tokens with their signals (surprisal, entropy, ... in `core.signals`) and likeliest alternatives, as
+rows, as coloured terminal text, or as a self-contained web page.
 
 Against a second model with the same vocabulary, every token also has the exact divergence
 D(second || first) between the two next-token distributions. Whatever the tokenizers, the surprisals
@@ -21,33 +21,29 @@ two tokens of what came before it.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import encoded, start_ids
 from tokenry.core.checks import in_range
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
-from tokenry.core.registry import signal
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
+from tokenry.core.signals import TopK, measured, signal, surprisal
 from tokenry.core.signals import divergence as divergence_signal
-from tokenry.core.signals import surprisal
+from tokenry.measure.inspection import Comparison, Inspection, readable
+from tokenry.model import compat
 from tokenry.model.hub import Loaded
 from tokenry.model.score import score
 from tokenry.text.alignment import Span, project, shared_spans
 from tokenry.text.vocabulary import token_bytes
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 PIECE_BYTES = 64 * 2**20  # logits held at a time
 UNITS = {
@@ -55,136 +51,9 @@ UNITS = {
     "entropy": "nats",
     "varentropy": "nats²",
     "margin": "nats",
+    "topk-entropy": "nats",
     "difference": "nats",
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The surprisals of two models on the byte spans that their tokenizations share.
-
-    surprisal, other_surprisal: [S], nats, summed over a span's tokens; difference is the first
-    minus the second, positive where the second model knew better. scored: [S] bool, False (and 0)
-    where a side's first token has nothing before it.
-    """
-
-    name: str
-    spans: tuple[Span, ...]
-    surprisal: Tensor
-    other_surprisal: Tensor
-    scored: Tensor
-    same_vocabulary: bool
-
-    @property
-    def difference(self) -> Tensor:
-        return self.surprisal - self.other_surprisal
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a model says about each of the T tokens of a text.
-
-    pieces: the tokens' bytes. scored: [T] bool. signals: name -> [T], which say something only
-    where `scored_by(name)` and are 0 elsewhere; "surprisal" is always there, "difference" and (one
-    vocabulary) "divergence" with a second model. top_logprobs: [T, k], and top_pieces the same
-    tokens as text, likeliest first.
-    """
-
-    text: str
-    name: str
-    ids: Tensor
-    pieces: tuple[bytes, ...]
-    scored: Tensor
-    signals: dict[str, Tensor]
-    top_ids: Tensor
-    top_logprobs: Tensor
-    top_pieces: tuple[tuple[str, ...], ...]
-    against: Comparison | None = None
-    units: dict[str, str] = field(default_factory=dict)
-
-    def scored_by(self, name: str) -> Tensor:
-        """[T] bool: the tokens that a signal speaks about. A difference needs both models' score
-        of the whole stretch of text that the token belongs to."""
-        self._signal(name)
-        return self.scored if self.against is None or name != "difference" else self._compared
-
-    def mean(self, name: str = "surprisal") -> float:
-        """Mean of a signal over the tokens that it speaks about; 0 where there are none."""
-        return masked_mean(self._signal(name), self.scored_by(name)).item()
-
-    def table(self, by: str = "surprisal") -> list[dict[str, Any]]:
-        """One row per scored token, the one with the largest absolute value of a signal first."""
-        scored = self.scored_by(by)
-        order = self._signal(by).float().abs().argsort(descending=True, stable=True)
-        return [self.row(int(t)) for t in order if scored[t]]
-
-    def row(self, position: int) -> dict[str, Any]:
-        """A token's position, text, id, signals (None where one says nothing about it), and its
-        alternatives as (text, probability)."""
-        shares = self.top_logprobs[position].exp().tolist() if self.scored[position] else []
-        values = {
-            name: values[position].item() if self.scored_by(name)[position] else None
-            for name, values in self.signals.items()
-        }
-        return {
-            "position": position,
-            "token": readable(self.pieces[position]),
-            "id": int(self.ids[position]),
-            **values,
-            "alternatives": list(zip(self.top_pieces[position], shares, strict=False)),
-        }
-
-    def scale(self, name: str) -> float:
-        """The size at which a signal takes its full colour: all but its largest 2% are below."""
-        values = self._signal(name)[self.scored_by(name)].float().abs()
-        values = values[values.isfinite()]
-        return max(values.quantile(0.98).item(), 1e-6) if len(values) else 1.0
-
-    def heat(self, name: str) -> list[float | None]:
-        """Each token's colour, -1..1 (only "difference" is ever negative); None where not scored.
-
-        Ranks, which run over orders of magnitude, are coloured by their logarithm.
-        """
-        values, full = self._signal(name).float(), torch.tensor(self.scale(name))
-        if name == "rank":
-            values, full = values.log1p(), full.log1p()
-        heats = (values / full).clamp(-1, 1).tolist()
-        scored = self.scored_by(name).tolist()
-        return [heat if seen else None for heat, seen in zip(heats, scored, strict=True)]
-
-    def to_html(self, shown: str = "surprisal") -> str:
-        """A self-contained page: coloured tokens, details on hover, a choice of signals."""
-        from tokenry.measure.inspection_html import page
-
-        self._signal(shown)
-        return page(self, shown)
-
-    def to_rich(self, shown: str = "surprisal", width: int | None = None) -> Text:
-        """The text for the terminal, each token's background coloured by a signal.
-
-        width: columns; lines then end where a word begins, or inside one that is longer than a line
-        at a token, and no token is broken that is not longer itself.
-        """
-        from rich.text import Text
-
-        result, texts = Text(), _whole_characters(self.pieces)
-        breaks = set() if width is None else _line_breaks(texts, width)
-        for position, heat in enumerate(self.heat(shown)):
-            if position in breaks:
-                result.append("\n")
-            result.append(texts[position], style=_terminal_style(heat))
-        return result
-
-    @cached_property
-    def _compared(self) -> Tensor:
-        assert self.against is not None
-        counts = [span.a_end - span.a_start for span in self.against.spans]
-        return self.against.scored.repeat_interleave(torch.tensor(counts))
-
-    def _signal(self, name: str) -> Tensor:
-        if name not in self.signals:
-            raise UnknownNameError("signal of this inspection", name, self.signals)
-        return self.signals[name]
 
 
 def inspect(
@@ -206,15 +75,15 @@ def inspect(
     """
     kind = divergence_named(divergence) if isinstance(divergence, str) else divergence
     names = list(dict.fromkeys(["surprisal", *signals]))
-    measures = {name: signal[name] for name in names if name not in ("divergence", "difference")}
-    if against is None and len(measures) < len(names):
-        raise InputError("the signals divergence and difference need a second model (against)")
+    check_signals(names, against is not None)
+    alone = [name for name in names if not _compares(name)]
+    compared = {"divergence", *(name for name in names if _compares(name))} - {"difference"}
     in_range("top_k", top_k, "[0, inf)", integer=True)
     in_range("window", window, "[4, inf)", integer=True)
     reading = _Reading.of(model, tokenizer, text, window)
     other = None if against is None else _Reading.of(against.model, against.tokenizer, text, window)
     shared = other is not None and _same_vocabulary(tokenizer, other.tokenizer)
-    if other is not None and not shared and "divergence" in names:
+    if other is not None and not shared and (compared & set(names)):
         raise VocabularyError(
             f"{reading.name} and {other.name} have different vocabularies, so their next-token "
             'distributions have no divergence; ask for "difference", on shared bytes'
@@ -226,14 +95,16 @@ def inspect(
         other = replace(reading, model=other.model)
 
     def measure(logits: Tensor, targets: Tensor, *others: Tensor) -> dict[str, Tensor]:
-        values = {name: function(logits, targets) for name, function in measures.items()}
         best = logits.topk(min(top_k, logits.shape[-1]))
-        values["top_ids"] = best.indices
-        values["top_logprobs"] = best.values - logits.logsumexp(-1, keepdim=True)
+        topk = TopK(best.indices, best.values - logits.logsumexp(-1, keepdim=True))
+        values = {name: measured(name, logits, targets, topk=topk) for name in alone}
+        values |= {"top_ids": topk.ids, "top_logprobs": topk.logprobs}
         for other_logits in others:
             width = min(logits.shape[-1], other_logits.shape[-1])  # padding of the output layer
-            pair = logits[:, :width], other_logits[:, :width]
-            values["divergence"] = divergence_signal(*pair, kind)
+            own, reference = logits[:, :width], other_logits[:, :width]
+            for name in sorted(compared - {"divergence"}):
+                values[name] = measured(name, own, targets, reference=reference, topk=topk)
+            values["divergence"] = divergence_signal(own, reference=reference, kind=kind)
             values["other_surprisal"] = surprisal(other_logits, targets)
         return values
 
@@ -268,9 +139,21 @@ def inspect(
     )
 
 
-def readable(piece: bytes) -> str:
-    """A token's bytes as text; bytes that are no whole character are spelled \\xNN."""
-    return piece.decode(errors="backslashreplace")
+def check_signals(names: Sequence[str], two_models: bool) -> None:
+    """Refuse signals that an inspection cannot show: unknown ones, and those that need what it does
+    not have. Raises UnknownNameError and InputError."""
+    known = [*signal.names(), "difference"]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("signal", name, known)
+        if _compares(name) and not two_models:
+            raise InputError(f"the signal {name} needs a second model: --against, or against=")
+        if name != "difference" and "counts" in signal.entry(name).needs:
+            raise InputError(f"the signal {name} needs counts of tokens: call it from Python")
+
+
+def _compares(name: str) -> bool:
+    return name == "difference" or "reference" in signal.entry(name).needs
 
 
 @dataclass(frozen=True)
@@ -292,8 +175,7 @@ class _Reading:
             raise InputError("there is nothing to inspect in an empty text")
         start = start_ids(tokenizer)
         prefix = [] if ids[: len(start)] == start else start  # the text may carry it already
-        config = model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or window
+        limit = compat.window(model) or window
         every = token_bytes(tokenizer)
         return _Reading(
             model, tokenizer, every, torch.tensor(ids), prefix, start, min(window, limit)
@@ -323,19 +205,19 @@ class _Reading:
         self, measure: Callable[..., dict[str, Tensor]], others: Sequence[_Reading] = ()
     ) -> dict[str, Tensor]:
         """measure(logits [n, V], targets [n], *other logits) of the scored tokens, as [T, ...]."""
-        found: list[dict[str, Tensor]] = []
+        parts: list[dict[str, Tensor]] = []
         for batch in self._windows():
             views = [score(r.model, batch, needs=("hidden",)) for r in (self, *others)]
             for mask in _pieces_of(batch.target, views):
                 logits = [view.logits(mask.to(view.mask.device)).cpu() for view in views]
-                found.append(measure(logits[0], batch.ids[mask], *logits[1:]))
-        if not found:  # a single token with nothing before it: learn the fields from no rows at all
+                parts.append(measure(logits[0], batch.ids[mask], *logits[1:]))
+        if not parts:  # a single token with nothing before it: learn the fields from no rows at all
             width = self.model.config.get_text_config().vocab_size
             nothing = [torch.zeros(0, width) for _ in (self, *others)]
-            found.append(measure(nothing[0], torch.zeros(0, dtype=torch.long), *nothing[1:]))
+            parts.append(measure(nothing[0], torch.zeros(0, dtype=torch.long), *nothing[1:]))
         result = {}
-        for name in found[0]:
-            joined = torch.cat([part[name] for part in found])
+        for name in parts[0]:
+            joined = torch.cat([part[name] for part in parts])
             result[name] = joined.new_zeros(len(self.ids), *joined.shape[1:])
             result[name][self.scored] = joined
         return result
@@ -390,36 +272,3 @@ def _compared(
     comparison = Comparison(b.name, tuple(spans), own, others, scored, shared)
     counts = torch.tensor([span.a_end - span.a_start for span in spans])
     return comparison, comparison.difference.repeat_interleave(counts)
-
-
-def _whole_characters(pieces: Sequence[bytes]) -> list[str]:
-    """The pieces as text, each character shown by the token that completes it."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return [decoder.decode(piece) for piece in pieces]
-
-
-def _line_breaks(texts: Sequence[str], width: int) -> set[int]:
-    """The tokens before which a line of `width` columns has to end."""
-    from rich.cells import cell_len
-
-    starts = [t for t, text in enumerate(texts) if t == 0 or text[:1].isspace()]
-    breaks, column = set(), 0
-    for start, end in zip(starts, [*starts[1:], len(texts)], strict=True):
-        word = cell_len("".join(texts[start:end]).rstrip("\n").rpartition("\n")[2])
-        for position in range(start, end):
-            lines = texts[position].split("\n")
-            size = cell_len(lines[0])
-            new_word = position == start and column + word > width >= word
-            if column and (new_word or column + size > width):
-                breaks.add(position)
-                column = 0
-            column = cell_len(lines[-1]) + (column if len(lines) == 1 else 0)
-    return breaks
-
-
-def _terminal_style(heat: float | None) -> str:
-    if heat is None or abs(heat) < 0.05:
-        return ""
-    full = (230, 85, 13) if heat > 0 else (49, 130, 189)
-    red, green, blue = (round(255 + (c - 255) * abs(heat)) for c in full)
-    return f"black on #{red:02x}{green:02x}{blue:02x}"

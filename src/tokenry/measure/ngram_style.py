@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
-from tokenry.core.divergence import JENSEN_SHANNON, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import JENSEN_SHANNON
 from tokenry.core.errors import InputError
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.sample import sample as sample_rows
@@ -62,7 +63,10 @@ def style_sweep(
 ) -> list[StylePoint]:
     """Sample `samples` texts after each prompt at each strength, with the same random numbers.
 
-    loaded: (model, tokenizer). Texts that end at once are left out of the averages.
+    Texts that end at once are left out of the averages.
+
+    Args:
+        loaded: (model, tokenizer).
     """
     points = []
     for strength in strengths:

@@ -40,9 +40,11 @@ def reduction_report(
 ) -> dict[str, float]:
     """All of the measures for tokens x [N, d].
 
-    model: a causal language model, if the loss of information is wanted; x are then input
-    embeddings. reduce: what made the reduction, if its stability is wanted under Gaussian noise of
-    `noise` times the tokens' root mean square.
+    Args:
+        model: a causal language model, if the loss of information is wanted; x are then input
+            embeddings.
+        reduce: what made the reduction, if its stability is wanted under Gaussian noise of `noise`
+            times the tokens' root mean square.
     """
     if x.ndim != 2:
         raise ShapeError(f"tokens must be [N, d], got {list(x.shape)}")
@@ -90,10 +92,10 @@ def information_lost(model: Any, x: Tensor, reduction: Reduction) -> float:
     keep the positions that they had."""
     positions = torch.arange(len(x), device=x.device)
 
-    def logprob(embeddings: Tensor, places: Tensor) -> Tensor:
+    def logprob(embeddings: Tensor, positions: Tensor) -> Tensor:
         output = model(
             inputs_embeds=embeddings[None].to(model.dtype),
-            position_ids=places[None],
+            position_ids=positions[None],
             use_cache=False,
         )
         return output.logits[0, -1].float().log_softmax(-1)

@@ -34,9 +34,11 @@ def soup(
 ) -> dict[str, Tensor]:
     """The weighted average of state dicts with the same names and shapes.
 
-    weights: one per state dict, summing to 1 (default: equal). Whole-number and bool buffers are
-    copied from the first and must agree. Entries that share memory in every state dict share it in
-    the result too.
+    Whole-number and bool buffers are copied from the first and must agree. Entries that share
+    memory in every state dict share it in the result too.
+
+    Args:
+        weights: one per state dict, summing to 1 (default: equal).
     """
     shares = _shares(len(state_dicts), weights)
     _check_alike(state_dicts)

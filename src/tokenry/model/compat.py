@@ -294,11 +294,11 @@ def probe_ids(plain: Any, count: int) -> list[int]:
     return [min(size - 1, size // 3 + size * n // 17) for n in range(count)]
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
+def _alike(ours: Tensor, wanted: Tensor) -> bool:
     """Equal up to rounding, by the size of the logits' differences: all else cancels."""
     precise = wanted.dtype in (torch.float32, torch.float64)
-    found, wanted = (logits.float() - logits.float().mean() for logits in (found, wanted))
-    off = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9)
+    ours, wanted = (logits.float() - logits.float().mean() for logits in (ours, wanted))
+    off = (ours - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9)
     return bool(off < (1e-4 if precise else 5e-2))
 
 
@@ -360,11 +360,18 @@ def mask_argument(
 ) -> Any:
     """A 4-D attention mask in the form that the model takes.
 
-    allowed: [B, Q, K] bool, which keys a query may see if they are in reach. query_positions,
-    key_positions: [B or 1, Q], [B or 1, K], from which the windows of sliding layers and the chunks
-    of chunked ones are counted. dtype: of the mask; the model's by default. Models whose layers
-    differ take one mask for each kind of layer (their forward uses a mapping as it is); the others
-    take one tensor. Raises ModelError for a model that does not go by such a table.
+    Models whose layers differ take one mask for each kind of layer (their forward uses a mapping as
+    it is); the others take one tensor.
+
+    Args:
+        allowed: [B, Q, K] bool, which keys a query may see if they are in reach.
+        query_positions: [B or 1, Q], from which the windows of sliding layers and the chunks of
+            chunked ones are counted.
+        key_positions: [B or 1, K].
+        dtype: of the mask; the model's by default.
+
+    Raises:
+        ModelError: a model that does not go by such a table.
     """
     plain = unwrap(model)
     require_trees(plain)
@@ -397,8 +404,13 @@ def _mask_argument(
 
 def counted_positions(model: Any, real: Tensor) -> dict[str, Tensor]:
     """`position_ids` for models that find them by looking for the pad id, as RoBERTa does: a token
-    that happens to have that id would shift those behind it. real: [B, T] bool, the tokens. Empty
-    for models that count columns anyway."""
+    that happens to have that id would shift those behind it.
+
+    Empty for models that count columns anyway.
+
+    Args:
+        real: [B, T] bool, the tokens.
+    """
     table = next(
         (
             module.position_embeddings
@@ -410,8 +422,8 @@ def counted_positions(model: Any, real: Tensor) -> dict[str, Tensor]:
     takes = "position_ids" in inspect.signature(model.forward).parameters
     if table is None or table.padding_idx is None or not takes:
         return {}
-    places = real.long().cumsum(1) * real + table.padding_idx
-    return {"position_ids": places}
+    positions = real.long().cumsum(1) * real + table.padding_idx
+    return {"position_ids": positions}
 
 
 FEW_ROWS = 8  # what packed weights are laid out for; one layout serves 1 to some 32 rows
@@ -482,7 +494,16 @@ def own_distribution(model: Any) -> Iterator[None]:
 
 def window(model: Any) -> int | None:
     """Tokens that the model has positions for; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def padding_id(generation_config: Any) -> int:
+    """What a running `generate` pads ended rows with; 0 where it has no padding token."""
+    pad = generation_config._pad_token_tensor
+    return 0 if pad is None else int(pad)
 
 
 def of_row(given: Any, row: int) -> Any:
@@ -528,5 +549,5 @@ def withheld_arguments() -> dict[str, Any]:
     frame = sys._getframe(1)
     while frame is not None and "custom_generate" not in frame.f_locals:
         frame = frame.f_back
-    found = {} if frame is None else frame.f_locals
-    return {name: found.get(name) for name in ("assistant_model", "streamer", "synced_gpus")}
+    given = {} if frame is None else frame.f_locals
+    return {name: given.get(name) for name in ("assistant_model", "streamer", "synced_gpus")}

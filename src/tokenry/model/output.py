@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import ModelError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.model import compat
+from tokenry.model.kernels.packed import PackedLinear
 from tokenry.model.modes import evaluating
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -49,8 +50,10 @@ def required_head(model: Any) -> LinearHead:
 def output_logits(model: Any, states: Tensor) -> Tensor:
     """Logits [..., V], float32, of last hidden states [..., D]: those that the model would give.
 
-    Differentiable, and by the layer itself, which may be an adapter's or a packed one. Raises
-    ModelError where the model's logits are something else than its output layer's, scaled.
+    Differentiable, and by the layer itself, which may be an adapter's or a packed one.
+
+    Raises:
+        ModelError: the model's logits are something else than its output layer's, scaled.
     """
     if (shape := _tried(model)[0]) is None:
         raise _refusal(model)
@@ -63,8 +66,6 @@ def output_logits(model: Any, states: Tensor) -> Tensor:
 
 def output_layer(model: Any) -> Any:
     """The output layer, without the faster layout of `model.kernels.packed`."""
-    from tokenry.model.kernels.packed import PackedLinear
-
     layer = compat.unwrap(model).get_output_embeddings()
     return layer.linear if isinstance(layer, PackedLinear) else layer
 
@@ -131,7 +132,7 @@ def _try(plain: Any, shape: LinearHead) -> tuple[LinearHead | None, bool]:
 
 def _temperature(config: Any) -> float:
     """What the logits are divided by."""
-    found = 1.0
+    temperature = 1.0
     for name, divides in (
         ("logits_scaling", True),
         ("logit_scale", False),
@@ -139,5 +140,5 @@ def _temperature(config: Any) -> float:
     ):
         value = getattr(config, name, None)
         if isinstance(value, int | float) and value > 0:
-            found *= value if divides else 1 / value
-    return found
+            temperature *= value if divides else 1 / value
+    return temperature

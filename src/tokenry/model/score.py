@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, Comparison, FDivergence
+from tokenry.core.divergence import Comparison
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.core.fused import LinearHead, fused_divergence, fused_scores, fused_top_k
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.fused import fused_scores, fused_top_k
+from tokenry.core.fused_divergence import fused_divergence
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.model import compat
 from tokenry.model.compat import unwrap
 from tokenry.model.output import last_hidden, linear_head
 
 NEEDS = frozenset({"logprob", "entropy", "topk", "hidden", "hidden_states", "divergence"})
-NAMED = re.compile(r"divergence\(\w+\)")
+MIXTURE = "mixture"
+NAMED = re.compile(r"divergence\([\w@]+\)")
 
 
 def score(
@@ -34,29 +40,41 @@ def score(
     others: Mapping[str, Scores] | None = None,
     prefix: Tensor | None = None,
     grad: bool = False,
+    select: Callable[[Scores], Tensor] | None = None,
+    select_needs: Collection[str] = (),
     tokens_per_batch: int = 8192,
 ) -> Scores:
     """Score the target tokens of a batch.
 
-    needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
-        "divergence", "divergence(NAME)"; just these are computed. prefix: [B, n, D] embeddings (a
-        soft prompt) that stand before each row.
-    reference: another model's scores of the same batch, made with "hidden", for the per-token
-        D(reference || model). others: further ones by name, for "divergence(NAME)". divergence:
-        which D, or a `Comparison` (temperature, top-k) for all of them. grad: keep the graph, so
-        that a loss can be differentiated.
-    tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
-        padding included (at least one row); rows of similar length go together.
-
     A model with an ordinary linear head never makes its logits; any other head falls back to the
-    logits of one micro-batch at a time. Raises InputError for a need it does not know or cannot
-    meet.
+    logits of one micro-batch at a time. Where the batch has a column "mixture", [B, T, K] ids, and
+    they are not -1, the model reads the mean of their embeddings in place of the token's, and the
+    log-probability is the mean of theirs.
+
+    Args:
+        needs: any of "logprob", "entropy", "topk", "hidden", "hidden_states" (of every block),
+            "divergence", "divergence(NAME)"; just these are computed.
+        prefix: [B, n, D] embeddings (a soft prompt) that stand before each row.
+        reference: another model's scores of the same batch, made with "hidden", for the per-token
+            D(reference || model).
+        others: further ones by name, for "divergence(NAME)".
+        divergence: which D, or a `Comparison` (temperature, top-k) for all of them.
+        grad: keep the graph, so that a loss can be differentiated.
+        select: which targets [B, T] bool the scores are about, from what `select_needs` say of all
+            of them, without gradient. The head then reads, forward and backward, these rows alone.
+        tokens_per_batch: rows go through the model in micro-batches of at most this many positions,
+            padding included (at least one row); rows of similar length go together.
+
+    Raises:
+        InputError: a need it does not know or cannot meet.
     """
-    needs = set(needs)
-    compared = {need: need[len("divergence(") : -1] for need in needs if NAMED.fullmatch(need)}
-    if unknown := needs - NEEDS - set(compared):
+    needs, first = set(needs), set(select_needs)
+    compared = {
+        need: need[len("divergence(") : -1] for need in needs | first if NAMED.fullmatch(need)
+    }
+    if unknown := (needs | first) - NEEDS - set(compared):
         raise InputError(f"unknown needs {sorted(unknown)}; known: {sorted(NEEDS)}")
-    if "divergence" in needs:
+    if "divergence" in needs | first:
         compared["divergence"] = "reference"
     sources = {"reference": reference, **(others or {})}
     for need, name in compared.items():
@@ -65,28 +83,37 @@ def score(
             raise InputError(f'"{need}" needs a {name} scored with needs=(..., "hidden")')
         if not torch.equal(source.mask.cpu(), batch.target.cpu()):
             raise ShapeError(f"{name} scored other tokens than this batch's targets")
-    if compared:
-        needs.add("divergence")  # how the states are kept
+    kept = needs | first | ({"divergence"} if compared else set())  # how the states are kept
     batch = batch.to(next(model.parameters()).device)
     with nullcontext() if grad else torch.no_grad():
         head = linear_head(model)
-        places, flat = [], []
+        positions, flat = [], []
         for rows in _micro_batches(batch, tokens_per_batch):
             where, states, logits = _predicting_states(
                 model, batch, rows, head is None, "hidden_states" in needs, prefix
             )
-            places.append(where)
+            positions.append(where)
             if logits is not None:
-                states |= _from_logits(logits, batch, where, needs, top_k)
+                states |= _from_logits(logits, batch, where, kept, top_k)
             flat.append(states)
-        where = torch.cat(places)  # [n, 2]
+        where = torch.cat(positions)  # [n, 2]
         values = {name: torch.cat([part[name] for part in flat]) for name in flat[0]}
-        if head is not None:
-            values |= _from_hidden(values["hidden"], head, batch, where, needs, top_k)
-        for need, name in compared.items():
-            values[need] = _divergence(values, head, sources[name], where, divergence)
-        needs.update(compared)
-        return _assemble(batch, where, values, head, needs)
+
+        def scores_of(wanted: set[str]) -> Scores:
+            made = dict(values)
+            if head is not None:
+                made |= _from_hidden(made["hidden"], head, batch, where, wanted, top_k)
+            for need in wanted & set(compared):
+                made[need] = _divergence(made, head, sources[compared[need]], where, divergence)
+            return _assemble(batch, where, made, head, wanted)
+
+        if select is not None:
+            with torch.no_grad():
+                chosen = select(scores_of(first)).to(batch.target.device) & batch.target
+            rows = chosen[where[:, 0], where[:, 1]]
+            where, values = where[rows], {name: value[rows] for name, value in values.items()}
+            batch = replace(batch, target=chosen)
+        return scores_of(needs)
 
 
 def probe_logits(model: Any) -> Tensor:
@@ -137,9 +164,17 @@ def _predicting_states(
     attention, target = attention & inside, target & inside
     inputs: dict[str, Tensor] = {"input_ids": ids}
     shift = 0
+    if prefix is not None or MIXTURE in part.columns:
+        table = unwrap(model).get_input_embeddings()
+        inputs = {"inputs_embeds": table(ids)}
+    if MIXTURE in part.columns:
+        drawn = part.columns[MIXTURE][torch.arange(len(ids), device=ids.device)[:, None], columns]
+        mean = table(drawn.clamp_min(0)).mean(2)
+        mixed = (drawn[..., :1] >= 0) & inside[..., None]
+        inputs = {"inputs_embeds": torch.where(mixed, mean, inputs["inputs_embeds"])}
     if prefix is not None:
         shift = prefix.shape[1]
-        embedded = unwrap(model).get_input_embeddings()(ids)
+        embedded = inputs["inputs_embeds"]
         inputs = {"inputs_embeds": torch.cat([prefix[rows].to(embedded.dtype), embedded], 1)}
         attention = torch.cat([attention.new_ones(len(ids), shift), attention], 1)
     with last_hidden(model) as caught:
@@ -160,12 +195,12 @@ def _predicting_states(
     where = target.nonzero()  # [n, 2]
     row, position = where[:, 0], where[:, 1] - 1 + shift
     logits = output.logits[row, position] if with_logits else None
-    places = torch.stack([rows.to(row.device)[row], columns[row, where[:, 1]]], dim=1)
+    positions = torch.stack([rows.to(row.device)[row], columns[row, where[:, 1]]], dim=1)
     states = {"hidden": hidden[row, position]}
     if every_block:
         blocks = output.hidden_states[1:]
         states |= {f"block {n}": block[row, position] for n, block in enumerate(blocks)}
-    return places, states, logits
+    return positions, states, logits
 
 
 def _from_hidden(
@@ -176,6 +211,12 @@ def _from_hidden(
         targets = batch.ids[where[:, 0], where[:, 1]]
         fused = fused_scores(hidden, head, targets, entropy="entropy" in needs)
         values["logprob"] = fused.logprob
+        if MIXTURE in batch.columns:
+            rows, drawn = _mixtures(batch, where)
+            states = hidden[rows].repeat_interleave(drawn.shape[1], 0)
+            each = fused_scores(states, head, drawn.flatten())
+            mean = each.logprob.view(drawn.shape).mean(-1)
+            values["logprob"] = fused.logprob.index_put((rows,), mean)
         if fused.entropy is not None:
             values["entropy"] = fused.entropy
     if "topk" in needs:
@@ -189,6 +230,10 @@ def _from_logits(
     logprobs = logits.float().log_softmax(-1)  # [n, V]
     targets = batch.ids[where[:, 0], where[:, 1]]
     values = {"logprob": logprobs.gather(1, targets[:, None])[:, 0]}
+    if MIXTURE in batch.columns:
+        rows, drawn = _mixtures(batch, where)
+        mean = logprobs[rows].gather(1, drawn).mean(-1)
+        values["logprob"] = values["logprob"].index_put((rows,), mean)
     if "entropy" in needs:
         values["entropy"] = torch.special.entr(logprobs.exp()).sum(-1)
     if "topk" in needs:
@@ -197,6 +242,13 @@ def _from_logits(
     if needs & {"hidden", "divergence"}:
         values["full_logits"] = logits.float()
     return values
+
+
+def _mixtures(batch: TokenBatch, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the targets at `where` are mixtures, [m], and of which ids, [m, K]."""
+    drawn = batch.column(MIXTURE)[where[:, 0], where[:, 1]]
+    rows = (drawn[:, 0] >= 0).nonzero()[:, 0]
+    return rows, drawn[rows]
 
 
 def _divergence(
@@ -242,6 +294,6 @@ def _assemble(
         blocks = [name for name in values if name.startswith("block ")]
         fields["hidden_states"] = tuple(placed(values[name]) for name in blocks)
     if "full_logits" in values:
-        by_place = (where[:, 0] * batch.ids.shape[1] + where[:, 1]).argsort()
-        fields["full_logits"] = values["full_logits"][by_place]
+        by_column = (where[:, 0] * batch.ids.shape[1] + where[:, 1]).argsort()
+        fields["full_logits"] = values["full_logits"][by_column]
     return Scores(ids=batch.ids, mask=batch.target, head=head, **fields)

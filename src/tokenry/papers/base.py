@@ -22,7 +22,7 @@ class Paper:
     key: its name on the command line and in `results/KEY.json`.
     role: what it is in the library (objective, sampler, drafter, ...); family: what it is about.
     claim: the paper's headline in one line.
-    reproduce: shows the claim at laptop scale, in at most three minutes on two cores.
+    reproduce: shows the claim at laptop scale, from a seed and a `Scale`.
     threads: how many torch threads it runs with; 1 for toy models, on whose small tensors a second
         thread waits more than it works. None: torch's own choice.
     """
@@ -34,7 +34,7 @@ class Paper:
     role: str
     family: str
     claim: str
-    reproduce: Callable[[int], Outcome]
+    reproduce: Callable[..., Outcome]
     threads: int | None = None
 
 

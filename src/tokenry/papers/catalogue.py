@@ -1,20 +1,22 @@
 """The catalogue of papers and the results of their reproductions.
 
-Results are one JSON file per paper, `results/KEY.json`:
-{key, number, claim, held, needs, reason, measurements: [{label, value, unit, seed}], seconds, seed,
-versions}. The files that Tokenry ships with are the ones behind its gallery.
+Results are one JSON file per paper, `results/KEY.json` (`results/KEY-SCALE.json` of another scale
+than full): {key, number, claim, scale, held, verdict, needs, reason, checks, measurements: [{label,
+value, unit, seed}], plots, seconds, seed, versions}. `held` is false when the verdict is undecided.
+The files that Tokenry ships with are the ones behind its gallery.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,13 @@ from typing import Any
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.files import write_whole
 from tokenry.core.versions import installed
+from tokenry.lab.scale import Scale
 from tokenry.papers.base import Outcome, Paper
 
 PACKAGE = "tokenry.papers"
+POINT = re.compile(
+    r"\[\s+([^\s,]+|\"[^\"\n]*\"),\s+([-+.\de]+)\s+\]"
+)  # (x, y) of a plot, on one line
 DECLARATION = re.compile(r"^PAPER = Paper\(", re.MULTILINE)
 
 
@@ -69,7 +75,16 @@ def declared(module: str, source: str) -> Paper | None:
         values = {name: ast.literal_eval(node) for name, node in given.items()}
     except ValueError:
         return imported()
-    return Paper(**values, reproduce=lambda seed: imported().reproduce(seed))
+    return Paper(**values, reproduce=lambda seed, scale: run(imported().reproduce, seed, scale))
+
+
+def run(reproduction: Any, seed: int, scale: Scale) -> Outcome:
+    """Reproductions that know of no scale run at full scale only."""
+    if "scale" in inspect.signature(reproduction).parameters:
+        return reproduction(seed, scale)
+    if scale != "full":
+        raise InputError(f"this reproduction has no scale {scale!r}; it has: full")
+    return reproduction(seed)
 
 
 def paper(key: str) -> Paper:
@@ -80,25 +95,15 @@ def paper(key: str) -> Paper:
     return known[key]
 
 
-def reproduce(key: str, seed: int = 0) -> tuple[dict[str, Any], Outcome]:
-    """Run one reproduction: the record to be written, and the outcome with its figure."""
+def reproduce(key: str, seed: int = 0, scale: Scale = "full") -> dict[str, Any]:
+    """Run one reproduction: the record to be written."""
     record = paper(key)
     start = time.perf_counter()
     with threads(record.threads):
-        outcome = record.reproduce(seed)
-    seconds = time.perf_counter() - start
-    return {
-        "key": record.key,
-        "number": record.number,
-        "claim": record.claim,
-        "held": bool(outcome.held),
-        "needs": outcome.needs,
-        "reason": outcome.reason,
-        "measurements": [asdict(measurement) for measurement in outcome.measurements],
-        "seconds": round(seconds, 1),
-        "seed": seed,
-        "versions": versions(),
-    }, outcome
+        outcome = record.reproduce(seed, scale)
+    seconds = round(time.perf_counter() - start, 1)
+    about = {"key": record.key, "number": record.number, "claim": record.claim, "scale": scale}
+    return about | outcome.record() | {"seconds": seconds, "seed": seed, "versions": versions()}
 
 
 @contextmanager
@@ -115,14 +120,19 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def write_result(result: dict[str, Any], folder: Path) -> Path:
-    """Write `folder/KEY.json`; the file is there whole or not at all."""
-    target = folder / f"{result['key']}.json"
+    """Write the record's file below `folder`; it is there whole or not at all."""
+    target = folder / file_name(result["key"], result["scale"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        write_whole(target, POINT.sub(r"[\1, \2]", text) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     return target
+
+
+def file_name(key: str, scale: Scale = "full") -> str:
+    return f"{key}.json" if scale == "full" else f"{key}-{scale}.json"
 
 
 def results_folders() -> list[Path]:
@@ -131,10 +141,10 @@ def results_folders() -> list[Path]:
     return [Path("results"), package / "results", package.parents[1] / "results"]
 
 
-def read_result(key: str) -> dict[str, Any] | None:
+def read_result(key: str, scale: Scale = "full") -> dict[str, Any] | None:
     """The newest result of a paper that can be found, or None when it was never reproduced."""
     for folder in results_folders():
-        file = folder / f"{key}.json"
+        file = folder / file_name(key, scale)
         if file.is_file():
             try:
                 return json.loads(file.read_text())
@@ -144,9 +154,9 @@ def read_result(key: str) -> dict[str, Any] | None:
 
 
 def listing(role: str | None = None, family: str | None = None) -> list[dict[str, Any]]:
-    """One row per paper: {number, key, title, arxiv, role, family, claim, held, seconds}.
+    """One row per paper: {number, key, title, arxiv, role, family, claim, held, verdict, seconds}.
 
-    held and seconds are those of the last reproduction, None when there was none.
+    held, verdict and seconds are those of the last reproduction, None when there was none.
     """
     known = papers().values()
     for name, wanted in (("role", role), ("family", family)):
@@ -165,7 +175,8 @@ def row(record: Paper) -> dict[str, Any]:
     result = read_result(record.key) or {}
     names = ("number", "key", "title", "arxiv", "role", "family", "claim")
     about = {name: getattr(record, name) for name in names}
-    return about | {"held": result.get("held"), "seconds": result.get("seconds")}
+    measured = {name: result.get(name) for name in ("held", "verdict", "seconds")}
+    return about | measured
 
 
 def versions() -> dict[str, str]:

@@ -116,10 +116,10 @@ def parameters_of(size: str | float) -> float:
     if not isinstance(size, str):
         number = float(size)
     else:
-        found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([MBT]?)", size.strip().upper())
-        if found is None:
+        parsed = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([MBT]?)", size.strip().upper())
+        if parsed is None:
             raise InputError(f"a model's size is a number such as 7B, 0.5B or 135M, not {size!r}")
-        number = float(found[1]) * {"M": 1e6, "B": 1e9, "T": 1e12, "": 1.0}[found[2]]
+        number = float(parsed[1]) * {"M": 1e6, "B": 1e9, "T": 1e12, "": 1.0}[parsed[2]]
     if not 1e6 <= number <= 1e15:
         raise InputError(f"a model of {number:g} parameters? say 7B or 135M")
     return number
@@ -140,10 +140,10 @@ def config_kv_bytes(config: Any, tokens: int, dtype_bytes: int = 2) -> int:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    held = sum(
+    cached_layers = sum(
         min(tokens, window) if window and kind == "sliding_attention" else tokens for kind in kinds
     )
-    return kv_cache_bytes(held, 1, kv_heads, head_dim, dtype_bytes)
+    return kv_cache_bytes(cached_layers, 1, kv_heads, head_dim, dtype_bytes)
 
 
 @dataclass(frozen=True)
@@ -265,15 +265,15 @@ def phases_of(model: ServedModel, machine: Machine) -> PhaseModel:
     return known.get(machine.name) or RooflinePhases(model, machine)
 
 
-def cache_room(model: ServedModel, machine: Machine) -> int:
+def cache_capacity(model: ServedModel, machine: Machine) -> int:
     """Tokens whose keys and values fit beside the weights. Raises InputError where none do."""
-    room = int((0.9 * machine.memory - model.weight_bytes) / model.kv_bytes)
-    if room < 1:
+    capacity = int((0.9 * machine.memory - model.weight_bytes) / model.kv_bytes)
+    if capacity < 1:
         raise InputError(
             f"{model.name} needs {model.weight_bytes / 1e9:.0f} GB for its weights, and a machine "
             f"{machine.name} has {machine.memory / 1e9:.0f} GB: take a larger machine"
         )
-    return room
+    return capacity
 
 
 def measure_phases(
@@ -289,9 +289,11 @@ def measure_phases(
     """
     import torch
 
+    from tokenry.model import compat
+
     if min(*prompts, *batches, context, repeats) < 1:
         raise InputError("prompts, batches, context and repeats must be positive")
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = compat.window(model)
     longest = max(*prompts, context + repeats + 1)
     if window is not None and longest > window:
         raise ModelError(f"{longest} tokens do not fit the model's window of {window}")

@@ -19,15 +19,16 @@ from typing import Any, Literal
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
+from tokenry.serving.instances import Pool
 from tokenry.serving.phases import (
     Machine,
     PhaseModel,
     ServedModel,
-    cache_room,
+    cache_capacity,
     phases_of,
 )
 from tokenry.serving.policies import MixedPools, Policy, SharedPool
-from tokenry.serving.simulation import Cluster, Link, Pool, simulate
+from tokenry.serving.simulation import Cluster, Link, simulate
 from tokenry.serving.targets import (
     SLO,
     Latencies,
@@ -109,13 +110,13 @@ class Planner:
     def evaluate(self, design: Design, counts: tuple[int, ...], rate: float) -> Plan:
         """Serve the trace at a rate."""
         served = simulate(self.trace.at_rate(rate), self.cluster(design, counts), policy(design))
-        found = latencies(served, self.phases(self.model, self.reference))
-        return Plan(design, counts, rate, found.load(self.slo), found)
+        times = latencies(served, self.phases(self.model, self.reference))
+        return Plan(design, counts, rate, times.load(self.slo), times)
 
     def cluster(self, design: Design, counts: tuple[int, ...]) -> Cluster:
         roles = ("both",) if design.prompt is None else ("prompt", "token")
         pools = [
-            Pool(self.phases(self.model, each), count, role, cache_room(self.model, each))
+            Pool(self.phases(self.model, each), count, role, cache_capacity(self.model, each))
             for each, count, role in zip(design.machines, counts, roles, strict=True)
         ]
         return Cluster(tuple(pools), self.model.kv_bytes, self.link)
@@ -123,15 +124,15 @@ class Planner:
     def alone(self, design: Design) -> Plan:
         """One machine of each pool and no other request: the best that the design can do."""
         reference = self.phases(self.model, self.reference)
-        reader, writer = (
-            self.phases(self.model, each) for each in (design.prompt or design.token, design.token)
-        )
-        found = against(
-            alone_on(reader, writer, self.trace, None if design.prompt is None else self.moved),
+        prompt_phases = self.phases(self.model, design.prompt or design.token)
+        token_phases = self.phases(self.model, design.token)
+        travel = None if design.prompt is None else self.moved
+        times = against(
+            alone_on(prompt_phases, token_phases, self.trace, travel),
             alone_on(reference, reference, self.trace),
         )
         counts = (1,) * len(design.machines)
-        return Plan(design, counts, 0.0, found.load(self.slo), found)
+        return Plan(design, counts, 0.0, times.load(self.slo), times)
 
     def moved(self, tokens: int) -> float:
         """Seconds until a cache of so many tokens is on the other machine."""
@@ -154,8 +155,8 @@ class Planner:
             self.cluster(design, fewest)  # says so where not even the weights fit a machine
             return None
         if design.prompt is None:
-            found = fewest_that(lambda n: plan(n).load <= 1, fewest[0])
-            chosen = None if found is None else plan(found)
+            count = fewest_that(lambda n: plan(n).load <= 1, fewest[0])
+            chosen = None if count is None else plan(count)
         else:
             chosen = self.staircase(design, plan, fewest, minimise, limit)
         return chosen if chosen is not None and chosen.price(minimise) <= limit else None
@@ -170,31 +171,31 @@ class Planner:
     ) -> Plan | None:
         """More prompt machines need no more token machines, so one walk along the edge of what
         meets the targets sees every candidate."""
-        readers, best = fewest[0], None
+        reading, best = fewest[0], None
         ample = min(2 * fewest[1] + 2, MOST_MACHINES)
-        while readers <= MOST_MACHINES and plan(readers, ample).load > 1:
-            if readers >= 2 * fewest[0] + 8:  # more readers do not help: it is the writers
+        while reading <= MOST_MACHINES and plan(reading, ample).load > 1:
+            if reading >= 2 * fewest[0] + 8:  # more of them do not help: it is the others
                 if ample == MOST_MACHINES:
                     return None
-                ample, readers = min(2 * ample, MOST_MACHINES), fewest[0]
+                ample, reading = min(2 * ample, MOST_MACHINES), fewest[0]
                 continue
-            readers += 1
-        writers = ample
+            reading += 1
+        writing = ample
         while True:
-            if best is not None and design.price((readers, fewest[1]), minimise) >= best.price(
+            if best is not None and design.price((reading, fewest[1]), minimise) >= best.price(
                 minimise
             ):
                 return best
-            found = fewest_that(lambda n, m=readers: plan(m, n).load <= 1, fewest[1], most=writers)
-            if found is None:
+            least = fewest_that(lambda n, m=reading: plan(m, n).load <= 1, fewest[1], most=writing)
+            if least is None:
                 return best
-            writers = found
-            candidate = plan(readers, writers)
+            writing = least
+            candidate = plan(reading, writing)
             if best is None or candidate.price(minimise) < best.price(minimise):
                 best = candidate
-            if writers == fewest[1]:
+            if writing == fewest[1]:
                 return best
-            readers += 1
+            reading += 1
 
     def lower_bounds(self, design: Design, rate: float) -> tuple[int, ...]:
         """Fewer machines than this would be asked for more work than there are seconds."""
@@ -221,28 +222,28 @@ class Planner:
         if not candidates or self.alone(design).load > 1:
             return None
 
-        def rate(place: int, above: float) -> float:
+        def rate(index: int, above: float) -> float:
             return max_rate_under_slo(
                 self.trace,
-                self.cluster(design, candidates[place]),
+                self.cluster(design, candidates[index]),
                 policy(design),
                 self.slo,
                 self.phases(self.model, self.reference),
                 above=above * 1.02,  # within the tolerance of a rate is not better
             )
 
-        place, step = len(candidates) // 2, max(1, len(candidates) // 4)
-        best, tried = rate(place, 0.0), {place}
+        index, step = len(candidates) // 2, max(1, len(candidates) // 4)
+        best, tried = rate(index, 0.0), {index}
         while step:
             moved = False
-            for other in (place - step, place + step):
+            for other in (index - step, index + step):
                 if 0 <= other < len(candidates) and other not in tried:
                     tried.add(other)
-                    if (found := rate(other, best)) > best:
-                        best, place, moved = found, other, True
+                    if (faster := rate(other, best)) > best:
+                        best, index, moved = faster, other, True
             if not moved:
                 step //= 2
-        return self.evaluate(design, candidates[place], best) if best else None
+        return self.evaluate(design, candidates[index], best) if best else None
 
 
 def policy(design: Design) -> Policy:
@@ -256,12 +257,12 @@ def partitions(design: Design, budget: float, measure: Measure) -> Iterator[tupl
         if count:
             yield (min(count, MOST_MACHINES),)
         return
-    for readers in range(1, MOST_MACHINES):
-        left = budget - design.price((readers, 0), measure)
-        writers = int(left / design.price((0, 1), measure) + 1e-9)
-        if writers < 1:
+    for reading in range(1, MOST_MACHINES):
+        left = budget - design.price((reading, 0), measure)
+        writing = int(left / design.price((0, 1), measure) + 1e-9)
+        if writing < 1:
             return
-        yield readers, min(writers, MOST_MACHINES)
+        yield reading, min(writing, MOST_MACHINES)
 
 
 def fewest_that(good: Callable[[int], bool], fewest: int, most: int = MOST_MACHINES) -> int | None:
@@ -303,12 +304,12 @@ def search_pools(
         progress(design.name, number, len(choices))
         if rate is not None:
             limit = math.inf if budget is None else budget
-            found = planner.smallest(design, rate, minimise, limit)
+            plan = planner.smallest(design, rate, minimise, limit)
         else:
             assert budget is not None
-            found = planner.fastest(design, budget, minimise)
-        if found is not None:
-            plans.append(found)
+            plan = planner.fastest(design, budget, minimise)
+        if plan is not None:
+            plans.append(plan)
     if not plans:
         raise InputError(why_nothing(planner, choices, rate, minimise, budget))
     if rate is not None:

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Protocol
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-
-if TYPE_CHECKING:
-    from tokenry.serving.simulation import Instance
-
-Role = Literal["both", "prompt", "token", "mixed"]
+from tokenry.serving.instances import Instance, Role
 
 
 class Policy(Protocol):
@@ -51,10 +47,10 @@ class SplitPools:
     def route(
         self, machines: Sequence[Instance], prompt: int, output: int
     ) -> tuple[Instance, Instance]:
-        held = prompt + output if output > 1 else 0  # the first token comes with the prompt
+        needed = prompt + output if output > 1 else 0  # the first token comes with the prompt
         return (
             shortest(of_role(machines, "prompt", prompt), lambda machine: machine.pending_prompt),
-            shortest(of_role(machines, "token", held), lambda machine: machine.scheduled),
+            shortest(of_role(machines, "token", needed), lambda machine: machine.scheduled),
         )
 
 
@@ -64,9 +60,9 @@ class MixedPools:
 
     A prompt machine is full with more than `prompt_limit` (>= 0) pending prompt tokens, a token
     machine when the request would not fit its memory. Then a machine of the mixed pool is taken
-    that has room, else one is borrowed from the other pool; what is borrowed does both phases, and
-    returns when it has no foreign work left. Where nothing has room, the machine with the fewest
-    pending tokens does both phases.
+    that has capacity, else one is borrowed from the other pool; what is borrowed does both phases,
+    and returns when it has no foreign work left. Where nothing has capacity, the machine with the
+    fewest pending tokens does both phases.
     """
 
     prompt_limit: int = 8192
@@ -77,28 +73,28 @@ class MixedPools:
     def route(
         self, machines: Sequence[Instance], prompt: int, output: int
     ) -> tuple[Instance, Instance]:
-        reader = first_open(
+        prompt_machine = first_open(
             machines,
             ("prompt", "mixed", "token"),
             lambda machine: machine.pending_prompt,
             lambda machine: machine.pending_prompt <= self.prompt_limit,
             prompt,
         )
-        writer = first_open(
+        token_machine = first_open(
             machines,
             ("token", "mixed", "prompt"),
             lambda machine: machine.scheduled,
-            lambda machine: machine.scheduled + prompt + output <= machine.room,
+            lambda machine: machine.scheduled + prompt + output <= machine.capacity,
             prompt + output,
         )
-        if reader is None or writer is None:
-            able = with_room(machines, prompt + output)
-            reader = writer = shortest(able, lambda machine: machine.pending_tokens)
-        if reader.role == "token" or reader is writer:
-            reader.role = "mixed"
-        if writer.role == "prompt":
-            writer.role = "mixed"
-        return reader, writer
+        if prompt_machine is None or token_machine is None:
+            able = with_capacity(machines, prompt + output)
+            prompt_machine = token_machine = shortest(able, lambda machine: machine.pending_tokens)
+        if prompt_machine.role == "token" or prompt_machine is token_machine:
+            prompt_machine.role = "mixed"
+        if token_machine.role == "prompt":
+            token_machine.role = "mixed"
+        return prompt_machine, token_machine
 
 
 def first_open(
@@ -113,7 +109,7 @@ def first_open(
     tokens: only machines whose memory can hold so many count.
     """
     for role in roles:
-        pool = [m for m in machines if m.role == role and m.room >= tokens]
+        pool = [m for m in machines if m.role == role and m.capacity >= tokens]
         if pool and is_open(best := shortest(pool, load)):
             return best
     return None
@@ -128,16 +124,16 @@ def of_role(machines: Sequence[Instance], role: Role, tokens: int) -> list[Insta
     pool = [machine for machine in machines if machine.role == role]
     if not pool:
         raise InputError(f"this policy needs machines whose role is {role!r}, the cluster has none")
-    return with_room(pool, tokens)
+    return with_capacity(pool, tokens)
 
 
-def with_room(machines: Sequence[Instance], tokens: int) -> list[Instance]:
+def with_capacity(machines: Sequence[Instance], tokens: int) -> list[Instance]:
     """The machines whose memory holds so many tokens. Raises InputError where none does."""
-    able = [machine for machine in machines if machine.room >= tokens]
+    able = [machine for machine in machines if machine.capacity >= tokens]
     if not able:
         raise InputError(
             f"a request of {tokens} tokens does not fit a machine whose memory holds "
-            f"{max(machine.room for machine in machines):.0f}: take machines with more memory or "
-            "leave the request out"
+            f"{max(machine.capacity for machine in machines):.0f}: take machines with more memory "
+            "or leave the request out"
         )
     return able

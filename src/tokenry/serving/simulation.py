@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -35,27 +34,11 @@ import numpy as np
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError
 from tokenry.core.extras import require_extra
-from tokenry.serving.phases import PhaseModel
-from tokenry.serving.policies import Policy, Role, with_room
+from tokenry.serving.instances import Instance, Pool
+from tokenry.serving.policies import Policy, with_capacity
 from tokenry.serving.trace import Trace
 
 Batching = Literal["mixed", "prompts first"]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """`count` (>= 0) equal machines. role: what they are for; SharedPool needs "both", the others
-    "prompt" and "token". room: cached tokens that fit one machine, > 0; inf by default."""
-
-    phases: PhaseModel
-    count: int
-    role: Role = "both"
-    room: float = math.inf
-
-    def __post_init__(self) -> None:
-        within(self, "[0, inf)", "count", integer=True)
-        within(self, "(0, inf]", "room")
-        one_of("Pool.role", self.role, get_args(Role))
 
 
 @dataclass(frozen=True)
@@ -164,41 +147,6 @@ def simulate(
 ARRIVAL, ITERATION, CACHE = range(3)
 
 
-class Instance:
-    """One machine at work."""
-
-    def __init__(self, number: int, pool: Pool):
-        self.number, self.phases, self.room = number, pool.phases, pool.room
-        self.home: Role = pool.role
-        self.role: Role = pool.role
-        self.queue: deque[int] = deque()  # prompts to read
-        self.waiting: deque[int] = deque()  # caches that wait to join the batch
-        self.pending_prompt = 0  # prompt tokens queued or being read
-        self.pending_output = 0  # tokens still to be written by requests sent here
-        self.scheduled = 0  # tokens of memory spoken for by requests sent here, until they end
-        self.reserved = 0  # tokens of memory taken now
-        self.assigned = 0  # requests whose tokens are written here and have not ended
-        self.batch = 0
-        self.cached = 0
-        self.times: list[float] = []  # when each step of the batch ended
-        self.gaps: list[float] = []  # since the step before
-        self.ends: dict[int, list[int]] = defaultdict(list)  # step -> requests that end with it
-        self.reading: list[int] = []
-        self.running = False
-        self.writes = False
-        self.busy = 0.0
-
-    @property
-    def pending_tokens(self) -> int:
-        return self.pending_prompt + self.pending_output
-
-    def return_home(self) -> None:
-        """A borrowed machine without foreign work is its own pool's again."""
-        foreign = self.pending_prompt if self.home == "token" else self.assigned
-        if self.role == "mixed" and not foreign:
-            self.role = self.home
-
-
 class Simulation:
     """The state of one run."""
 
@@ -218,8 +166,8 @@ class Simulation:
         self.prompt: list[int] = trace.prompt.tolist()
         self.output: list[int] = trace.output.tolist()
         count = len(trace)
-        self.reader = [0] * count
-        self.writer = [0] * count
+        self.prompt_machine = [0] * count
+        self.token_machine = [0] * count
         self.first = [math.nan] * count  # time of the first token
         self.last = [math.nan] * count
         self.joined = [0] * count  # the step of its machine with which a request begins
@@ -244,8 +192,8 @@ class Simulation:
             tbt_mean=(last - first) / steps,
             tbt_max=np.array(self.worst_gap),
             e2e=last - arrival,
-            prompt_machine=np.array(self.reader),
-            token_machine=np.array(self.writer),
+            prompt_machine=np.array(self.prompt_machine),
+            token_machine=np.array(self.token_machine),
             busy=np.array([machine.busy for machine in self.machines]),
             iterations=self.iterations,
         )
@@ -256,21 +204,23 @@ class Simulation:
 
     def arrive(self, now: float, request: int) -> None:
         prompt, output = self.prompt[request], self.output[request]
-        reader, writer = self.policy.route(self.machines, prompt, output)
-        # What a machine can never hold would wait for ever.
-        with_room([reader], prompt + (output if reader is writer else 0))
-        with_room([writer], prompt + output if output > 1 or reader is writer else 0)
-        self.reader[request], self.writer[request] = reader.number, writer.number
-        reader.queue.append(request)
-        reader.pending_prompt += prompt
-        writer.pending_output += output
-        writer.scheduled += prompt + output
-        writer.assigned += 1
-        self.start(now, reader)
+        prompt_machine, token_machine = self.policy.route(self.machines, prompt, output)
+        both = prompt_machine is token_machine
+        # what a machine can never hold would wait for ever
+        with_capacity([prompt_machine], prompt + (output if both else 0))
+        with_capacity([token_machine], prompt + output if output > 1 or both else 0)
+        self.prompt_machine[request] = prompt_machine.number
+        self.token_machine[request] = token_machine.number
+        prompt_machine.queue.append(request)
+        prompt_machine.pending_prompt += prompt
+        token_machine.pending_output += output
+        token_machine.scheduled += prompt + output
+        token_machine.assigned += 1
+        self.start(now, prompt_machine)
 
     def receive(self, now: float, request: int) -> None:
         """A cache has arrived at its token machine."""
-        machine = self.machines[self.writer[request]]
+        machine = self.machines[self.token_machine[request]]
         machine.waiting.append(request)
         self.start(now, machine)
 
@@ -281,7 +231,7 @@ class Simulation:
         while machine.waiting:
             request = machine.waiting[0]
             size = self.prompt[request] + self.output[request]
-            if machine.reserved + size > machine.room:
+            if machine.reserved + size > machine.capacity:
                 break
             machine.waiting.popleft()
             machine.reserved += size
@@ -310,11 +260,11 @@ class Simulation:
         while machine.queue:
             request = machine.queue[0]
             size = self.prompt[request]
-            stays = self.writer[request] == machine.number
+            stays = self.token_machine[request] == machine.number
             memory = size + (self.output[request] if stays else 0)
             if prompts and tokens + size > self.prompt_limit:
                 break
-            if machine.reserved + memory > machine.room:
+            if machine.reserved + memory > machine.capacity:
                 break
             machine.queue.popleft()
             machine.reserved += memory
@@ -340,18 +290,18 @@ class Simulation:
 
     def first_token(self, machine: Instance, request: int, now: float) -> None:
         prompt, output = self.prompt[request], self.output[request]
-        writer = self.machines[self.writer[request]]
+        token_machine = self.machines[self.token_machine[request]]
         self.first[request] = now
         machine.pending_prompt -= prompt
-        writer.pending_output -= 1
-        if writer is not machine:
+        token_machine.pending_output -= 1
+        if token_machine is not machine:
             machine.reserved -= prompt
         if output == 1:
-            if writer is machine:
+            if token_machine is machine:
                 machine.reserved -= prompt + output
             self.last[request] = now
-            self.release(writer, request)
-        elif writer is machine:
+            self.release(token_machine, request)
+        elif token_machine is machine:
             self.join(machine, request)
         else:
             delay = self.cluster.link.delay(prompt * self.cluster.kv_bytes)

@@ -66,17 +66,17 @@ class SLO:
     def read(cls, path: str | Path) -> SLO:
         """Of a JSON file: {"slowdown": {"ttft": [2, 3, 6], ...}, "seconds": {...}}."""
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            given = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"no such file: {path}") from None
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {error}") from None
         shape = '{"slowdown": {"ttft": [2, 3, 6], ...}, "seconds": {"e2e": [5, 10, 20], ...}}'
-        if not isinstance(found, dict) or not set(found) <= {"slowdown", "seconds"}:
+        if not isinstance(given, dict) or not set(given) <= {"slowdown", "seconds"}:
             raise InputError(f"{path} must look like {shape}")
         try:
             limits = {
-                kind: {metric: tuple(values) for metric, values in found.get(kind, {}).items()}
+                kind: {metric: tuple(values) for metric, values in given.get(kind, {}).items()}
                 for kind in ("slowdown", "seconds")
             }
         except (TypeError, AttributeError):
@@ -129,11 +129,11 @@ def against(
 
 def percentiles(values: dict[str, np.ndarray], kept: slice) -> dict[str, np.ndarray]:
     """[3] of each; NaN where no request has such a latency (answers of one token have no tbt)."""
-    found = {}
+    percentiles = {}
     for metric, column in values.items():
         real = column[kept][np.isfinite(column[kept])]
-        found[metric] = np.percentile(real, PERCENTILES) if len(real) else np.full(3, np.nan)
-    return found
+        percentiles[metric] = np.percentile(real, PERCENTILES) if len(real) else np.full(3, np.nan)
+    return percentiles
 
 
 def alone_on(

@@ -5,9 +5,9 @@
     score(item_i, answer_i) -> {name: number}         one of them, `primary`, is the headline
     aggregate -> {name: number}                       the mean of each score, unless the task says
 
-A task knows no model: whatever answers the two kinds of request can be evaluated, a language model,
-another library's adapter, or a plain function from prompt to text. Its `reward` makes it a reward
-function of policy training too.
+A task knows no model: whatever answers the two kinds of request can be evaluated, a language model
+(`decode.answers.ModelAnswers`), one of lm-evaluation-harness (`tasks.lm_eval.LMEvalAnswers`), or a
+plain function from prompt to text. Its `reward` makes it a reward function of policy training too.
 """
 
 from __future__ import annotations
@@ -68,18 +68,30 @@ class Item:
 
 @runtime_checkable
 class Task(Protocol):
-    """The role. A task may also have `aggregate(scores)` in place of the means, and
-    `reward(item, answer)` in place of the primary score."""
+    """The role: items that ask a model for something, and a program that scores the answers.
+    Derive from it: `aggregate` and `reward` have the defaults that most tasks want."""
 
     primary: ClassVar[str]
     """The score that counts; larger is better."""
 
-    def items(self, count: int, seed: int) -> Sequence[Item]: ...
+    def items(self, count: int, seed: int) -> Sequence[Item]:
+        """`count` items, the same for the same seed."""
+        ...
 
-    def score(self, item: Item, answer: Answer) -> Scores: ...
+    def score(self, item: Item, answer: Answer) -> Scores:
+        """Named numbers of any range, `primary` among them."""
+        ...
+
+    def aggregate(self, scores: Sequence[Scores]) -> Scores:
+        """What the scores of all items come to: the mean of each."""
+        return means(scores)
+
+    def reward(self, item: Item, answer: Answer) -> float:
+        """What policy training maximises: the primary score."""
+        return float(self.score(item, answer)[self.primary])
 
 
-task = Role("task", ("tokenry.tasks",))
+task = Role("task", Task, ("tokenry.tasks",))
 
 
 class Answers(Protocol):
@@ -126,14 +138,7 @@ def evaluate(
     items = tuple(task.items(count, seed))
     answers = tuple(_answers(model, items))
     scores = tuple(_checked(task, *pair) for pair in zip(items, answers, strict=True))
-    combine = getattr(task, "aggregate", means)
-    return Report(scores, combine(scores), task.primary, items, answers)
-
-
-def reward(task: Task, item: Item, answer: Answer) -> float:
-    """The task's reward: its own, else the primary score."""
-    own = getattr(task, "reward", None)
-    return float(own(item, answer) if own is not None else task.score(item, answer)[task.primary])
+    return Report(scores, task.aggregate(scores), task.primary, items, answers)
 
 
 def means(scores: Sequence[Scores]) -> Scores:

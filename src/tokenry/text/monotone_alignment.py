@@ -17,6 +17,7 @@ Source: SongMASS: Automatic Song Writing with Pre-training and Alignment Constra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from tokenry.core.errors import InputError, ShapeError
 
 Block = tuple[range, range]
+Pair = tuple[int, int]
 
 
 def monotone_block_alignment(
@@ -72,6 +74,12 @@ def monotone_block_alignment(
     return float(best[rows, columns]), blocks[::-1]
 
 
-def aligned_pairs(blocks: list[Block]) -> set[tuple[int, int]]:
+def aligned_pairs(blocks: list[Block]) -> set[Pair]:
     """The (row, column) pairs that blocks put together: what precision and recall count."""
     return {(row, column) for rows, columns in blocks for row in rows for column in columns}
+
+
+def alignment_f1(aligned: Sequence[set[Pair]], truth: Sequence[set[Pair]]) -> float:
+    """F1 of the pairs of several alignments together: 2 right / (aligned + true), 0 for none."""
+    right = sum(len(one & other) for one, other in zip(aligned, truth, strict=True))
+    return 2 * right / max(1, sum(map(len, aligned)) + sum(map(len, truth)))

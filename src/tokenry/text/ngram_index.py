@@ -1,12 +1,12 @@
-"""Where every n-gram of a growing text stands."""
+"""Positions of every n-gram of a text that goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-class NGramPlaces:
-    """The places of a text's n-grams, of several lengths.
+class NGramPositions:
+    """The positions of a text's n-grams, of several lengths.
 
     An n-gram counts once something follows it, so the end of the text is never its own match.
     """
@@ -14,7 +14,7 @@ class NGramPlaces:
     def __init__(self, text: Sequence[int], lengths: Sequence[int]):
         self.text: list[int] = []
         self.lengths = sorted(lengths, reverse=True)
-        self.places: dict[tuple[int, ...], list[int]] = {}  # n-gram -> positions after it
+        self.positions: dict[tuple[int, ...], list[int]] = {}  # n-gram -> positions after it
         self.extend(text)
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -22,7 +22,7 @@ class NGramPlaces:
             for length in self.lengths:
                 if len(self.text) >= length:
                     gram = tuple(self.text[-length:])
-                    self.places.setdefault(gram, []).append(len(self.text))
+                    self.positions.setdefault(gram, []).append(len(self.text))
             self.text.append(token)
 
     def after(self, ahead: Sequence[int] = ()) -> list[int]:
@@ -30,6 +30,6 @@ class NGramPlaces:
         the text's order; none if no length occurs."""
         end = (*self.text[-self.lengths[0] :], *ahead)
         for length in self.lengths:
-            if len(end) >= length and (places := self.places.get(tuple(end[-length:]))):
-                return places
+            if len(end) >= length and (positions := self.positions.get(tuple(end[-length:]))):
+                return positions
         return []

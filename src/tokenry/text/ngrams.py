@@ -159,6 +159,15 @@ class NGramModel:
             raise InputError("there is no token in the texts: they have no perplexity")
         return math.exp(-float(found.double().mean()))
 
+    def followers(self, context: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The tokens that follow `context`, of fewer than N tokens, and how often: `[M]` each, of
+        length 0 where it does not occur. Raises InputError for a longer context."""
+        in_range("the context's length", len(context), f"[0, {self.order - 1}]", integer=True)
+        node = self._node(self._last([context]))
+        start, end = (int(place) for place in self._span(node, len(context) + 1))
+        level = self.levels[len(context)]
+        return level.keys[start:end] % self.vocab_size, level.counts[start:end]
+
     def knows(self, ids: Sequence[int] | Tensor) -> Tensor:
         """bool `[T]`: whether each token occurs in the corpus."""
         ids = self._text(ids)

@@ -1,4 +1,4 @@
-"""Toy tokenizers of the families that are understood, and readers of toy language models."""
+"""Toy tokenizers of the families that are understood, and scorers of toy language models."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def sentence_piece(symbols, merges, added=()):
     return fast(backend, vocabulary)
 
 
-class TableReader:
+class TableScorer:
     """Log-probabilities that depend on the last two tokens, drawn once."""
 
     def __init__(self, size, seed=0, table=None):
@@ -65,14 +65,14 @@ class TableReader:
             self.log_probs = table
         self.passes = Passes()
 
-    def read(self, paths, likely=0):
+    def next_logits(self, paths, likely=0):
         self.passes = self.passes + Passes(1, len(paths))
         return [self.log_probs(([-1, *path])[-1], ([-1, -1, *path])[-2]) for path in paths]
 
     def logprob(self, context, ids):
         path, total = list(context), 0.0
         for token in ids:
-            total += float(self.read([tuple(path)])[0][token])
+            total += float(self.next_logits([tuple(path)])[0][token])
             path.append(token)
         return total
 
@@ -115,8 +115,8 @@ def fallback():
 
 
 @pytest.fixture(scope="session")
-def table_reader():
-    return TableReader
+def table_scorer():
+    return TableScorer
 
 
 @pytest.fixture(scope="session")

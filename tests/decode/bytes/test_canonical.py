@@ -103,6 +103,18 @@ def test_a_space_before_a_break_is_viable_but_not_complete(words):
     assert is_canonical(words, [*ids, *words.convert_tokens_to_ids(["s"])])
 
 
+def test_a_border_that_a_later_text_can_move_does_not_end_the_context(make_byte_level):
+    """ "'l" is cut in two, "'ll" is not: behind the first l the quote still matters."""
+    tokenizer = make_byte_level(["l", "'"], ["' l"])
+    quote, letter, both = tokenizer.convert_tokens_to_ids(["'", "l", "'l"])
+    assert encode(tokenizer, "'l") == [quote, letter]
+    assert encode(tokenizer, "'ll") == [both, letter]
+    assert is_canonical(tokenizer, [quote, letter])
+    assert not is_canonical(tokenizer, [quote, letter, letter])
+    assert is_canonical(tokenizer, [both, letter])
+    assert not is_canonical(tokenizer, [both])
+
+
 def test_added_texts_are_cut_out_first(fallback):
     def ids(*pieces):
         return fallback.convert_tokens_to_ids(list(pieces))

@@ -8,13 +8,13 @@ from tokenry.decode.bytes import ByteEnsemble, ByteModel, complete, suffix_conte
 
 
 @pytest.fixture
-def model(words, table_reader):
-    return ByteModel(None, words, reader=table_reader(len(words), seed=5), eos=[0])
+def model(words, table_scorer):
+    return ByteModel(None, words, scorer=table_scorer(len(words), seed=5), eos=[0])
 
 
 @pytest.fixture
-def multibyte(characters, table_reader):
-    return ByteModel(None, characters, reader=table_reader(len(characters), seed=6), eos=[0])
+def multibyte(characters, table_scorer):
+    return ByteModel(None, characters, scorer=table_scorer(len(characters), seed=6), eos=[0])
 
 
 def test_greedy_takes_the_likeliest_byte(model):
@@ -74,9 +74,9 @@ def test_a_stop_text_ends_and_is_not_shown(model):
     assert done.text == free.text[: free.text.index(stop)] == "".join(parts)
 
 
-def test_without_the_check_bytes_can_still_be_held_to_utf8(characters, table_reader):
-    reader = table_reader(len(characters), seed=6)
-    loose = ByteModel(None, characters, reader=reader, eos=[0], canonical_only=False)
+def test_without_the_check_bytes_can_still_be_held_to_utf8(characters, table_scorer):
+    scorer = table_scorer(len(characters), seed=6)
+    loose = ByteModel(None, characters, scorer=scorer, eos=[0], canonical_only=False)
     row = loose.next_byte_logprobs(loose.start("a", [0]))
     assert row[0x80] > -np.inf  # cannot follow in UTF-8
     for seed in range(20):
@@ -84,8 +84,8 @@ def test_without_the_check_bytes_can_still_be_held_to_utf8(characters, table_rea
         (b"a" + done.data).decode("utf-8", errors="strict" if done.ended else "ignore")
 
 
-def test_an_ensemble_of_a_model_with_itself_is_the_model(words, table_reader):
-    pair = [ByteModel(None, words, reader=table_reader(len(words)), eos=[0]) for _ in range(2)]
+def test_an_ensemble_of_a_model_with_itself_is_the_model(words, table_scorer):
+    pair = [ByteModel(None, words, scorer=table_scorer(len(words)), eos=[0]) for _ in range(2)]
     both = ByteEnsemble(pair, weights=[3, 1])
     one, two = pair[0].start("a", [0]), both.start("a", [[0], [0]])
     for byte in b"s a'l":
@@ -94,9 +94,9 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model(words, table_reader):
         one, two = pair[0].advance(one, byte), both.advance(two, byte)
 
 
-def test_different_vocabularies_are_averaged(words, fallback, table_reader):
+def test_different_vocabularies_are_averaged(words, fallback, table_scorer):
     models = [
-        ByteModel(None, tokenizer, reader=table_reader(len(tokenizer), seed=seed), eos=[0])
+        ByteModel(None, tokenizer, scorer=table_scorer(len(tokenizer), seed=seed), eos=[0])
         for seed, tokenizer in enumerate((words, fallback))
     ]
     both = ByteEnsemble(models, weights=[0.25, 0.75])

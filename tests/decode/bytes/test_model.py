@@ -22,11 +22,11 @@ def every_text(alphabet, lengths):
 
 
 @pytest.mark.parametrize("kind", sorted(ALPHABETS))
-def test_equals_the_sum_over_all_encodings(kind, request, table_reader):
+def test_equals_the_sum_over_all_encodings(kind, request, table_scorer):
     """Every text of two characters and its beginnings; encodings of all texts of four."""
     tokenizer, alphabet = request.getfixturevalue(kind), ALPHABETS[kind]
-    reader = table_reader(len(tokenizer), seed=1)
-    model = ByteModel(None, tokenizer, reader=reader, eos=[0])
+    scorer = table_scorer(len(tokenizer), seed=1)
+    model = ByteModel(None, tokenizer, scorer=scorer, eos=[0])
     pieces = model.vocabulary.pieces
     texts = every_text(alphabet, range(1, 5))
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -34,7 +34,7 @@ def test_equals_the_sum_over_all_encodings(kind, request, table_reader):
 
     def logprob(ids):
         if ids not in logprobs:
-            row = reader.read([(0, *ids[:-1])])[0]
+            row = scorer.next_logits([(0, *ids[:-1])])[0]
             logprobs[ids] = logprob(ids[:-1]) + float(row[ids[-1]])
         return logprobs[ids]
 
@@ -61,10 +61,10 @@ def test_equals_the_sum_over_all_encodings(kind, request, table_reader):
 
 
 @pytest.mark.parametrize("kind", sorted(ALPHABETS))
-def test_advancing_equals_summing_the_covers_anew(kind, request, table_reader):
+def test_advancing_equals_summing_the_covers_anew(kind, request, table_scorer):
     tokenizer = request.getfixturevalue(kind)
-    reader = table_reader(len(tokenizer), seed=2)
-    model = ByteModel(None, tokenizer, reader=reader, eos=[0])
+    scorer = table_scorer(len(tokenizer), seed=2)
+    model = ByteModel(None, tokenizer, scorer=scorer, eos=[0])
     rng = np.random.default_rng(0)
     for _ in range(4):
         text = "".join(rng.choice(ALPHABETS[kind], size=7))
@@ -77,12 +77,12 @@ def test_advancing_equals_summing_the_covers_anew(kind, request, table_reader):
             state = model.advance(state, byte)
             assert model.logprob(state) == pytest.approx(float(mass[byte]), abs=1e-9)
             covers = cover_encodings(tokenizer, text.encode()[:end])
-            summed = np.logaddexp.reduce([reader.logprob((0,), ids) for ids in covers])
+            summed = np.logaddexp.reduce([scorer.logprob((0,), ids) for ids in covers])
             assert model.logprob(state) == pytest.approx(summed, abs=1e-9)
         assert chain == pytest.approx(byte_logprob(model, None, text, [0]), abs=1e-9)
 
 
-def test_recovers_the_markov_chain_behind_merged_letters(make_byte_level, table_reader):
+def test_recovers_the_markov_chain_behind_merged_letters(make_byte_level, table_scorer):
     """Letters A and B by a chain, written with the tokens A, B and AA: the token model never puts
     an A behind the token A, the byte model does as the chain."""
     tokenizer = make_byte_level(["A", "B"], ["A A"], regex=False)
@@ -99,9 +99,9 @@ def test_recovers_the_markov_chain_behind_merged_letters(make_byte_level, table_
         p[b], p[0] = after["B"], after["end"]
         return p.log()
 
-    reader = table_reader(len(tokenizer), table=next_token)
+    scorer = table_scorer(len(tokenizer), table=next_token)
     assert float(next_token(a, 0).exp()[a] + next_token(a, 0).exp()[aa]) == 0.0
-    model = ByteModel(None, tokenizer, reader=reader, eos=[0])
+    model = ByteModel(None, tokenizer, scorer=scorer, eos=[0])
     for length in range(1, 7):
         for text in map("".join, itertools.product("AB", repeat=length)):
             probs = np.exp(model.next_byte_logprobs(model.start(text, [0])))
@@ -111,37 +111,37 @@ def test_recovers_the_markov_chain_behind_merged_letters(make_byte_level, table_
             assert probs.sum() == pytest.approx(1.0, abs=1e-12)
 
 
-def test_a_vocabulary_of_bytes_is_the_model_itself(make_byte_level, table_reader):
+def test_a_vocabulary_of_bytes_is_the_model_itself(make_byte_level, table_scorer):
     tokenizer = make_byte_level(["x", "y", "z"], [], regex=False)
-    reader = table_reader(len(tokenizer))
-    model = ByteModel(None, tokenizer, reader=reader, eos=[0])
+    scorer = table_scorer(len(tokenizer))
+    model = ByteModel(None, tokenizer, scorer=scorer, eos=[0])
     state = model.start("xzy", [0])
     path = (0, *tokenizer.convert_tokens_to_ids(["x", "z", "y"]))
-    expected = reader.read([path])[0].exp().numpy()
+    expected = scorer.next_logits([path])[0].exp().numpy()
     found = np.exp(model.next_byte_logprobs(state))[[256, *b"xyz"]]
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_reading_ahead_changes_nothing_but_the_passes(words, table_reader):
+def test_reading_ahead_changes_nothing_but_the_passes(words, table_scorer):
     text = "a as'sl  \n aa1"
     found = []
     for ahead in (1, 4, 40):
-        reader = table_reader(len(words), seed=3)
-        model = ByteModel(None, words, reader=reader, eos=[0], ahead=ahead)
+        scorer = table_scorer(len(words), seed=3)
+        model = ByteModel(None, words, scorer=scorer, eos=[0], ahead=ahead)
         state, rows = model.start("", [0]), []
         for byte in text.encode():
             rows.append(model.next_byte_logprobs(state))
             state = model.advance(state, byte)
-        found.append((np.stack(rows), reader.passes.calls))
+        found.append((np.stack(rows), scorer.passes.calls))
     for rows, _ in found[1:]:
         np.testing.assert_allclose(rows, found[0][0], atol=1e-12)
     assert found[0][1] > found[1][1] >= found[2][1]
     assert found[0][1] <= len(text) + 1  # one pass per byte at most
 
 
-def test_a_tolerance_leaves_out_what_is_small(words, table_reader):
+def test_a_tolerance_leaves_out_what_is_small(words, table_scorer):
     exact, rough = (
-        ByteModel(None, words, reader=table_reader(len(words), seed=4), eos=[0], tolerance=share)
+        ByteModel(None, words, scorer=table_scorer(len(words), seed=4), eos=[0], tolerance=share)
         for share in (0.0, 0.1)
     )
     states = exact.start("a", [0]), rough.start("a", [0])
@@ -155,8 +155,8 @@ def test_a_tolerance_leaves_out_what_is_small(words, table_reader):
     assert rough.passes.tokens < exact.passes.tokens
 
 
-def test_states_are_immutable(words, table_reader):
-    model = ByteModel(None, words, reader=table_reader(len(words)), eos=[0])
+def test_states_are_immutable(words, table_scorer):
+    model = ByteModel(None, words, scorer=table_scorer(len(words)), eos=[0])
     state = model.start("a s", [0])
     before = model.next_byte_logprobs(state).copy()
     model.advance(model.advance(state, ord("a")), ord("a"))
@@ -211,8 +211,8 @@ def test_going_back_reads_the_right_prefix(tiny_llama_text, tiny_tokenizer):
     )
 
 
-def test_bad_input_is_named(words, table_reader):
-    model = ByteModel(None, words, reader=table_reader(len(words)), eos=[0])
+def test_bad_input_is_named(words, table_scorer):
+    model = ByteModel(None, words, scorer=table_scorer(len(words)), eos=[0])
     with pytest.raises(InputError, match="not UTF-8"):
         model.start(b"a\xff", [0])
     assert byte_logprob(model, None, b"a\xff", [0]) == float("-inf")
@@ -221,7 +221,7 @@ def test_bad_input_is_named(words, table_reader):
     with pytest.raises(InputError, match="300 is not a byte"):
         model.advance(model.start("a", [0]), 300)
     with pytest.raises(InputError, match="tolerance is 2"):
-        ByteModel(None, words, reader=table_reader(len(words)), eos=[0], tolerance=2)
+        ByteModel(None, words, scorer=table_scorer(len(words)), eos=[0], tolerance=2)
 
 
 @pytest.mark.model

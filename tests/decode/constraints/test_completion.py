@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.core.errors import ConstraintError
+from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints.completion import Completion
 from tokenry.decode.constraints.completion_engine import NamesEngine, common_start
 from tokenry.decode.constraints.completion_memo import Memo, PrefixDenyTrie
@@ -288,5 +288,5 @@ def test_what_is_no_engine_or_no_mode_is_an_error(tiny_tokenizer):
 
     with pytest.raises(ConstraintError, match="source, target"):
         Completion(Wrong(), tiny_tokenizer).feasible("", "th")
-    with pytest.raises(ConstraintError, match="mode"):
+    with pytest.raises(InputError, match="mode"):
         Completion(ENGINE, tiny_tokenizer, mode="on")

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Anything
-from tokenry.decode.constraints.ending import Ending
 from tokenry.decode.constraints.length import Length
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.generate import generate
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.smc import smc
+from tokenry.decode.steering.ending import Ending
 from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
 
 # ids of a small vocabulary: 0 ends, 1 is special; the letters overlap in every way

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.errors import ConstraintError, InputError
-from tokenry.core.registry import constraint
+from tokenry.decode.constraints.base import constraint
 from tokenry.decode.constraints.sentence_spans import class_of, classes_after
 from tokenry.decode.constraints.spelling import (
     Spelling,

@@ -7,13 +7,13 @@ import torch
 
 from tokenry.core.errors import InputError
 from tokenry.decode.constraints.base import Anything, Constraint
-from tokenry.decode.samplers.asap import ASAp, ExpectedFuture, Memory, Remembered
+from tokenry.decode.samplers.asap import ASAp, ExpectedFuture, Remembered, RemovedMass
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.prefix_trie import DEAD, Node
 from tokenry.decode.samplers.request import Request
 from tokenry.decode.samplers.smc import run_smc
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum, total_variation
 
 LIMIT = 5
 MODEL = ToyLM(vocab_size=4, order=1, eos=0, scale=1.5, seed=6)
@@ -213,7 +213,7 @@ def test_what_the_limit_forbids_is_learned_too():
 
 
 def test_memory_knows_what_it_learned_about():
-    memory = Memory()
+    memory = RemovedMass()
     constraint = OddSum()
     one = asked(constraint=constraint)
     assert memory.root(one) is memory.root(asked(constraint=constraint, seed=3))

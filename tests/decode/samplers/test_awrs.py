@@ -43,7 +43,7 @@ class Enumerated:
             return None
         return self.choose([p / self.mass for p in self.probs])
 
-    def strike(self, token):
+    def ban(self, token):
         probability, self.probs[token] = self.probs[token], 0.0
         return probability
 
@@ -143,7 +143,7 @@ class Listed:
     def draw(self):
         return self.order.pop(0) if self.order else None
 
-    def strike(self, token):
+    def ban(self, token):
         probability, self.probs[token] = self.probs[token], 0.0
         return probability
 
@@ -188,7 +188,7 @@ def test_geometric_with_two_accepts_counts_refused_draws():
     probs = [0.5, 0.25, 0.25]
     assert geometric(Listed(probs, [1, 2]), {1, 2}.__contains__)[1] == 1.0
     assert geometric(Listed(probs, [0, 1, 2]), {1, 2}.__contains__)[1] == 1 / 2
-    # the struck-out token came again twice before the first accepted one
+    # the banned token came again twice before the first accepted one
     assert geometric(Listed(probs, [0, 1, 2], [2, 0]), {1, 2}.__contains__) == (1, 1 / 4)
 
 

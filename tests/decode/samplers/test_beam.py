@@ -15,10 +15,10 @@ from tokenry.decode.constraints.length import Length
 from tokenry.decode.constraints.stop import Stop
 from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
+from tokenry.lab.token_rule import OddSum
 from tokenry.model.decoding import DecodingState
 from tokenry.model.hidden_decoding import HiddenDecoding
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 V, LIMIT = 4, 5
 

@@ -9,8 +9,8 @@ from tokenry.core.errors import InputError
 from tokenry.decode.samplers.best_of_n import BestOfN
 from tokenry.decode.samplers.rejection import Rejection
 from tokenry.decode.samplers.request import Request
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 MODEL = ToyLM(vocab_size=4, order=2, eos=0, seed=3)
 

@@ -11,8 +11,8 @@ from tokenry.decode.generate import generate
 from tokenry.decode.samplers.divergences import guard_divergences
 from tokenry.decode.samplers.guard import Guard
 from tokenry.decode.samplers.request import Request
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum
 
 BASE, OTHER = (ToyLM(vocab_size=4, order=2, eos=0, scale=1.0, seed=seed) for seed in (3, 8))
 LIMIT = 4

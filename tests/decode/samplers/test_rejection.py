@@ -9,9 +9,9 @@ from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.constraints.base import Anything
 from tokenry.decode.samplers.rejection import Plain, Rejection, reject
 from tokenry.decode.samplers.request import Request
+from tokenry.lab.token_rule import OddSum
 from tokenry.model.decoding import DecodingState
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, odd_sum, total_variation
 
 MODEL = ToyLM(vocab_size=4, order=2, eos=0, seed=2)
 LIMIT = 5

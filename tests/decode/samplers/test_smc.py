@@ -9,7 +9,8 @@ from tokenry.core.errors import InputError
 from tokenry.decode.constraints.base import Anything, Constraint
 from tokenry.decode.samplers.awrs import AWRS
 from tokenry.decode.samplers.masked import Masked
-from tokenry.decode.samplers.smc import effective_size, resample, smc
+from tokenry.decode.samplers.samples import effective_size
+from tokenry.decode.samplers.smc import resample, smc
 from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
 
 LIMIT = 5

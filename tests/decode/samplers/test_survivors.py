@@ -44,7 +44,7 @@ def test_the_mass_left_is_exact_to_the_end():
     left = set(range(60))
     while (token := row.draw()) is not None:
         assert math.isclose(row.mass, math.fsum(probs[list(left)].tolist()), rel_tol=1e-8)
-        row.strike(token)
+        row.ban(token)
         left.remove(token)
     assert row.mass == 0.0
     assert not left
@@ -60,7 +60,7 @@ def test_tokens_without_mass_are_never_drawn():
 
 def test_keep_leaves_the_masked_tokens():
     (row,) = draw_survivors(torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log(), seeded())
-    row.strike(1)
+    row.ban(1)
     mass = row.keep(torch.tensor([True, True, False, True]))
     assert math.isclose(mass, 0.5, rel_tol=1e-6)
     assert sorted(walk(row)) == [0, 3]
@@ -76,7 +76,7 @@ def test_repeats_are_geometric():
 
 def walk(row):
     while (token := row.draw()) is not None:
-        row.strike(token)
+        row.ban(token)
         yield token
 
 

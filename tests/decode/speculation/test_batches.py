@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.speculation.goose import Goose
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter, speculate
 
 PROMPTS = [

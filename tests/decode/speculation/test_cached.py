@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tokenry.core.registry import cache_policy
 from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.goose import Goose
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.model.cache.full import Full
+from tokenry.model.cache.policy import cache_policy
 from tokenry.model.cache.tokenselect import TokenSelect
 
 PROMPT = torch.randint(2, 64, (40,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -1,4 +1,5 @@
-"""DySpec: the values that trees grow by, the law of the text, and the draft model's cache."""
+"""DySpec: the values that trees are expanded by, the distribution of the text, and the draft
+model's cache."""
 
 import copy
 import itertools
@@ -13,15 +14,15 @@ from scipy.stats import chi2
 
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.speculation.best_first import (
-    Expansion,
-    Growth,
+    ChildGuesses,
+    TreeExpansion,
     affordable,
     best_first,
     by_level,
 )
 from tokenry.decode.speculation.draft_source import ModelSource
-from tokenry.decode.speculation.dyspec import DySpec, Memory
-from tokenry.decode.speculation.rejection import acceptance, law_with_proposals
+from tokenry.decode.speculation.dyspec import DraftMemory, DySpec
+from tokenry.decode.speculation.rejection import acceptance, distribution_with_proposals
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size
 from tokenry.decode.speculation.verify import Accepted, draw, walk
@@ -30,17 +31,17 @@ from tokenry.tasks.worlds.toy_lm import ToyLM
 PROMPT = [5, 17, 9, 33, 21, 9, 40, 12, 3, 28, 51]
 
 
-def expansion(q, tokens):
+def child_guesses(q, tokens):
     """What drawing these tokens from q, in this order, tells `best_first` and `by_level`."""
-    left, below = 1.0, Expansion([], [], [], [])
+    left, below = 1.0, ChildGuesses([], [], [], [])
     rest = torch.as_tensor(q, dtype=torch.float64).clone()
     for token in tokens:
         if not float(rest[token]) > 0:
             break
         below.tokens.append(token)
         below.values.append(left)
-        below.reaches.append(float(q[token]))
-        below.gains.append(left * float((rest / rest.sum()).square().sum()))
+        below.rates.append(float(q[token]))
+        below.acceptances.append(left * float((rest / rest.sum()).square().sum()))
         left -= float(q[token])
         rest[token] = 0
     return below
@@ -62,7 +63,7 @@ def toy_source(toy, text=(), order=None):
         for node in nodes:
             path = path_of(tree, node)
             q = toy.logits([*text, *path]).double().softmax(-1)
-            found.append(expansion(q, order(path, q)))
+            found.append(child_guesses(q, order(path, q)))
         return found
 
     return expand
@@ -95,13 +96,13 @@ def test_values_fall_and_are_products_of_residuals(seed):
         parent = tree.parents[node]
         q = toy.logits(path_of(tree, parent)).double().softmax(-1)
         earlier = [n for n in range(1, node) if tree.parents[n] == parent]
-        value = tree.reaches[parent]
+        value = tree.path_probabilities[parent]
         for sibling in earlier:
             value *= 1 - float(q[tree.tokens[sibling]] / q.sum())
             q[tree.tokens[sibling]] = 0
             q /= q.sum()
         assert tree.values[node] == pytest.approx(value)
-        assert tree.reaches[node] == pytest.approx(value * float(q[tree.tokens[node]]))
+        assert tree.path_probabilities[node] == pytest.approx(value * float(q[tree.tokens[node]]))
 
 
 def test_reaches_are_the_chances_if_guesses_are_accepted_as_often_as_drafted():
@@ -124,7 +125,7 @@ def test_reaches_are_the_chances_if_guesses_are_accepted_as_often_as_drafted():
                 q /= q.sum()
 
     visit(0, 1.0)
-    assert sum(tree.reaches[1:]) == pytest.approx(total)
+    assert sum(tree.path_probabilities[1:]) == pytest.approx(total)
 
 
 def all_trees(count, breadth, depth):
@@ -149,12 +150,12 @@ def test_no_other_tree_has_more_value(seed):
     tree = best_first(0, toy_source(toy, order=order), nodes=4, depth=3)
 
     def value(position):
-        path, reach, found = (), 1.0, 1.0
+        path, path_probability, found = (), 1.0, 1.0
         for rank in position:
             q = toy.logits(path).double().softmax(-1)
             tokens = order(path, q)
-            found = reach * (1 - float(q[tokens[:rank]].sum()))
-            reach *= float(q[tokens[rank]])
+            found = path_probability * (1 - float(q[tokens[:rank]].sum()))
+            path_probability *= float(q[tokens[rank]])
             path += (tokens[rank],)
         return found
 
@@ -164,15 +165,15 @@ def test_no_other_tree_has_more_value(seed):
 
 def test_a_certain_draft_gives_a_chain():
     q = torch.tensor([0.0, 1.0, 0.0])
-    for grow in (best_first, by_level):
-        tree = grow(0, lambda _, nodes: [expansion(q, [1, 0, 2]) for _ in nodes], nodes=6)
+    for build in (best_first, by_level):
+        tree = build(0, lambda _, nodes: [child_guesses(q, [1, 0, 2]) for _ in nodes], nodes=6)
         assert tree.parents == [-1, 0, 1, 2, 3, 4, 5]
         assert tree.values == [1.0] * 7
 
 
 def test_an_undecided_draft_goes_on_with_the_second_sample():
     q = torch.full((4,), 0.25, dtype=torch.float64)
-    tree = best_first(0, lambda _, nodes: [expansion(q, [2, 0, 1, 3])], nodes=3)
+    tree = best_first(0, lambda _, nodes: [child_guesses(q, [2, 0, 1, 3])], nodes=3)
     assert tree.tokens[1:3] == [2, 0]
     assert tree.parents[1:3] == [0, 0]
     assert tree.values[1:] == pytest.approx([1, 0.75, 0.5])
@@ -180,7 +181,7 @@ def test_an_undecided_draft_goes_on_with_the_second_sample():
 
 def test_a_likely_token_goes_on_with_its_child():
     q = torch.tensor([0.6, 0.4], dtype=torch.float64)
-    tree = best_first(9, lambda _, nodes: [expansion(q, [0, 1])], nodes=3)
+    tree = best_first(9, lambda _, nodes: [child_guesses(q, [0, 1])], nodes=3)
     assert tree.parents == [-1, 0, 1, 0]  # .6 before .4; then .4 before .36 = .6 · .6
     assert tree.values[1:] == pytest.approx([1, 0.6, 0.4])
 
@@ -190,7 +191,7 @@ def test_the_draft_is_asked_only_for_nodes_that_get_children():
 
     def expand(tree, nodes):
         asked.extend(path_of(tree, node) for node in nodes)
-        return [expansion(torch.tensor([0.5, 0.3, 0.2]).double(), [0, 1, 2])]
+        return [child_guesses(torch.tensor([0.5, 0.3, 0.2]).double(), [0, 1, 2])]
 
     tree = best_first(0, expand, nodes=5)
     parents = {path_of(tree, tree.parents[node]) for node in range(1, 6)}
@@ -200,9 +201,9 @@ def test_the_draft_is_asked_only_for_nodes_that_get_children():
 
 def test_an_exhausted_vocabulary_ends_the_siblings():
     q = torch.tensor([0.7, 0.3, 0.0], dtype=torch.float64)
-    tree = best_first(0, lambda _, nodes: [expansion(q, [0, 1, 2])], nodes=50, depth=2)
+    tree = best_first(0, lambda _, nodes: [child_guesses(q, [0, 1, 2])], nodes=50, depth=2)
     assert len(tree) == 1 + 2 + 4
-    assert len(by_level(0, lambda _, n: [expansion(q, [0, 1, 2])] * len(n), 50, 2)) == 7
+    assert len(by_level(0, lambda _, n: [child_guesses(q, [0, 1, 2])] * len(n), 50, 2)) == 7
 
 
 @given(st.integers(0, 1000), st.integers(1, 24), st.integers(1, 4))
@@ -226,8 +227,8 @@ def test_the_threshold_of_the_last_node_gives_the_same_tree(seed, nodes):
     source = toy_source(toy, order=random_order(seed))
     greedy = best_first(0, source, nodes, depth=6)
     least = greedy.values[-1] * (1 - 1e-12)
-    for grow in (best_first, by_level):
-        found = grow(0, source, 1000, 6, threshold=least)
+    for build in (best_first, by_level):
+        found = build(0, source, 1000, 6, threshold=least)
         assert paths(found, range(1, len(found))) == paths(greedy, range(1, len(greedy)))
 
 
@@ -235,9 +236,9 @@ def test_nothing_to_draft():
     def never(tree, nodes):
         raise AssertionError("the draft was asked")
 
-    for grow in (best_first, by_level):
-        assert len(grow(0, never, nodes=0)) == 1
-        assert len(grow(0, never, nodes=5, depth=0)) == 1
+    for build in (best_first, by_level):
+        assert len(build(0, never, nodes=0)) == 1
+        assert len(build(0, never, nodes=5, depth=0)) == 1
 
 
 # ---- how many draws
@@ -245,24 +246,24 @@ def test_nothing_to_draft():
 
 def test_affordable_draws_are_decided_without_looking_ahead():
     latency = {1: 1.0, 2: 1.2, 3: 1.25, 4: 1.3, 5: 3.0}
-    for gains in ([0.5, 0.4, 0.3, 0.2], [0.1, 0.9, 0.9], [0.21, 0.001, 0.5, 0.5]):
-        size = affordable(gains, latency)
-        for cut in range(size, len(gains)):
-            other = [*gains[: cut + 1], *[0.99] * 3]
-            if size <= cut and other[: size + 1] == gains[: size + 1]:
-                # a later draw's gain cannot change an earlier decision, only the room for more
-                assert affordable(other[: len(gains)], latency) == size
+    for acceptances in ([0.5, 0.4, 0.3, 0.2], [0.1, 0.9, 0.9], [0.21, 0.001, 0.5, 0.5]):
+        size = affordable(acceptances, latency)
+        for cut in range(size, len(acceptances)):
+            other = [*acceptances[: cut + 1], *[0.99] * 3]
+            if size <= cut and other[: size + 1] == acceptances[: size + 1]:
+                # a later draw cannot change an earlier decision, only the budget for more
+                assert affordable(other[: len(acceptances)], latency) == size
     assert affordable([0.5, 0.4], {}) == 2
     assert affordable([0.01, 0.01], {1: 1.0, 2: 2.0}) == 0
 
 
-def test_equal_gains_are_taken_as_if_one_looked_ahead():
+def test_equal_acceptances_are_taken_as_if_one_looked_ahead():
     latency = {1: 1.0, 2: 1.6, 3: 1.65, 4: 1.7, 5: 1.75, 9: 4.0}
-    for gain in (0.05, 0.2, 0.4, 0.9):
-        assert affordable([gain] * 8, latency) == best_size([gain] * 8, latency)
+    for chance in (0.05, 0.2, 0.4, 0.9):
+        assert affordable([chance] * 8, latency) == best_size([chance] * 8, latency)
 
 
-# ---- the law of the text
+# ---- the distribution of the text
 
 
 class Scripted:
@@ -324,75 +325,78 @@ def drawn_tree(found, kept, draft):
     )
 
 
-def law_of_two(tree, target):
-    """The law of the next two tokens after verification; what the tree leaves open is drawn from
-    the target."""
-    law = torch.zeros(3, 3, dtype=torch.float64)
+def distribution_of_two(tree, target):
+    """The distribution of the next two tokens after verification; what the tree leaves open is
+    drawn from the target."""
+    distribution = torch.zeros(3, 3, dtype=torch.float64)
 
     def next_token(node, text):
         p = target.logits(text).double().softmax(-1)
         if node is None or not tree.proposed(node)[0]:
             return p
-        return law_with_proposals(p, *tree.proposed(node))[1]
+        return distribution_with_proposals(p, *tree.proposed(node))[1]
 
     first = next_token(0, ())
     for token in range(3):
-        law[token] = first[token] * next_token(tree.children.get((0, token)), (token,))
-    return law
+        distribution[token] = first[token] * next_token(tree.children.get((0, token)), (token,))
+    return distribution
 
 
-GROWING = {
+EXPANSIONS = {
     "heap": lambda expand: (lambda t: (t, t.best()))(best_first(0, expand, 3, 2)),
     "levels": lambda expand: (lambda t: (t, t.best()[:3]))(by_level(0, expand, 3, 2)),
     "threshold": lambda expand: (lambda t: (t, t.best()))(by_level(0, expand, 9, 2, 0.45)),
     "fitted": lambda expand: (
-        lambda t: (t, t.best()[: affordable([t.gains[n] for n in t.best()], {1: 1.0, 9: 3.0})])
+        lambda t: (
+            t,
+            t.best()[: affordable([t.acceptances[n] for n in t.best()], {1: 1.0, 9: 3.0})],
+        )
     )(by_level(0, expand, 3, 2)),
 }
-"""Ways to grow a tree, and the nodes of it that are kept."""
+"""Ways to expand a tree, and the nodes of it that are kept."""
 
 
-def enumerated_law(grow, draft, target):
+def enumerated_distribution(build, draft, target):
     scripted = Scripted()
 
     def once():
         expand = toy_source(draft, order=lambda path, q: scripted.choose(orders(q)))
-        found, kept = grow(expand)
-        return law_of_two(drawn_tree(found, kept, draft), target)
+        found, kept = build(expand)
+        return distribution_of_two(drawn_tree(found, kept, draft), target)
 
-    law, total, sizes = torch.zeros(3, 3, dtype=torch.float64), 0.0, 0
+    distribution, total, sizes = torch.zeros(3, 3, dtype=torch.float64), 0.0, 0
     for chance, one in scripted.runs(once):
-        law += chance * one
+        distribution += chance * one
         total += chance
         sizes += 1
     assert total == pytest.approx(1)
     assert sizes > 20
-    return law
+    return distribution
 
 
-def law_of_target(target):
+def distribution_of_target(target):
     p = [target.logits(text).double().softmax(-1) for text in ((), (0,), (1,), (2,))]
     return p[0][:, None] * torch.stack(p[1:])
 
 
-@pytest.mark.parametrize("way", GROWING)
-def test_over_all_drawn_trees_the_text_has_the_targets_law(way):
+@pytest.mark.parametrize("way", EXPANSIONS)
+def test_over_all_drawn_trees_the_text_has_the_targets_distribution(way):
     target, draft = ToyLM(vocab_size=3, seed=3), ToyLM(vocab_size=3, seed=4)
-    law = enumerated_law(GROWING[way], draft, target)
-    torch.testing.assert_close(law, law_of_target(target), atol=1e-12, rtol=0)
+    distribution = enumerated_distribution(EXPANSIONS[way], draft, target)
+    torch.testing.assert_close(distribution, distribution_of_target(target), atol=1e-12, rtol=0)
 
 
-def test_cutting_with_a_look_ahead_changes_the_law():
+def test_cutting_with_a_look_ahead_changes_the_distribution():
     """Why `affordable` exists: the best size in hindsight depends on what was drawn."""
     target, draft = ToyLM(vocab_size=3, seed=3), ToyLM(vocab_size=3, seed=4)
 
     def hindsight(expand):
         tree = by_level(0, expand, 3, 2)
-        worth = [tree.reaches[node] for node in tree.best()]
+        worth = [tree.path_probabilities[node] for node in tree.best()]
         return tree, tree.best()[: best_size(worth, {1: 1.0, 9: 3.0})]
 
-    law = enumerated_law(hindsight, draft, target)
-    assert float((law - law_of_target(target)).abs().max()) > 1e-3
+    distribution = enumerated_distribution(hindsight, draft, target)
+    assert float((distribution - distribution_of_target(target)).abs().max()) > 1e-3
 
 
 class Toy:
@@ -409,7 +413,7 @@ TEXTS = 250
 
 
 @pytest.mark.parametrize("options", [{"nodes": 1}, {"nodes": 5}])
-def test_sampled_texts_follow_the_targets_law(options):
+def test_sampled_texts_follow_the_targets_distribution(options):
     """Chi-square over all texts of three tokens; one drafter for all texts."""
     target = ToyLM(vocab_size=3, order=1, seed=3)
     draft = ToyLM(vocab_size=3, order=1, seed=4)
@@ -459,10 +463,10 @@ def test_draws_come_without_replacement_in_order():
             continue
         first, second = below.tokens
         assert below.values == pytest.approx([1, 1 - float(q[first])])
-        assert below.reaches == pytest.approx([float(q[first]), float(q[second])])
+        assert below.rates == pytest.approx([float(q[first]), float(q[second])])
         rest = torch.cat([q[:first], q[first + 1 :]])
         expected = [float(q.square().sum()), float(rest.square().sum() / (1 - q[first]))]
-        assert below.gains == pytest.approx(expected, rel=1e-5)
+        assert below.acceptances == pytest.approx(expected, rel=1e-5)
     assert not seen.diagonal().any()
     exact = q[:, None] * q / (1 - q[:, None])
     off = ~torch.eye(4, dtype=torch.bool)
@@ -519,9 +523,12 @@ def test_draws_go_on_from_text_to_text():
     drafter = DySpec(function, sampled=True, nodes=6)
     first, second = (drafter.begin(Toy(50), [1]).draft(2, 9).tokens for _ in range(2))
     assert first != second
-    again = replace(drafter, memory=Memory()).begin(Toy(50), [1]).draft(2, 9).tokens
+    again = replace(drafter, memory=DraftMemory()).begin(Toy(50), [1]).draft(2, 9).tokens
     assert again == first
-    assert replace(drafter, seed=1, memory=Memory()).begin(Toy(50), [1]).draft(2, 9).tokens != first
+    assert (
+        replace(drafter, seed=1, memory=DraftMemory()).begin(Toy(50), [1]).draft(2, 9).tokens
+        != first
+    )
 
 
 # ---- with models
@@ -537,15 +544,15 @@ def draft_of(model, noise=0.02):
     return twin
 
 
-@pytest.mark.parametrize("growth", ["levels", "heap"])
+@pytest.mark.parametrize("expansion", ["levels", "heap"])
 @pytest.mark.parametrize("sampled", [False, True])
-def test_greedy_text_does_not_depend_on_the_draft_model(tiny_model, growth, sampled):
+def test_greedy_text_does_not_depend_on_the_draft_model(tiny_model, expansion, sampled):
     prompt = torch.tensor([PROMPT])
     with torch.no_grad():
         expected = tiny_model.generate(
             prompt, max_new_tokens=24, do_sample=False, eos_token_id=None
         )
-    drafter = DySpec(draft_of(tiny_model), nodes=7, growth=growth, sampled=sampled)
+    drafter = DySpec(draft_of(tiny_model), nodes=7, expansion=expansion, sampled=sampled)
     found = generate_with_drafter(tiny_model, PROMPT, drafter, 24, eos_token_id=[])
     assert found.ids == expected[0].tolist()
     assert found.tokens_per_pass > 1.5
@@ -569,13 +576,13 @@ def test_the_draft_models_cache_is_that_of_its_texts(tiny_model):
         torch.testing.assert_close(
             root, tiny_model(torch.tensor([text])).logits[0, -1], atol=1e-4, rtol=1e-4
         )
-        tree = Growth([text[-1]])
+        tree = TreeExpansion([text[-1]])
         levels = [[0], [], []]
         for depth in (1, 2):
             for parent in levels[depth - 1]:
                 for rank in range(2):
                     token = int(torch.randint(0, 64, (), generator=generator))
-                    below = Expansion([0] * rank + [token], [0.5] * 2, [0.5] * 2, [0.5] * 2)
+                    below = ChildGuesses([0] * rank + [token], [0.5] * 2, [0.5] * 2, [0.5] * 2)
                     levels[depth].append(tree.add(parent, rank, below))
             logits = source.below(tree, levels[depth])
             for node, row in zip(levels[depth], logits, strict=True):
@@ -593,11 +600,11 @@ def test_what_the_draft_did_not_read_is_read_later(tiny_llama):
     drafter = DySpec(tiny_llama, nodes=3, depth=1, temperature=1.0)
     drafted = drafter.begin(tiny_llama, PROMPT)
     text = [*PROMPT, 11]
-    for room in (5, 0, 0, 5, 5):
-        tree = drafted.draft(text[-1], room)
+    for budget in (5, 0, 0, 5, 5):
+        tree = drafted.draft(text[-1], budget)
         with torch.no_grad():
             probs = tiny_llama(torch.tensor([text])).logits[0, -1].softmax(-1)
-        if room:
+        if budget:
             assert set(tree.tokens[1:]) == set(probs.topk(3).indices.tolist())
             drafted.update(tree, torch.empty(0), Accepted([0, 2], [tree.tokens[2], 30]))
             text += [tree.tokens[2], 30]
@@ -687,4 +694,4 @@ def test_impossible_settings_are_named():
     with pytest.raises(InputError, match=r"DySpec\.nodes is -1"):
         DySpec(nodes=-1)
     with pytest.raises(InputError, match="'tree'"):
-        DySpec(growth="tree")
+        DySpec(expansion="tree")

@@ -51,7 +51,7 @@ def test_the_tree_has_the_likeliest_paths_of_the_head(exact, vocabulary):
     head = lively(exact, vocabulary=vocabulary)
     ids = list(range(64)) if vocabulary is None else vocabulary.tolist()
     draft = FSPAD(head, nodes=12, depth=2, breadth=64).begin(exact, PROMPT)
-    tree = draft.draft(8, room=5)
+    tree = draft.draft(8, budget=5)
     text = [*PROMPT, 8]
     first = guess(exact, head, text, [])
     worth = {}
@@ -69,17 +69,17 @@ def test_the_tree_has_the_likeliest_paths_of_the_head(exact, vocabulary):
     assert tree.tokens[0] == 8
 
 
-def test_a_chain_follows_the_head_and_stays_in_its_room(exact):
+def test_a_chain_follows_the_head_and_stays_in_its_budget(exact):
     head = lively(exact)
     draft = FSPAD(head, nodes=4, depth=4, breadth=1).begin(exact, PROMPT)
-    chain = draft.draft(8, room=4)
+    chain = draft.draft(8, budget=4)
     expected = []
     for _ in range(4):
         expected.append(int(guess(exact, head, [*PROMPT, 8], expected).argmax()))
     assert chain == TokenTree.chain([8, *expected])
-    for room in (0, 2):
+    for budget in (0, 2):
         fresh = FSPAD(head, nodes=4, depth=4, breadth=1).begin(exact, PROMPT)
-        assert fresh.draft(8, room=room) == TokenTree.chain([8, *expected[:room]])
+        assert fresh.draft(8, budget=budget) == TokenTree.chain([8, *expected[:budget]])
 
 
 def test_the_true_features_of_accepted_tokens_replace_the_predicted_ones(exact):
@@ -88,14 +88,14 @@ def test_the_true_features_of_accepted_tokens_replace_the_predicted_ones(exact):
     drafter = FSPAD(head, nodes=9, depth=3, breadth=3)
     draft = drafter.begin(exact, PROMPT)
     state = DecodingState.start(exact, torch.tensor([PROMPT]))
-    tree = draft.draft(8, room=5)
+    tree = draft.draft(8, budget=5)
     node = next(n for n in range(len(tree) - 1, 0, -1) if tree.depths[n] == 2)
     path = [0, tree.parents[node], node]
     logits = draft.read(state, tree)
     tokens = [tree.tokens[path[1]], tree.tokens[path[2]], 55]
     draft.update(tree, logits, Accepted(path, tokens))
     again = drafter.begin(exact, [*PROMPT, 8, *tokens[:2]])
-    assert draft.draft(55, room=5) == again.draft(55, room=5)
+    assert draft.draft(55, budget=5) == again.draft(55, budget=5)
     for mine, theirs in zip(draft.memory, again.memory, strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -118,7 +118,7 @@ def test_a_trained_head_changes_no_text(tiny_model, options, dtype):
 def test_drawn_chains_carry_what_they_were_drawn_from(exact):
     head = lively(exact, vocabulary=torch.arange(1, 64, 2))
     drafter = FSPAD(head, depth=3, temperature=0.8)
-    tree = drafter.begin(exact, PROMPT).draft(8, room=9)
+    tree = drafter.begin(exact, PROMPT).draft(8, budget=9)
     assert tree.parents == (-1, 0, 1, 2)
     assert tree.proposals.shape == (4, 64)
     first = guess(exact, head, [*PROMPT, 8], [])  # at temperature 1
@@ -126,8 +126,8 @@ def test_drawn_chains_carry_what_they_were_drawn_from(exact):
     torch.testing.assert_close(tree.proposals[1, 1::2], expected, atol=1e-5, rtol=1e-4)
     assert float(tree.proposals[:, ::2].abs().max()) == 0.0
     again = FSPAD(head, depth=3, temperature=0.8)
-    assert again.begin(exact, PROMPT).draft(8, room=9) == tree  # the same seed
-    drawn = {drafter.begin(exact, PROMPT).draft(8, room=1).tokens for _ in range(40)}
+    assert again.begin(exact, PROMPT).draft(8, budget=9) == tree  # the same seed
+    drawn = {drafter.begin(exact, PROMPT).draft(8, budget=1).tokens for _ in range(40)}
     assert len(drawn) > 3  # a further text is not drafted with the same draws
 
 

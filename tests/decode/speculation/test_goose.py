@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.speculation import goose
 from tokenry.decode.speculation.goose import (
+    CopyMemory,
     Goose,
-    Memory,
     NGramIndex,
     harmonic_split,
     match_confidence,
@@ -64,9 +64,9 @@ def test_a_branch_is_as_wide_as_its_probability_and_its_depth_allow():
 
     tree = spine_tree([3, 4], [], 0.0, 0.5, 60, four)
     # 4 at the root; then ceil(55 · .2) = 11, at most 10 // 1, and there are 4; and so on
-    assert children(tree) == written_growth(60, 10, (0.2, 0.1, 0.1, 0.01))
+    assert children(tree) == written_children(60, 10, (0.2, 0.1, 0.1, 0.01))
     narrow = spine_tree([3, 4], [], 0.0, 0.5, 60, four, width=4)
-    assert children(narrow) == written_growth(60, 4, (0.2, 0.1, 0.1, 0.01))
+    assert children(narrow) == written_children(60, 4, (0.2, 0.1, 0.1, 0.01))
     assert children(narrow) != children(tree)
 
 
@@ -74,7 +74,7 @@ def children(tree):
     return [sum(parent == node for parent in tree.parents) for node in range(len(tree))]
 
 
-def written_growth(budget, width, probs):
+def written_children(budget, width, probs):
     """Children of every node, breadth first, below a root that has taken all its successors."""
     nodes, at = [(0, None), *[(1, p) for p in probs]], 1
     counts = [len(probs)]
@@ -120,7 +120,7 @@ def test_tokens_and_pairs_are_trusted_by_how_much_they_saw(tiny_llama):
 
 def test_the_oldest_pair_is_forgotten_and_one_seen_again_is_new(monkeypatch):
     monkeypatch.setattr(goose, "BIGRAMS", 2)
-    memory = Memory()
+    memory = CopyMemory()
     for number, pair in enumerate([(1, 1), (2, 2), (1, 1), (3, 3)]):
         memory.file(pair, [(number, 0.5)])
     assert memory.pairs == {(1, 1): [(2, 0.5)], (3, 3): [(3, 0.5)]}
@@ -189,7 +189,7 @@ def test_an_extended_chain_goes_on_from_its_own_end():
 
 
 def test_pairs_come_before_single_tokens():
-    memory = Memory(AdjacencyMatrix(64, 2))
+    memory = CopyMemory(AdjacencyMatrix(64, 2))
     memory.table.ids[4] = torch.tensor([8, 9])
     memory.table.probs[4] = torch.tensor([0.5, 0.25])
     assert memory.successors(3, 4) == (1, [(8, 0.5), (9, 0.25)])
@@ -237,7 +237,7 @@ def test_copied_and_recycled_guesses_meet(tiny_llama):
     draft.draft(3, 5)
     found = {guess.token: guess for guess in draft.guesses(draft.root())}
     assert set(found) == {8, 9}
-    copied, _ = draft.matcher.rated(draft.matcher.spot)[8]
+    copied, _ = draft.matcher.rated(draft.matcher.cursor)[8]
     assert found[8].prob > copied > found[9].prob
     assert found[8].kind != found[9].kind
 
@@ -246,4 +246,4 @@ def test_bad_settings_are_named(tiny_llama):
     with pytest.raises(InputError, match=r"Goose\.k is 0; it must be"):
         Goose(k=0)
     with pytest.raises(VocabularyError, match="for 65 tokens"):
-        Goose(memory=Memory(AdjacencyMatrix(65))).begin(tiny_llama, PROMPT)
+        Goose(memory=CopyMemory(AdjacencyMatrix(65))).begin(tiny_llama, PROMPT)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.speculation.context import TRUST
-from tokenry.decode.speculation.lookahead import Lookahead, Memory, mixed, retrieve
+from tokenry.decode.speculation.lookahead import BranchMemory, Lookahead, mixed, retrieve
 from tokenry.decode.speculation.replay import replay
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.trie_cache import PRUNE_AFTER, TrieCache
@@ -315,7 +315,7 @@ def test_a_second_text_takes_fewer_passes(tiny_model, nodes):
         drafted.draft(cold.new_ids[0], 12)
     warm = generate_with_drafter(tiny_model, PROMPT, drafter, 40, eos_token_id=[])
     fresh = generate_with_drafter(
-        tiny_model, PROMPT, replace(drafter, memory=Memory()), 40, eos_token_id=[]
+        tiny_model, PROMPT, replace(drafter, memory=BranchMemory()), 40, eos_token_id=[]
     )
     assert warm.ids == cold.ids == fresh.ids
     if nodes is not None:
@@ -337,11 +337,11 @@ def test_the_fitted_tree_takes_the_likeliest_continuations_first(tiny_llama):
 def test_a_guess_is_trusted_by_the_length_of_its_match(tiny_llama):
     drafted = Lookahead(query_length=2).begin(tiny_llama, [A, B, C, D, A, B])
     drafted.draft(C, 9)
-    place = drafted.root()
+    cursor = drafted.root()
     for length, token in ((2, D), (3, A), (4, B)):  # B C was seen once before, and what followed
-        (guess,) = drafted.guesses(place)
+        (guess,) = drafted.guesses(cursor)
         assert (guess.token, guess.prob) == (token, pytest.approx(TRUST[length]))
-        place = drafted.after(guess)
+        cursor = drafted.after(guess)
     drafted = Lookahead(query_length=2).begin(tiny_llama, [A, B, C])
     drafted.draft(A, 9)  # C A is new, A alone is not
     (guess,) = drafted.guesses(drafted.root())
@@ -363,14 +363,14 @@ def test_a_saved_trie_starts_warm(tiny_llama, tmp_path):
     drafter = Lookahead(nodes=30)
     cold = generate_with_drafter(tiny_llama, PROMPT, drafter, 30, eos_token_id=[])
     drafter.memory.outputs.save(tmp_path / "trie")
-    warm = Lookahead(nodes=30, memory=Memory(TrieCache.load(tmp_path / "trie")))
+    warm = Lookahead(nodes=30, memory=BranchMemory(TrieCache.load(tmp_path / "trie")))
     found = generate_with_drafter(tiny_llama, PROMPT, warm, 30, eos_token_id=[])
     assert found.ids == cold.ids
     assert found.forward_calls < cold.forward_calls
 
 
 def test_a_trie_of_another_vocabulary_is_refused(tiny_llama):
-    drafter = Lookahead(memory=Memory(TrieCache(vocab_size=65)))
+    drafter = Lookahead(memory=BranchMemory(TrieCache(vocab_size=65)))
     with pytest.raises(VocabularyError, match="of 65 tokens, the model has 64"):
         drafter.begin(tiny_llama, PROMPT)
 
@@ -391,8 +391,8 @@ def test_impossible_settings_are_named():
 
 
 def test_the_score_is_the_weighted_count():
-    from tokenry.decode.speculation.lookahead import Place
+    from tokenry.decode.speculation.lookahead import TrieCursor
 
     node, other = filled([A, B]).find([A, B]), filled([A, B], [A, B]).find([A, B])
-    assert mixed(Place(node, other), 0.25) == pytest.approx(0.75 + 0.5)
-    assert mixed(Place(None, other), 0.25) == pytest.approx(0.5)
+    assert mixed(TrieCursor(node, other), 0.25) == pytest.approx(0.75 + 0.5)
+    assert mixed(TrieCursor(None, other), 0.25) == pytest.approx(0.5)

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.speculation import mixture as mixtures
 from tokenry.decode.speculation.baselines import NoDraft
 from tokenry.decode.speculation.context import ContextNGrams
@@ -16,6 +15,7 @@ from tokenry.decode.speculation.lookahead import Lookahead
 from tokenry.decode.speculation.mixture import UNRATED, Mixture, overlaid
 from tokenry.decode.speculation.mtp import MTP
 from tokenry.decode.speculation.recycling import TokenRecycling
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.tree_expansion import Calibration, Guess
@@ -52,8 +52,8 @@ def test_every_path_of_every_tree_is_there_once(several):
     assert set(paths(mixed)) == {path for tree in several for path in paths(tree)}
     for path, note in zip(paths(mixed), mixed.notes[1:], strict=True):
         having = {number for number, tree in enumerate(several) if path in paths(tree)}
-        assert set(note.place) == having
-        assert all(paths(several[n])[node - 1] == path for n, node in note.place.items())
+        assert set(note.cursor) == having
+        assert all(paths(several[n])[node - 1] == path for n, node in note.cursor.items())
 
 
 def test_a_guess_that_several_make_is_likelier_and_of_a_kind_of_its_own():
@@ -84,7 +84,7 @@ class Fixed:
     def begin(self, model, prompt):
         return self
 
-    def draft(self, last_token, room):
+    def draft(self, last_token, budget):
         return TokenTree((last_token, *self.tree.tokens[1:]), self.tree.parents, self.tree.notes)
 
     def update(self, tree, logits, accepted):
@@ -103,7 +103,7 @@ def test_the_most_probable_nodes_are_read(tiny_llama):
     ):
         draft = Mixture((Fixed(one), Fixed(other)), nodes=nodes).begin(tiny_llama, PROMPT)
         assert set(paths(draft.draft(7, 9))) == expected
-    assert set(paths(draft.draft(7, 1))) == {(1,), (4,), (5,)}  # the room
+    assert set(paths(draft.draft(7, 1))) == {(1,), (4,), (5,)}  # the budget
 
 
 def test_the_size_is_the_one_that_pays(tiny_llama, monkeypatch):

@@ -78,19 +78,19 @@ def test_drafts_follow_the_masks_of_the_last_accepted_token(exact, sampler):
     predictor = trained(exact, sampler=sampler)
     draft = MTP(predictor).begin(exact, PROMPT)
     state = DecodingState.start(exact, torch.tensor([PROMPT]))
-    assert draft.draft(8, room=9) == TokenTree.chain([8])  # nothing is known yet
+    assert draft.draft(8, budget=9) == TokenTree.chain([8])  # nothing is known yet
     tree = TokenTree.chain([8, 30, 17])
     logits = draft.read(state, tree)
     draft.update(tree, logits, Accepted([0, 1], [30, 55]))
-    found = draft.draft(55, room=9)
+    found = draft.draft(55, budget=9)
     states, _ = alone(exact, predictor, [*PROMPT, 8, 30])
     expected = [55]
     for z in states:
         told = torch.tensor(expected[-1:])
         expected.append(int(predictor.logits(exact, z[None], told).argmax()))
     assert found == TokenTree.chain(expected)
-    assert draft.draft(55, room=2) == TokenTree.chain(expected[:3])
-    assert draft.draft(55, room=0) == TokenTree.chain([55])
+    assert draft.draft(55, budget=2) == TokenTree.chain(expected[:3])
+    assert draft.draft(55, budget=0) == TokenTree.chain([55])
 
 
 def test_linear_drafts_nothing_after_a_rejection(exact):
@@ -99,7 +99,7 @@ def test_linear_drafts_nothing_after_a_rejection(exact):
         state = DecodingState.start(exact, torch.tensor([PROMPT]))
         tree = TokenTree.chain([8, 30, 17])
         draft.update(tree, draft.read(state, tree), Accepted(path, [30, 17, 2][: len(path)]))
-        assert (len(draft.draft(2, room=9)) > 1) is known
+        assert (len(draft.draft(2, budget=9)) > 1) is known
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
@@ -163,9 +163,9 @@ def test_a_text_that_is_predicted_gives_k_plus_1_tokens_a_pass(tiny_llama, monke
     assert len(lengths["half", "quadratic"]) < len(lengths["half", "linear"])
 
 
-def assert_drawn_from(counts, law):
+def assert_drawn_from(counts, distribution):
     """Chi-square over the tokens expected at least five times, the rest as one; 6.5 sigma."""
-    expected = law * counts.sum()
+    expected = distribution * counts.sum()
     often = expected >= 5
     ours = torch.cat([counts[often], counts[~often].sum()[None]])
     theirs = torch.cat([expected[often], expected[~often].sum()[None]])
@@ -183,13 +183,13 @@ def test_drawn_drafts_carry_what_they_were_drawn_from(exact):
         state = DecodingState.start(exact, torch.tensor([PROMPT]))
         draft.update(tree, draft.read(state, tree), Accepted([0], [9]))
         states = draft.states
-        found.append(draft.draft(9, room=5))
+        found.append(draft.draft(9, budget=5))
     assert found[0] == found[1]
     proposals = found[0].proposals
     assert proposals.shape == (4, 64)
     counts = torch.zeros(64)
     for _ in range(2000):
-        counts[draft.draft(9, room=1).tokens[1]] += 1
+        counts[draft.draft(9, budget=1).tokens[1]] += 1
     assert_drawn_from(counts, found[0].proposals[1])
     tokens = found[0].tokens
     for node in range(1, 4):

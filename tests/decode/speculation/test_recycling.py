@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.speculation.recycling import (
     AdjacencyMatrix,
-    Memory,
     RecyclingDraft,
+    SuccessorMemory,
     TokenRecycling,
     likely,
     top,
@@ -109,17 +109,17 @@ def test_the_table_survives_a_file(tmp_path):
 
 
 def test_the_tree_unrolls_the_table_along_the_template(tiny_llama):
-    drafter = TokenRecycling(**ALL, memory=Memory(random_table()))
+    drafter = TokenRecycling(**ALL, memory=SuccessorMemory(random_table()))
     draft = drafter.begin(tiny_llama, PROMPT)
-    tree = draft.draft(11, room=99)
+    tree = draft.draft(11, budget=99)
     template, table = drafter.template, drafter.table
     assert tree.parents == template.parents
     assert tree.tokens[0] == 11
     for node in range(1, 81):
         parent = tree.tokens[template.parents[node]]
         assert tree.tokens[node] == table.ids[parent, template.ranks[node]]
-    assert max(draft.draft(11, room=2).depths) == 2
-    assert len(draft.draft(11, room=0)) == 1
+    assert max(draft.draft(11, budget=2).depths) == 2
+    assert len(draft.draft(11, budget=0)) == 1
 
 
 def test_fewer_nodes_are_the_ones_that_were_most_probable(tiny_llama):
@@ -135,25 +135,25 @@ def test_fewer_nodes_are_the_ones_that_were_most_probable(tiny_llama):
 
 
 def test_the_tree_grows_with_what_the_machine_gives_for_free(tiny_llama):
-    drafter = TokenRecycling(memory=Memory(random_table()), learn_prompt="nothing")
+    drafter = TokenRecycling(memory=SuccessorMemory(random_table()), learn_prompt="nothing")
     sizes = []
     for each in (1.0, 0.05, 0.0):  # cost of one more token, in passes
         draft = RecyclingDraft(drafter, {1: 1.0, 2: 1.0 + each})
-        sizes.append(len(draft.draft(11, room=99)))
+        sizes.append(len(draft.draft(11, budget=99)))
     assert sizes[0] == 1
     assert 1 < sizes[1] < MOST_NODES
     assert sizes[2] == MOST_NODES + 1
 
 
 def test_guesses_that_keep_failing_are_no_longer_made():
-    drafter = TokenRecycling(memory=Memory(random_table()), learn_prompt="nothing")
+    drafter = TokenRecycling(memory=SuccessorMemory(random_table()), learn_prompt="nothing")
     draft = RecyclingDraft(drafter, {1: 1.0, 2: 1.05})
-    tree = draft.draft(11, room=1)
+    tree = draft.draft(11, budget=1)
     assert len(tree) > 1
     guess = tree.notes[1]
     before = drafter.memory.calibration.rate(guess)
     for _ in range(100):
-        tree = draft.draft(11, room=1)
+        tree = draft.draft(11, budget=1)
         kept = drafter.table.ids.clone(), drafter.table.probs.clone()
         draft.update(tree, random_logits(len(tree), 64), Accepted([0], [-9]))
         drafter.table.ids, drafter.table.probs = kept
@@ -167,7 +167,7 @@ def test_a_perfect_table_gives_seven_tokens_per_pass(tiny_model):
     table = AdjacencyMatrix(64)
     with torch.no_grad():
         write(table, range(64), model(torch.arange(64)[:, None]).logits[:, 0])
-    drafter = TokenRecycling(**ALL, memory=Memory(table))
+    drafter = TokenRecycling(**ALL, memory=SuccessorMemory(table))
     found = generate_with_drafter(model, PROMPT, drafter, 1 + 5 * 7, eos_token_id=[])
     assert found.accept_lengths == [7] * 5
     assert found.nodes[:4] == [81] * 4
@@ -187,12 +187,12 @@ def test_an_empty_table_costs_one_pass_per_token(tiny_model):
 
 
 def test_the_cache_is_that_of_sequential_decoding(tiny_model):
-    drafter = TokenRecycling(**ALL, memory=Memory(random_table()))
+    drafter = TokenRecycling(**ALL, memory=SuccessorMemory(random_table()))
     draft = drafter.begin(tiny_model, PROMPT)
     state = DecodingState.start(tiny_model, torch.tensor([PROMPT]))
     plain = state.copy()
     for step in range(3):
-        tree = draft.draft(11 + step, room=9)
+        tree = draft.draft(11 + step, budget=9)
         logits = state.tree(torch.tensor(tree.tokens), torch.tensor(tree.parents))
         path = next(path for path in drafter.template.leaf_paths[step + 20 :] if len(path) > 3)
         state.keep(torch.tensor(path))
@@ -204,7 +204,7 @@ def test_the_cache_is_that_of_sequential_decoding(tiny_model):
 
 
 def test_rejected_guesses_teach_too():
-    drafter = TokenRecycling(**ALL, memory=Memory(AdjacencyMatrix(64)))
+    drafter = TokenRecycling(**ALL, memory=SuccessorMemory(AdjacencyMatrix(64)))
     tree = TokenTree((5, 6, 7), (-1, 0, 0))
     logits = random_logits(3, 64)
     logits[0, 6] = 99.0
@@ -213,7 +213,7 @@ def test_rejected_guesses_teach_too():
 
 
 def test_an_accepted_node_outranks_a_later_one_of_the_same_token():
-    drafter = TokenRecycling(**ALL, memory=Memory(AdjacencyMatrix(64)))
+    drafter = TokenRecycling(**ALL, memory=SuccessorMemory(AdjacencyMatrix(64)))
     tree = TokenTree((5, 6, 7, 6), (-1, 0, 0, 2))
     logits = random_logits(4, 64)
     logits[0, 6] = 99.0
@@ -242,7 +242,7 @@ def test_learning_from_the_prompts_logits_fills_its_tokens_rows(tiny_llama):
 
 
 def test_a_table_of_another_vocabulary_is_refused(tiny_llama):
-    drafter = TokenRecycling(nodes=80, memory=Memory(AdjacencyMatrix(65)))
+    drafter = TokenRecycling(nodes=80, memory=SuccessorMemory(AdjacencyMatrix(65)))
     with pytest.raises(VocabularyError, match="for 65 tokens, the model has 64"):
         drafter.begin(tiny_llama, PROMPT)
 

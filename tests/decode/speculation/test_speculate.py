@@ -17,7 +17,7 @@ class Nothing:
     def begin(self, model, prompt):
         return self
 
-    def draft(self, last_token, room):
+    def draft(self, last_token, budget):
         return TokenTree((last_token,), (-1,))
 
     def update(self, tree, logits, accepted):
@@ -31,8 +31,8 @@ class Oracle(Nothing):
         self.text, self.depth, self.at = text, depth, 0
         self.generator = torch.Generator().manual_seed(0)
 
-    def draft(self, last_token, room):
-        right = self.text[self.at + 1 : self.at + 1 + min(self.depth, room)]
+    def draft(self, last_token, budget):
+        right = self.text[self.at + 1 : self.at + 1 + min(self.depth, budget)]
         tokens, parents, spine = [last_token], [-1], 0
         for token in right:
             noise = torch.randint(0, 64, (3,), generator=self.generator).tolist()

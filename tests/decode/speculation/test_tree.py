@@ -13,7 +13,7 @@ from tokenry.decode.speculation.tree import (
     TokenTree,
     TreeTemplate,
     best_size,
-    reach,
+    path_probabilities,
     seconds,
 )
 from tokenry.model.decoding import ancestor_mask
@@ -64,7 +64,7 @@ def test_a_template_that_is_no_tree_is_refused(paths, message):
 
 @given(st.integers(0, 85))
 def test_truncating_keeps_a_tree_of_the_most_probable_nodes(nodes):
-    worth = reach(PAPER.parents, [PRIOR_RATES[rank] for rank in PAPER.ranks])
+    worth = path_probabilities(PAPER.parents, [PRIOR_RATES[rank] for rank in PAPER.ranks])
     by_path = dict(zip(PAPER.paths, worth[1:], strict=True))
     kept = PAPER.truncate(nodes)  # a template checks that every parent is there
     assert len(kept) == min(nodes, 80)
@@ -79,7 +79,7 @@ def test_no_tree_of_that_size_expects_more_tokens():
     worth = dict(
         zip(
             template.paths,
-            reach(template.parents, [rates[rank] for rank in template.ranks])[1:],
+            path_probabilities(template.parents, [rates[rank] for rank in template.ranks])[1:],
             strict=True,
         )
     )

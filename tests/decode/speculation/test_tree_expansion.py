@@ -1,4 +1,4 @@
-"""Growth: the best nodes, no more than pay, calibrated by what came true."""
+"""Expansion: the best nodes, no more than pay, calibrated by what came true."""
 
 import itertools
 
@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.decode.speculation.tree import TokenTree, best_size, reach, seconds
+from tokenry.decode.speculation.tree import TokenTree, best_size, path_probabilities, seconds
 from tokenry.decode.speculation.tree_expansion import (
     MOST_NODES,
     Calibration,
     Guess,
-    grow,
+    expand_tree,
     preorder,
 )
 from tokenry.decode.speculation.verify import Accepted
 
 
 class Table:
-    """Fixed guesses per place; the place after a guess is its path."""
+    """Fixed guesses per cursor; the cursor after a guess is its path."""
 
     def __init__(self, guesses):
         self.table = guesses
@@ -27,22 +27,22 @@ class Table:
     def root(self):
         return ()
 
-    def guesses(self, place):
+    def guesses(self, cursor):
         return [
-            Guess(token, prob, "kind", place) for token, prob in self.table.get(place, {}).items()
+            Guess(token, prob, "kind", cursor) for token, prob in self.table.get(cursor, {}).items()
         ]
 
     def after(self, guess):
-        return (*guess.place, guess.token)
+        return (*guess.cursor, guess.token)
 
 
-def drafted(table, room=9, **options):
-    return grow(7, Table(table), Calibration(), room, **options)
+def drafted(table, budget=9, **options):
+    return expand_tree(7, Table(table), Calibration(), budget, **options)
 
 
 def worth(tree):
     rates = [1.0, *(guess.prob for guess in tree.notes[1:])]
-    return reach(tree.parents, rates)[1:]
+    return path_probabilities(tree.parents, rates)[1:]
 
 
 PROBS = st.lists(st.sampled_from([0.05, 0.2, 0.3, 0.45, 0.6, 0.9]), min_size=6, max_size=6)
@@ -56,7 +56,7 @@ def test_no_other_tree_of_that_many_nodes_expects_more(probs, nodes):
         (2,): {4: probs[4]},
         (1, 1): {5: probs[5]},
     }
-    paths = {(*place, token): p for place, row in table.items() for token, p in row.items()}
+    paths = {(*cursor, token): p for cursor, row in table.items() for token, p in row.items()}
 
     def value(path):
         return paths[path] * (value(path[:-1]) if len(path) > 1 else 1.0)
@@ -79,11 +79,11 @@ def test_the_size_is_the_one_that_pays():
     assert len(drafted(table, latency={})) == 5  # passes cost the same: all of them
 
 
-def test_the_room_and_the_limit_are_kept():
+def test_the_budget_and_the_limit_are_kept():
     table = {(1,) * depth: {1: 0.99} for depth in range(99)}
-    assert max(drafted(table, room=3, nodes=50).depths) == 3
-    assert len(drafted(table, room=0, nodes=50)) == 1
-    assert len(drafted(table, room=99, latency={1: 1.0, 2: 1.0})) == MOST_NODES + 1
+    assert max(drafted(table, budget=3, nodes=50).depths) == 3
+    assert len(drafted(table, budget=0, nodes=50)) == 1
+    assert len(drafted(table, budget=99, latency={1: 1.0, 2: 1.0})) == MOST_NODES + 1
     with pytest.raises(InputError, match="nodes is -1"):
         drafted(table, nodes=-1)
 
@@ -122,7 +122,7 @@ def test_selecting_and_limiting_keep_a_trees_notes():
 
 
 @given(PROBS, st.lists(st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 2.0]), min_size=4, max_size=4))
-def test_growth_stops_without_changing_the_tree(probs, steps):
+def test_expansion_stops_without_changing_the_tree(probs, steps):
     """It stops as soon as no more nodes can pay, and that is only there to save time."""
     sizes = (1, 2, 3, 4, 8)
     latency = dict(zip(sizes, itertools.accumulate(steps, initial=1.0), strict=True))
@@ -142,5 +142,5 @@ def test_places_are_looked_up_no_further_than_pays():
     asked = []
     after = table.after
     table.after = lambda guess: asked.append(guess) or after(guess)
-    grow(7, table, Calibration(), 99, latency={1: 1.0, 4: 1.1, 8: 2.0})
+    expand_tree(7, table, Calibration(), 99, latency={1: 1.0, 4: 1.1, 8: 2.0})
     assert len(asked) <= 4

@@ -1,4 +1,4 @@
-"""Verification: the walk, and the law of what it gives."""
+"""Verification: the walk, and the distribution of what it gives."""
 
 import math
 from collections import Counter
@@ -38,10 +38,10 @@ def test_of_two_equal_guesses_the_first_counts():
     assert verify_greedy(tree, one_hot([3, 4, 1, 2])).path == [0, 1, 3]
 
 
-def rejection_law(tree, probs):
+def rejection_distribution(tree, probs):
     """Law of (path, bonus) under the rule with rejections: accept a child c with probability
     p(c), else set p(c) to 0, renormalise, and go on with the next child."""
-    law = Counter()
+    distribution = Counter()
 
     def at(node, path, weight):
         p = probs[node].clone()
@@ -54,31 +54,31 @@ def rejection_law(tree, probs):
                 p[tree.tokens[child]] = 0
                 p /= p.sum()
         for token, chance in enumerate(p.tolist()):
-            law[path, token] += left * chance
+            distribution[path, token] += left * chance
 
     at(0, (0,), 1.0)
-    return law
+    return distribution
 
 
-def walk_law(tree, probs):
+def walk_distribution(tree, probs):
     """The same by the rule of this library: draw x, follow the child that is x."""
-    law = Counter()
+    distribution = Counter()
 
     def at(node, path, weight):
         for token, chance in enumerate(probs[node].tolist()):
             child = tree.children.get((node, token))
             if child is None:
-                law[path, token] += weight * chance
+                distribution[path, token] += weight * chance
             else:
                 at(child, (*path, child), weight * chance)
 
     at(0, (0,), 1.0)
-    return law
+    return distribution
 
 
-def test_one_draw_has_the_law_of_the_rejection_rule():
+def test_one_draw_has_the_distribution_of_the_rejection_rule():
     probs = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
-    ours, theirs = walk_law(TREE, probs), rejection_law(TREE, probs)
+    ours, theirs = walk_distribution(TREE, probs), rejection_distribution(TREE, probs)
     assert sum(ours.values()) == pytest.approx(1)
     for outcome in ours | theirs:
         assert ours[outcome] == pytest.approx(theirs[outcome], abs=1e-12)
@@ -91,9 +91,9 @@ TOLERANCE = math.sqrt(math.log(2 / 5e-9) / (2 * DRAWS))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
-def test_sampled_paths_follow_the_enumerated_law(temperature):
+def test_sampled_paths_follow_the_enumerated_distribution(temperature):
     logits = 1.5 * torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
-    exact = walk_law(TREE, (logits / temperature).softmax(-1))
+    exact = walk_distribution(TREE, (logits / temperature).softmax(-1))
     generator = torch.Generator().manual_seed(2)
     found = Counter()
     for _ in range(DRAWS):

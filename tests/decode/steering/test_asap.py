@@ -8,8 +8,8 @@ import torch
 from tokenry.core.errors import ConstraintError, ShapeError
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.steering.asap import ASApProcessor
-from tokenry.papers.control.awrs import OddSum, odd_sum
-from tokenry.tasks.worlds.toy_lm import ToyLM
+from tokenry.lab.token_rule import OddSum
+from tokenry.tasks.worlds.toy_lm import ToyLM, odd_sum
 
 MODEL = ToyLM(vocab_size=4, order=1, eos=0, scale=1.5, seed=6)
 LIMIT = 5

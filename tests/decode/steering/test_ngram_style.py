@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.core.divergence import JENSEN_SHANNON, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import JENSEN_SHANNON
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.decode.steering.ngram_style import NGramStyle
 from tokenry.text.ngrams import NGramModel

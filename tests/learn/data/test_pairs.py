@@ -220,8 +220,8 @@ def test_prompts_for_rollouts_need_no_completions_and_are_padded_on_the_left(tin
     rows, _ = preference_rows(
         [{"prompt": "the cat sat"}, {"prompt": "a"}], tiny_tokenizer, prompts_only=True
     )
-    data = as_dataset(rows, sides=())
-    fields = PreferenceCollator.of(tiny_tokenizer, sides=())(list(data))
+    data = as_dataset(rows, completions=())
+    fields = PreferenceCollator.of(tiny_tokenizer, completions=())(list(data))
     assert fields["prompts"].shape == fields["prompts_attention"].shape
     assert fields["prompts_attention"][:, -1].all()
     assert not fields["prompts_attention"][1, 0]

@@ -342,9 +342,9 @@ def test_rows_are_the_tokens_of_from_pairs_and_from_messages(tokenizer):
 
 
 def test_characters_of_a_completions_tokens_are_found_where_they_were_made(tokenizer):
-    from tokenry.learn.data.precompute import Annotation
+    from tokenry.learn.data.precompute import PrecomputeContext
 
-    context = Annotation(tokenizer)
+    context = PrecomputeContext(tokenizer)
     row = {"prompt": "the ", "chosen": "cat sat", "rejected": "(x"}
     (pair,), _ = preference_rows([row], tokenizer)
     for side in ("chosen", "rejected"):

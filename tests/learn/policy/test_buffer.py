@@ -131,6 +131,7 @@ def test_one_update_of_one_minibatch_is_the_default(loaded, tmp_path):
 
 def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(loaded, tmp_path, monkeypatch):
     """2 updates of 2 minibatches with plain gradient descent: draw, prepare, four steps, again."""
+    import tokenry.learn.policy.sources.plain as plain
     import tokenry.learn.trainer as module
 
     drawn = []
@@ -141,7 +142,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(loaded, tmp_path,
             drawn.append(sample_rollouts(*arguments, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(module, "sample_rollouts", seeded)
+    monkeypatch.setattr(plain, "sample_rollouts", seeded)
     settings = {"optim": "sgd", "learning_rate": 0.5, "updates": 2, "minibatches": 2}
     prompts = []
     real = module.ObjectiveTrainer._roll_out
@@ -155,20 +156,22 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(loaded, tmp_path,
     record = run(loaded, tmp_path / "run", **settings)
     assert len(drawn) == 3
 
-    goal, model = PPO(), copy.deepcopy(loaded[0]).train()
+    objective, model = PPO(), copy.deepcopy(loaded[0]).train()
     reference = FrozenModel.copy_of(model)
     losses = []
     for draw, (batch, theirs) in enumerate(zip(drawn, prompts, strict=True)):
         batch = batch.with_columns(reward=batch_of(theirs).column("reward"))
-        scores = compute_scores(goal, batch, model, reference, needs=goal.rollout_needs, grad=False)
-        batch = goal.prepare(batch, scores.policy, scores.reference)
+        scores = compute_scores(
+            objective, batch, model, reference, needs=objective.rollout_needs, grad=False
+        )
+        batch = objective.prepare(batch, scores.policy, scores.reference)
         for name in ("advantage", "old_logprob"):
             ours, other = batch.column(name), batch_of(theirs).column(name)
             torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
         buffer = RolloutBuffer([theirs], 2, seed=f"3:0:{draw}")
         for step in range(4):
             [part] = buffer.step(step)
-            loss = compute_loss(goal, batch_of(part), model, reference).loss
+            loss = compute_loss(objective, batch_of(part), model, reference).loss
             losses.append(float(loss.detach()))
             model.zero_grad()
             loss.backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import (
+from tokenry.core.divergences import (
     CHI_SQUARED,
     FORWARD_KL,
     JENSEN_SHANNON_SUM,
@@ -15,8 +15,8 @@ from tokenry.core.divergence import (
     TOTAL_VARIATION,
 )
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.f_dpg import FDPG, f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.target import RunningTarget, fit_weights, prompt_keys
 
@@ -103,8 +103,8 @@ def test_reverse_kl_to_a_tilted_reference_is_rl_with_a_kl_penalty():
     found = expected_gradient(policy, (base + reward / beta).log_softmax(-1), REVERSE_KL)
     leaf = policy.clone().requires_grad_()
     own = leaf.log_softmax(-1)
-    gain = (own.exp() * reward).sum() - beta * (own.exp() * (own - base)).sum()
-    torch.testing.assert_close(found, -torch.autograd.grad(gain, leaf)[0] / beta)
+    surrogate = (own.exp() * reward).sum() - beta * (own.exp() * (own - base)).sum()
+    torch.testing.assert_close(found, -torch.autograd.grad(surrogate, leaf)[0] / beta)
 
 
 def test_forward_kl_is_dpg_with_its_exact_baseline():
@@ -151,18 +151,20 @@ def test_one_update_on_every_text_is_the_exact_gradient_for_the_constraint():
     every = texts()
     rows = drawn(every, scored(every, policy), 60_000)
     batch = every.select(rows).with_columns(reward=constraint(every)[rows])
-    goal = FDPG()
-    parts = goal.parts(None)
-    batch = goal.prepare(batch, scored(batch, policy), scored(batch, reference), parts=parts)
+    objective = FDPG()
+    modules = objective.modules(None)
+    batch = objective.prepare(
+        batch, scored(batch, policy), scored(batch, reference), modules=modules
+    )
 
     base = torch.where(every.target, scored(every, reference).logprob, 0.0).sum(-1)
     log_p = base.masked_fill(constraint(every) == 0, -math.inf).log_softmax(0)
     log_z = float(base.masked_fill(constraint(every) == 0, -math.inf).logsumexp(0))
-    known = parts.log_z(prompt_keys(every)[:1], torch.tensor([-math.inf], dtype=torch.float64))
+    known = modules.log_z(prompt_keys(every)[:1], torch.tensor([-math.inf], dtype=torch.float64))
     assert float(known) == pytest.approx(log_z, abs=0.02)
 
     leaf = policy.clone().requires_grad_()
-    result = goal(batch, scored(batch, leaf))
+    result = objective(batch, scored(batch, leaf))
     (found,) = torch.autograd.grad(result.loss, leaf)
     leaf = policy.clone().requires_grad_()
     own = torch.where(every.target, scored(every, leaf).logprob, 0.0).sum(-1)
@@ -177,17 +179,17 @@ def test_one_update_on_every_text_is_the_exact_gradient_for_the_constraint():
 def test_the_baseline_is_the_mean_of_earlier_rewards_only():
     policy, reference = tables()
     every = texts().with_columns(reward=torch.linspace(-1, 1, 27))
-    goal = FDPG(weights=(2.0,), window=20)
-    parts = goal.parts(None)
+    objective = FDPG(weights=(2.0,), window=20)
+    modules = objective.modules(None)
     scores = [scored(every, table) for table in (policy, reference)]
-    first = goal.prepare(every, *scores, parts=parts).column("advantage")
+    first = objective.prepare(every, *scores, modules=modules).column("advantage")
     log_q, log_a = (torch.where(every.target, one.logprob, 0.0).sum(-1) for one in scores)
     log_p = log_a + 2.0 * every.column("reward").double()
     log_z = (log_p - log_q).logsumexp(0) - math.log(27)
     plain = pseudo_reward(log_q, log_p - log_z, JENSEN_SHANNON_SUM)
     torch.testing.assert_close(first.double(), plain, rtol=1e-5, atol=1e-6)  # no baseline yet
     assert abs(float(plain[-20:].mean())) > 0.01
-    second = goal.prepare(every, *scores, parts=parts).column("advantage")
+    second = objective.prepare(every, *scores, modules=modules).column("advantage")
     # the same samples leave Z as it was; the last 20 of the first round are the baseline
     torch.testing.assert_close(second, first - first[-20:].mean(), rtol=1e-5, atol=1e-6)
 
@@ -195,21 +197,23 @@ def test_the_baseline_is_the_mean_of_earlier_rewards_only():
 def test_nothing_is_learnt_before_the_first_text_that_the_target_allows():
     policy, reference = tables()
     every = texts().with_columns(reward=torch.zeros(27))
-    goal, parts = FDPG(), RunningTarget()
-    batch = goal.prepare(every, scored(every, policy), scored(every, reference), parts=parts)
+    objective, modules = FDPG(), RunningTarget()
+    batch = objective.prepare(
+        every, scored(every, policy), scored(every, reference), modules=modules
+    )
     assert (batch.column("advantage") == 0).all()
-    assert int(parts.seen) == 0
+    assert int(modules.seen) == 0
     leaf = policy.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(goal(batch, scored(batch, leaf)).loss, leaf)
+    (gradient,) = torch.autograd.grad(objective(batch, scored(batch, leaf)).loss, leaf)
     assert (gradient == 0).all()
 
 
 def test_z_is_kept_for_each_prompt_over_all_batches():
-    parts = RunningTarget(prompts=2)
+    modules = RunningTarget(prompts=2)
 
     def told(keys, weights):
         weight = torch.tensor(weights, dtype=torch.float64)
-        return parts.log_z(keys, weight.log()).exp().tolist()
+        return modules.log_z(keys, weight.log()).exp().tolist()
 
     assert told([7, 8, 7], [1.0, 5.0, 3.0]) == pytest.approx([2.0, 5.0, 2.0])
     assert told([7, 8], [2.0, 0.0]) == pytest.approx([2.0, 2.5])
@@ -219,14 +223,14 @@ def test_z_is_kept_for_each_prompt_over_all_batches():
 
 
 def test_state_survives_saving():
-    parts = RunningTarget(window=4)
-    parts.log_z([3, 3], torch.tensor([0.0, 1.0]))
-    parts.remember(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    modules = RunningTarget(window=4)
+    modules.log_z([3, 3], torch.tensor([0.0, 1.0]))
+    modules.remember(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     copy = RunningTarget(window=4)
-    copy.load_state_dict(parts.state_dict())
+    copy.load_state_dict(modules.state_dict())
     assert float(copy.baseline(torch.zeros(1))) == pytest.approx(3.5)
     nothing = torch.tensor([-math.inf])
-    torch.testing.assert_close(copy.log_z([3], nothing), parts.log_z([3], nothing))
+    torch.testing.assert_close(copy.log_z([3], nothing), modules.log_z([3], nothing))
 
 
 def test_prompts_are_told_apart_whatever_their_padding():
@@ -292,7 +296,7 @@ def test_a_missing_reference_is_an_error_that_speaks():
     policy, _ = tables()
     every = texts().with_columns(reward=torch.zeros(27))
     with pytest.raises(InputError, match="reference"):
-        FDPG().prepare(every, scored(every, policy), None, parts=RunningTarget())
+        FDPG().prepare(every, scored(every, policy), None, modules=RunningTarget())
 
 
 def test_is_filed_under_its_paper():

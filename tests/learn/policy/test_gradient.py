@@ -7,166 +7,32 @@ import pytest
 import torch
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import InputError, ShapeError
+from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.scores import Scores
 from tokenry.learn.policy.axes import (
+    GAE,
     KL,
     Clip,
+    Critic,
+    Divergence,
     GroupAdvantage,
     MixedRatio,
+    RewardToGo,
     RolloutBatch,
     SequenceRatio,
     TokenRatio,
+    TokenReward,
     Truncated,
     balanced_weights,
     group_advantage,
 )
 from tokenry.learn.policy.gradient import PolicyGradient
+from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.presets import CISPO, DAPO, GRPO, GSPO, DrGRPO
-from tokenry.tasks.worlds.enumerable import EnumerableWorld
-
-WORLD = EnumerableWorld(vocabulary=3, length=2)
-SIZE = 2
 
 
 def scores(batch, logprob, **fields):
     return Scores(batch.ids, batch.target, logprob=logprob, **fields)
-
-
-def loss_of(goal, chosen, table, old, reference=None):
-    """The objective's loss of one group, sampled from `old`, under `table`."""
-    batch = WORLD.batch(chosen)
-    sampled = scores(batch, WORLD.logprob(old, chosen).detach())
-    frozen = None if reference is None else scores(batch, WORLD.logprob(reference, chosen).detach())
-    prepared = goal.prepare(batch, sampled, frozen)
-    own = WORLD.logprob(table, chosen)[: len(prepared.ids)]  # fewer when nothing was kept
-    return goal(prepared, scores(prepared, own)).loss
-
-
-def expected_gradient(goal, table, old, reference=None):
-    """sum over all groups of p_old(group) times the gradient of their loss."""
-    chance = WORLD.probability(old).detach()
-    total = sum(
-        chance[list(chosen)].prod() * loss_of(goal, chosen, table, old, reference)
-        for chosen in WORLD.groups(SIZE)
-    )
-    return torch.autograd.grad(total, table)[0]
-
-
-def by_hand(token_loss, table, old, normal):
-    """The same from plain numbers: token_loss(log-ratio, A, log pi, mean log-ratio) per token.
-
-    normal(lengths) -> the weight of each completion's tokens.
-    """
-    chance = WORLD.probability(old).detach()
-    total = 0.0
-    for chosen in WORLD.groups(SIZE):
-        rewards = [float(WORLD.reward[number]) for number in chosen]
-        lengths = [len(WORLD.texts[number]) for number in chosen]
-        now, before = WORLD.logprob(table, chosen), WORLD.logprob(old, chosen).detach()
-        loss = 0.0
-        for row, weight in enumerate(normal(lengths)):
-            moved = [now[row, t] - before[row, t] for t in range(1, 1 + lengths[row])]
-            mean = sum(moved) / lengths[row]
-            for t, x in enumerate(moved, 1):
-                loss = loss + weight * token_loss(x, rewards, row, now[row, t], mean)
-        total = total + chance[list(chosen)].prod() * loss
-    return torch.autograd.grad(total, table)[0]
-
-
-def normalised(rewards, row, eps=1e-4):
-    mean = sum(rewards) / len(rewards)
-    spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
-    return (rewards[row] - mean) / (spread + eps)
-
-
-def pessimistic(ratio, advantage, low, high):
-    bounded = ratio.clamp(1 - low, 1 + high)
-    return torch.minimum(ratio * advantage, bounded * advantage)
-
-
-HAND = {
-    "grpo": (
-        GRPO(),
-        lambda x, r, row, now, mean: -pessimistic(x.exp(), normalised(r, row), 0.2, 0.2),
-        lambda lengths: [1 / (len(lengths) * n) for n in lengths],
-    ),
-    "dr-grpo": (
-        DrGRPO(length=7.0),
-        lambda x, r, row, now, mean: -pessimistic(x.exp(), r[row] - sum(r) / len(r), 0.2, 0.2),
-        lambda lengths: [1 / (len(lengths) * 7.0)] * len(lengths),
-    ),
-    "dapo": (
-        DAPO(),
-        lambda x, r, row, now, mean: -pessimistic(x.exp(), normalised(r, row), 0.2, 0.28),
-        lambda lengths: [1 / sum(lengths)] * len(lengths),
-    ),
-    "gspo": (
-        GSPO(clip=0.1, clip_high=0.15),
-        lambda x, r, row, now, mean: -pessimistic(mean.exp(), normalised(r, row), 0.1, 0.15),
-        lambda lengths: [1 / (len(lengths) * n) for n in lengths],
-    ),
-    "cispo": (
-        CISPO(most=1.3),
-        lambda x, r, row, now, mean: -x.detach().exp().clamp(max=1.3) * normalised(r, row) * now,
-        lambda lengths: [1 / sum(lengths)] * len(lengths),
-    ),
-}
-
-
-@pytest.mark.parametrize("moved", [False, True], ids=["on-policy", "off-policy"])
-@pytest.mark.parametrize("name", HAND)
-def test_expected_gradients_of_presets_are_those_of_the_enumerated_objective(name, moved):
-    goal, token_loss, normal = HAND[name]
-    old = WORLD.table(1).detach()
-    table = (old + (0.5 * WORLD.table(2).detach() if moved else 0)).requires_grad_()
-    found = expected_gradient(goal, table, old)
-    wanted = by_hand(token_loss, table, old, normal)
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
-    assert found.abs().max() > 1e-3  # a zero on-policy gradient would be a fault
-
-
-def test_without_bias_the_expected_gradient_is_that_of_the_expected_reward():
-    """Others' mean as baseline, no scale, sums: REINFORCE with leave-one-out is unbiased."""
-    table = WORLD.table(3)
-    goal = PolicyGradient(
-        GroupAdvantage(scale="none", leave_one_out=True), aggregation="sequence-sum"
-    )
-    found = expected_gradient(goal, table, table.detach())
-    value = (WORLD.probability(table) * WORLD.reward).sum()
-    torch.testing.assert_close(found, -torch.autograd.grad(value, table)[0], rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("pull", "divergence"),
-    [
-        (KL(1.0, "k2"), "reverse"),
-        (KL(1.0, "k3"), "forward"),
-        (KL(1.0, "k3", corrected=True), "reverse"),
-        (KL(1.0, "k1", corrected=True), "reverse"),
-    ],
-)
-def test_the_regularisers_gradient_is_the_divergences(pull, divergence):
-    """On own samples, at the contexts that the policy visits."""
-    table, reference = WORLD.table(4), WORLD.table(5).detach()
-    goal = PolicyGradient(
-        lambda rollouts: torch.zeros(len(rollouts.batch.ids)),
-        regularizer=pull,
-        aggregation="sequence-sum",
-    )
-    found = expected_gradient(goal, table, table.detach(), reference)
-    own, its = table.log_softmax(-1), reference.log_softmax(-1)
-    per_context = {
-        "reverse": (own.exp() * (own - its)).sum(-1),
-        "forward": (its.exp() * (its - own)).sum(-1),
-    }[divergence]
-    visits = {(): torch.ones((), dtype=torch.float64)}
-    for context in sorted(WORLD.contexts, key=len)[1:]:
-        step = own[WORLD.contexts[context[:-1]], context[-1]].exp().detach()
-        visits[context] = visits[context[:-1]] * step
-    weights = torch.stack([visits[context] for context in WORLD.contexts])
-    wanted = torch.autograd.grad((weights * per_context).sum(), table)[0]
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 
 def rollouts(lengths, rewards, group, old=None):
@@ -311,6 +177,105 @@ def test_weights_gates_and_reshaping_apply_where_they_say():
     assert now.grad[0, 2].item() == pytest.approx(-2 * 3 * math.exp(0.2) * 0.5)
 
 
+def test_selecting_tokens_narrows_what_is_scored_and_every_denominator():
+    """Only odd tokens: they are the targets of the updates, a row without any is gone."""
+    batch = rollouts([1, 3, 4], [1.0, 0.0, 2.0], [0, 0, 0])
+    later = torch.arange(5) >= 2
+
+    def from_the_second(view, advantage):
+        return later.expand(advantage.shape)
+
+    for mode, means in (("token-mean", [1 / 5] * 5), ("sequence-mean", [1 / 4] * 2 + [1 / 6] * 3)):
+        goal = PolicyGradient(GroupAdvantage(), select=(from_the_second,), aggregation=mode)
+        ready = goal.prepare(batch, scores(batch, torch.zeros(batch.shape)))
+        assert ready.target.sum(-1).tolist() == [2, 3]
+        assert not ready.target[:, :2].any()
+        own = torch.zeros(ready.shape, requires_grad=True)
+        goal(ready, scores(ready, own)).loss.backward()
+        weights = -own.grad[ready.target] / ready.column("advantage")[ready.target]
+        assert weights.tolist() == pytest.approx(means)
+        assert (own.grad[~ready.target] == 0).all()
+
+
+def test_bounds_may_be_functions_of_the_rollouts():
+    """Wider where the sampling policy was uncertain, token by token."""
+    batch, now = moved([[math.log(1.3), math.log(1.3), math.log(0.6)]])
+    width = torch.tensor([[0.0, 0.2, 0.4, 0.5]], dtype=torch.float64)
+    seen = []
+
+    def wide(view):
+        seen.append(view.batch is not None)
+        return width
+
+    ready = batch.with_columns(advantage=torch.tensor([[0.0, 1.0, 1.0, -1.0]]).double())
+    leaf = now.clone().requires_grad_()
+    goal = PolicyGradient(clip=Clip(low=wide, high=wide), aggregation="sequence-sum")
+    result = goal(ready, scores(batch, leaf))
+    result.loss.backward()
+    assert (leaf.grad[0, 1:] != 0).tolist() == [False, True, True]  # 1.3 in [, 1.4], 0.6 in [0.5, ]
+    assert result.metrics["clip_fraction"].item() == pytest.approx(1 / 3)
+    assert seen
+
+
+def test_the_clip_fraction_is_the_clips_whatever_the_weights():
+    batch, now = moved([[0.5, 0.0, 0.0, 0.0]])
+    ready = batch.with_columns(advantage=torch.ones(batch.shape))
+    heavy = (lambda view, advantage: torch.full(advantage.shape, 7.0),)
+    for goal, fraction in (
+        (PolicyGradient(weights=heavy), 1 / 4),
+        (PolicyGradient(clip=Truncated(1.2)), 1 / 4),
+        (PolicyGradient(clip=Truncated(2.0)), 0.0),
+        (PolicyGradient(clip=lambda u, a, x, view: u.clamp(max=1.1) * a), 1 / 4),
+    ):
+        assert goal(ready, scores(batch, now)).metrics["clip_fraction"] == pytest.approx(fraction)
+
+
+def test_reshaping_knows_the_ratio_the_entropy_and_the_group_of_each_token():
+    """An advantage that is raised where the sampling policy was uncertain and has not moved."""
+
+    class Uncertain:
+        rollout_needs = ("policy.entropy",)
+
+        def __call__(self, advantage, ratio, view):
+            assert view.group.tolist() == [4, 4]
+            return advantage + view.old_entropy * (ratio == 1)
+
+    batch = rollouts([2, 2], [1.0, -1.0], [4, 4])
+    goal = PolicyGradient(
+        GroupAdvantage(scale="none"), reshape=(Uncertain(),), aggregation="sequence-sum"
+    )
+    assert {"policy.entropy", "policy.logprob"} == set(goal.rollout_needs)
+    assert "token.old_entropy" in goal.needs
+    entropy = torch.tensor([[0.0, 0.5, 0.25], [0.0, 2.0, 1.0]])
+    own = torch.zeros(batch.shape)
+    ready = goal.prepare(batch, scores(batch, own, entropy=entropy))
+    leaf = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.0]], requires_grad=True)
+    goal(ready, scores(batch, leaf)).loss.backward()
+    wanted = torch.tensor([[1.0 + 0.5, math.exp(0.1)], [-1.0 + 2.0, -1.0 + 1.0]])
+    torch.testing.assert_close(-2 * leaf.grad[:, 1:], wanted)
+
+
+def test_columns_that_only_the_advantage_looks_at_are_not_kept():
+    batch = rollouts([2, 2], [1.0, -1.0], [0, 0])
+    own = scores(batch, torch.zeros(batch.shape))
+    ready = PPO().prepare(batch, own, own)
+    assert "reference_logprob" not in ready.columns
+    assert "reference_logprob" in GRPO(beta=0.1).prepare(batch, own, own).columns
+
+
+def test_a_whole_vocabulary_divergence_is_asked_for_and_added():
+    pull = Divergence(0.5, "reverse_kl", exact=True)
+    goal = PolicyGradient(GroupAdvantage(), regularizer=pull, aggregation="token-mean")
+    assert "policy.divergence" in goal.needs
+    assert goal.rollout_needs == ("policy.logprob",)
+    assert goal.divergence.name == "reverse_kl"
+    batch = rollouts([2, 1], [0.0, 0.0], [0, 0])
+    gap = torch.tensor([[9.0, 1.0, 3.0], [9.0, 2.0, 9.0]])
+    own = scores(batch, torch.zeros(batch.shape), divergence=gap)
+    ready = goal.prepare(batch, own)
+    assert goal(ready, own).loss.item() == pytest.approx(0.5 * (1 + 3 + 2) / 3)
+
+
 def test_what_is_needed_is_what_the_axes_ask_for():
     assert GRPO().rollout_needs == ("policy.logprob",)
     assert GRPO(beta=0.1).rollout_needs == ("policy.logprob", "reference.logprob")
@@ -331,6 +296,12 @@ def test_what_is_needed_is_what_the_axes_ask_for():
         lambda: CISPO(most=-1.0),
         lambda: Clip(dual=1.0),
         lambda: KL(0.1, "k4"),
+        lambda: Divergence(0.0),
+        lambda: Divergence(0.1, "no_such"),
+        lambda: Critic(heads=0),
+        lambda: GAE(lam=1.1),
+        lambda: RewardToGo(baseline="row"),
+        lambda: TokenReward(kl=-1.0),
         lambda: GroupAdvantage(scale="sum"),
         lambda: MixedRatio(1.5),
         lambda: PolicyGradient(aggregation="constant-length"),
@@ -338,7 +309,7 @@ def test_what_is_needed_is_what_the_axes_ask_for():
     ],
 )
 def test_impossible_settings_are_refused(make):
-    with pytest.raises(InputError):
+    with pytest.raises((InputError, UnknownNameError)):
         make()
 
 
@@ -444,15 +415,6 @@ def test_values_and_gradients_equal_trls(name, tiny_llama_text, tiny_tokenizer, 
         torch.testing.assert_close(
             mine.grad, peer.grad, rtol=1e-4, atol=1e-6, msg=lambda m, p=place: f"{p}: {m}"
         )
-
-
-def test_every_group_of_the_world_is_listed_and_its_chances_sum_to_one():
-    table = WORLD.table(0)
-    assert WORLD.probability(table).sum().item() == pytest.approx(1)
-    assert len(list(WORLD.groups(2))) == len(WORLD.texts) ** 2
-    assert len(WORLD.texts) == len(set(WORLD.texts)) == 1 + 2 * 3
-    # a text ends at its first 0, or has the full length
-    assert all(0 not in t[:-1] and (t[-1] == 0 or len(t) == WORLD.length) for t in WORLD.texts)
 
 
 def test_the_published_bounds_of_gspo_and_cispo():

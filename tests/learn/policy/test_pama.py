@@ -12,10 +12,11 @@ from scipy.optimize import nnls
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
-from tokenry.learn.policy.pama import PAMA, mgda_weights, min_norm_scalars, noon, pama_loss
+from tokenry.learn.policy.min_norm import mgda_weights, min_norm_scalars
+from tokenry.learn.policy.pama import PAMA, noon, pama_loss
 from tokenry.learn.policy.surrogate import clip_surrogate
 
 numbers = st.floats(-3, 3).map(lambda x: round(x, 3))
@@ -63,9 +64,9 @@ def test_the_value_is_the_minimum_over_a_grid_of_the_simplex(a):
     assert float(weights @ torch.tensor(a, dtype=torch.float64)) == pytest.approx(float(value))
     steps = 12
     grid = [
-        abs(sum(c * x for c, x in zip(parts, a, strict=True))) / steps
-        for parts in itertools.product(range(steps + 1), repeat=len(a))
-        if sum(parts) == steps
+        abs(sum(c * x for c, x in zip(shares, a, strict=True))) / steps
+        for shares in itertools.product(range(steps + 1), repeat=len(a))
+        if sum(shares) == steps
     ]
     assert abs(float(value)) <= min(grid) + 1e-9
     assert min(grid) - abs(float(value)) <= (max(a) - min(a)) / steps + 1e-9
@@ -94,8 +95,8 @@ def test_noon_one_objective_is_the_clipped_surrogate_of_good_tokens():
     log_ratio = 0.3 * random_advantages(1, seed=4)[0]
     got, weights = gradient(advantages, log_ratio)
     leaf = log_ratio.clone().requires_grad_()
-    gain = clip_surrogate(leaf.exp(), advantages[0].clamp_min(0))
-    (-gain[MASK].mean()).backward()
+    surrogate = clip_surrogate(leaf.exp(), advantages[0].clamp_min(0))
+    (-surrogate[MASK].mean()).backward()
     torch.testing.assert_close(got, leaf.grad)
     assert weights.tolist() == [1.0]
 
@@ -172,8 +173,10 @@ def test_badly_scaled_rewards_change_nothing_when_normalised_and_something_when_
     batch, own, frozen = objective_case()
     scaled = batch.with_columns(reward=batch.column("reward") * torch.tensor([0.1, 1.0]))
     for normalise in (True, False):
-        goal = PAMA(kl=0.0, normalise=normalise, scope=scope)
-        losses = [goal(goal.prepare(each, own, frozen), own).loss for each in (batch, scaled)]
+        objective = PAMA(kl=0.0, normalise=normalise, scope=scope)
+        losses = [
+            objective(objective.prepare(each, own, frozen), own).loss for each in (batch, scaled)
+        ]
         assert torch.allclose(*losses) == normalise
 
 
@@ -192,17 +195,19 @@ def test_one_backward_pass_whatever_the_number_of_objectives():
 
 def test_every_value_head_learns_its_own_returns():
     batch, own, frozen = objective_case()
-    goal = PAMA(critic=True)
-    parts = goal.parts(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
+    objective = PAMA(critic=True)
+    modules = objective.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
     hidden = torch.randn(6, 4, 3)
     own = Scores(batch.ids, batch.target, logprob=own.logprob, hidden=hidden)
-    ready = goal.prepare(batch, own, frozen, parts=parts)
-    goal(ready, own, parts=parts).loss.backward()
-    slope = parts["critic"].bias.grad
+    ready = objective.prepare(batch, own, frozen, modules=modules)
+    objective(ready, own, modules=modules).loss.backward()
+    slope = modules["critic"].bias.grad
     wanted = -ready.column("return")[batch.target].mean(0)  # d 0.5 (v - ret)^2 at v = 0
     torch.testing.assert_close(slope, (0.1 / 2 * wanted).float())
     with pytest.raises(ShapeError, match="objectives=3"):
-        goal.prepare(batch.with_columns(reward=torch.zeros(6, 3)), own, frozen, parts=parts)
+        objective.prepare(
+            batch.with_columns(reward=torch.zeros(6, 3)), own, frozen, modules=modules
+        )
 
 
 def nearest_norm(gradients):

@@ -5,10 +5,11 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
 from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 
 
 def rollouts(seed=0, rows=6, rewards=None):
@@ -70,45 +71,47 @@ def test_split_into_micro_batches_weighted_by_tokens_the_loss_is_the_same():
     batch = prepared(PPO(), batch, policy, reference)
     moved = policy + 0.1 * torch.randn(policy.shape, dtype=policy.dtype)
     whole = PPO()(batch, scores(batch, moved)).loss
-    parts = [
+    modules = [
         PPO()(part, scores(part, moved[rows])).loss * part.target.sum()
         for rows in (slice(0, 2), slice(2, 6))
         for part in [batch.select(rows)]
     ]
-    torch.testing.assert_close(sum(parts) / batch.target.sum(), whole)
+    torch.testing.assert_close(sum(modules) / batch.target.sum(), whole)
 
 
 def critic_case():
     batch, policy, reference = rollouts()
     goal = PPO(critic=True, value_weight=0.5)
-    parts = goal.parts(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
+    modules = goal.modules(type("Model", (), {"config": type("C", (), {"hidden_size": 3})}))
     hidden = torch.randn(*batch.shape, 3)
-    torch.nn.init.normal_(parts["critic"].weight)
-    return goal, batch, policy, reference, parts, hidden
+    torch.nn.init.normal_(modules["critic"].weight)
+    return goal, batch, policy, reference, modules, hidden
 
 
 def test_the_critic_gives_the_values_and_learns_the_returns():
-    goal, batch, policy, reference, parts, hidden = critic_case()
+    goal, batch, policy, reference, modules, hidden = critic_case()
     own = scores(batch, policy, hidden=hidden)
-    ready = goal.prepare(batch, own, scores(batch, reference), parts=parts)
-    value = parts["critic"](hidden)[..., 0].detach().masked_fill(~batch.target, 0.0)
+    ready = goal.prepare(batch, own, scores(batch, reference), modules=modules)
+    value = modules["critic"](hidden)[..., 0].detach().masked_fill(~batch.target, 0.0)
     torch.testing.assert_close(ready.column("value").float(), value)
-    rewards = goal.rewards(batch, own, scores(batch, reference))
+    rewards = goal.reward(
+        RolloutBatch(batch.with_columns(old_logprob=policy, reference_logprob=reference))
+    )
     torch.testing.assert_close(
         ready.column("return"), gae(rewards, value.double(), batch.target, 1.0, 0.95)[1]
     )
-    result = goal(ready, own, parts=parts)
+    result = goal(ready, own, modules=modules)
     squared = 0.5 * (value - ready.column("return")).square()[batch.target].mean()
     plain = PPO()(ready, own).loss
     torch.testing.assert_close(result.loss - plain, 0.5 * squared)
     result.loss.backward()
-    assert parts["critic"].weight.grad.abs().sum() > 0
+    assert modules["critic"].weight.grad.abs().sum() > 0
 
 
 def test_a_new_critic_says_0_and_without_one_there_are_no_parts():
     model = type("Model", (), {"config": type("C", (), {"hidden_size": 3})})
-    assert (PPO(critic=True).parts(model)["critic"](torch.randn(2, 3)) == 0).all()
-    assert not list(PPO().parts(model).parameters())
+    assert (PPO(critic=True).modules(model)["critic"](torch.randn(2, 3)) == 0).all()
+    assert not list(PPO().modules(model).parameters())
 
 
 def test_needs_name_the_critics_only_with_a_critic():
@@ -118,7 +121,7 @@ def test_needs_name_the_critics_only_with_a_critic():
 
 def test_a_missing_head_or_reference_is_an_error_that_speaks():
     goal, batch, policy, reference, _, hidden = critic_case()
-    with pytest.raises(InputError, match="parts"):
+    with pytest.raises(InputError, match="modules"):
         goal.prepare(batch, scores(batch, policy, hidden=hidden), scores(batch, reference))
     with pytest.raises(InputError, match="reference"):
         PPO().prepare(batch, scores(batch, policy), None)

@@ -5,8 +5,8 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.orchestrator import PreferenceOrchestrator
 from tokenry.learn.policy.ppo import PPO
 from tokenry.learn.policy.pro import PRO, weighted_reward
@@ -39,8 +39,8 @@ MODEL = type("Model", (), {"config": type("C", (), {"hidden_size": 5})})
 def test_the_reward_is_the_weighted_sum_of_z_scores():
     batch, own, frozen = case()
     made = orchestrator()
-    goal = PRO(orchestrator=made)
-    ready = goal.prepare(batch, own, frozen, parts=goal.parts(MODEL))
+    objective = PRO(orchestrator=made)
+    ready = objective.prepare(batch, own, frozen, modules=objective.modules(MODEL))
     weights = made(frozen.hidden[:, 2])  # every completion begins at position 2
     scores = (batch.column("reward") - torch.tensor([0.0, 1, 2])) / torch.tensor([1.0, 2, 3])
     torch.testing.assert_close(ready.column("reward"), (weights * scores).sum(-1))
@@ -54,9 +54,9 @@ def test_one_reward_is_ordinary_rlhf():
     single = batch.with_columns(reward=batch.column("reward")[:, 0])
     wanted = PPO().prepare(single, own, frozen).column("advantage")
     made = orchestrator(1)
-    goal = PRO(orchestrator=made)
+    objective = PRO(orchestrator=made)
     for each in (batch, single):
-        got = goal.prepare(each, own, frozen, parts=goal.parts(MODEL))
+        got = objective.prepare(each, own, frozen, modules=objective.modules(MODEL))
         torch.testing.assert_close(got.column("advantage"), wanted)
         torch.testing.assert_close(PRO().prepare(each, own, frozen).column("advantage"), wanted)
 
@@ -67,8 +67,10 @@ def test_user_weights_are_mixed_in():
     user = (0.5, 0.3, 0.2)
     weights = {}
     for share in (0.0, 0.25, 1.0):
-        goal = PRO(orchestrator=made, user_weights=user, user_share=share)
-        weights[share] = goal.prepare(batch, own, frozen, parts=goal.parts(MODEL)).column("weights")
+        objective = PRO(orchestrator=made, user_weights=user, user_share=share)
+        weights[share] = objective.prepare(
+            batch, own, frozen, modules=objective.modules(MODEL)
+        ).column("weights")
     torch.testing.assert_close(weights[1.0], torch.tensor([user] * 4))
     torch.testing.assert_close(weights[0.25], 0.75 * weights[0.0] + 0.25 * weights[1.0])
 
@@ -84,14 +86,14 @@ def test_without_an_orchestrator_all_prompts_have_the_same_weights():
 def test_the_orchestrator_is_frozen_and_may_come_from_a_file(tmp_path):
     made = orchestrator()
     made.save(tmp_path / "one.safetensors")
-    goal = PRO(orchestrator=str(tmp_path / "one.safetensors"), critic=True)
-    parts = goal.parts(MODEL)
-    trained = {name for name, weight in parts.named_parameters() if weight.requires_grad}
+    objective = PRO(orchestrator=str(tmp_path / "one.safetensors"), critic=True)
+    modules = objective.modules(MODEL)
+    trained = {name for name, weight in modules.named_parameters() if weight.requires_grad}
     assert trained == {"critic.weight", "critic.bias"}
-    assert "reference.hidden" in goal.rollout_needs
+    assert "reference.hidden" in objective.rollout_needs
     assert "reference.hidden" not in PRO().rollout_needs
     states = torch.randn(2, 5)
-    torch.testing.assert_close(parts["orchestrator"](states), made(states))
+    torch.testing.assert_close(modules["orchestrator"](states), made(states))
 
 
 def test_weights_per_prompt_reach_what_no_fixed_weights_do():
@@ -122,7 +124,7 @@ def test_bad_input_is_refused():
         PRO(user_share=2.0)
     with pytest.raises(InputError, match="sum to 1"):
         PRO(user_weights=(0.5, 0.4))
-    with pytest.raises(InputError, match="parts"):
+    with pytest.raises(InputError, match="modules"):
         PRO(orchestrator=orchestrator()).prepare(batch, own, frozen)
     with pytest.raises(ShapeError, match="3 rewards"):
         PRO(user_weights=(0.5, 0.5)).prepare(batch, own, frozen)

@@ -7,10 +7,11 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import reward_to_go
 from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.rto import RTO, rto_token_rewards
 from tokenry.learn.policy.token_rewards import token_rewards
 
@@ -72,13 +73,15 @@ def test_the_objective_uses_them_and_is_otherwise_ppo():
     batch = batch.with_columns(reward=REWARD)
     views = [Scores(batch.ids, MASK, logprob=each) for each in (dpo, reference, old)]
     goal = RTO(reward_weight=2.0)
-    got = goal.rewards(batch, views[2], views[1], dpo=views[0])
+    names = ("dpo_logprob", "reference_logprob", "old_logprob")
+    columns = dict(zip(names, (dpo, reference, old), strict=True))
+    got = goal.reward(RolloutBatch(batch.with_columns(**columns)))
     torch.testing.assert_close(got, rto_token_rewards(dpo, reference, old, MASK, 2 * REWARD))
     ready = RTO(beta1=0.0).prepare(batch, views[2], views[1], dpo=views[0])
     plain = PPO(kl=0.01).prepare(batch, views[2], views[1])
     torch.testing.assert_close(ready.column("advantage"), plain.column("advantage"))
     assert "dpo.logprob" in goal.rollout_needs
-    with pytest.raises(InputError, match="DPO"):
+    with pytest.raises(InputError, match="dpo"):
         goal.prepare(batch, views[2], views[1])
 
 

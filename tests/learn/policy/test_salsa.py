@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from tokenry.core.registry import objective
-from tokenry.core.scores import Scores
 from tokenry.lab.on_policy_world import roll_out, train_on_policy
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.salsa import SALSA
 from tokenry.model.averaging import soup_models
 from tokenry.model.score import score
@@ -32,9 +32,10 @@ def models(tiny_llama):
 
 def rewards(goal, batch, policy, reference):
     def logprob(model):
-        return Scores(batch.ids, batch.target, logprob=score(model, batch, ("logprob",)).logprob)
+        return score(model, batch, ("logprob",)).need("logprob")
 
-    return goal.rewards(batch, logprob(policy), logprob(reference))
+    columns = {"old_logprob": logprob(policy), "reference_logprob": logprob(reference)}
+    return goal.reward(RolloutBatch(batch.with_columns(**columns)))
 
 
 def test_at_both_ends_of_the_line_it_is_ppo_with_that_model_as_reference(models):

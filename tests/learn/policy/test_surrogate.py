@@ -90,17 +90,17 @@ def test_garbage_outside_the_mask_reaches_neither_value_nor_gradient(bad):
     mask = torch.tensor([[True, False]])
     logprob = torch.tensor([[-1.0, bad]], requires_grad=True)
     old = torch.tensor([[-1.0, bad]])
-    gain = clipped_surrogate(logprob, old, torch.tensor([[2.0, bad]]), mask=mask)
-    gain.sum().backward()
-    assert gain.tolist() == [[2.0, 0.0]]
+    surrogate = clipped_surrogate(logprob, old, torch.tensor([[2.0, bad]]), mask=mask)
+    surrogate.sum().backward()
+    assert surrogate.tolist() == [[2.0, 0.0]]
     assert logprob.grad.tolist() == [[2.0, 0.0]]
 
 
 def test_enormous_log_ratios_stay_finite():
     logprob = torch.tensor([1e4, -1e4, 1e4, -1e4], requires_grad=True)
-    gain = clipped_surrogate(logprob, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]))
-    gain.sum().backward()
-    assert torch.isfinite(gain).all()
+    surrogate = clipped_surrogate(logprob, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]))
+    surrogate.sum().backward()
+    assert torch.isfinite(surrogate).all()
     assert torch.isfinite(logprob.grad).all()
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.act import ACT, rank_loss
-from tokenry.tasks.verifiers.programs import Constraint, ConstraintSet, length_between
+from tokenry.tasks.verifiers.programs import ConstraintSet, Verifier, length_between
 
 NUMBERS = st.floats(-3, 0)
 RATES = st.sampled_from([0.0, 0.25, 0.5, 1.0])
@@ -140,39 +140,39 @@ def test_plain_pairs_count_chosen_one_and_rejected_zero_unless_the_data_say_othe
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "p", "chosen": "a", "rejected": "b", "rejected_csr": 0.4},
     ]
-    found = ACT().annotate(copy.deepcopy(rows), context())
+    found = ACT().precompute(copy.deepcopy(rows), context())
     assert [(r["chosen_csr"], r["rejected_csr"]) for r in found] == [(1.0, 0.0), (1.0, 0.4)]
-    assert ACT().sides == ("chosen", "rejected")
+    assert ACT().completions == ("chosen", "rejected")
 
 
 def test_constraints_rate_the_pairs():
     rows = [{"prompt": "p", "chosen": "one two three", "rejected": "one"}]
-    found = ACT(constraints=("length_between(1, 2)",)).annotate(rows, context())
+    found = ACT(constraints=("length_between(1, 2)",)).precompute(rows, context())
     assert (found[0]["chosen_csr"], found[0]["rejected_csr"]) == (0.0, 1.0)
 
 
 def test_a_group_constraint_joins_rows_side_by_side():
-    same = ConstraintSet.of(Constraint("same", lambda _, ys: len(set(ys)) == 1, "group"))
+    same = ConstraintSet.of(Verifier("same", lambda _, ys: len(set(ys)) == 1, "group"))
     rows = [
         {"prompt": p, "chosen": "a", "rejected": r, "constraint_group": "g"}
         for p, r in (("p", "b"), ("q", "c"))
     ]
-    found = ACT(constraints=same).annotate(rows, context())
+    found = ACT(constraints=same).precompute(rows, context())
     assert [(r["chosen_csr"], r["rejected_csr"]) for r in found] == [(1.0, 0.0)] * 2
 
 
 def test_samples_take_the_place_of_the_pair(tiny_tokenizer, tiny_llama_text):
-    goal = ACT(samples=3, constraints=ConstraintSet.of(length_between(0, 2)), max_new_tokens=6)
+    objective = ACT(samples=3, constraints=ConstraintSet.of(length_between(0, 2)), max_new_tokens=6)
     prompt = tiny_tokenizer("the cat")["input_ids"]
     rows = [{"prompt": "the cat", "prompt_ids": prompt}] * 2
-    found = goal.annotate(rows, context(tiny_tokenizer, tiny_llama_text))
-    assert goal.sides == ("sample_0", "sample_1", "sample_2")
+    found = objective.precompute(rows, context(tiny_tokenizer, tiny_llama_text))
+    assert objective.completions == ("sample_0", "sample_1", "sample_2")
     for row in found:
-        for side in goal.sides:
+        for side in objective.completions:
             assert 1 <= len(row[f"{side}_ids"]) <= 6
             assert row[f"{side}_csr"] == float(len(row[side].split()) <= 2)
-    assert len({tuple(found[0][f"{side}_ids"]) for side in goal.sides}) > 1
-    again = goal.annotate(rows, context(tiny_tokenizer, tiny_llama_text))
+    assert len({tuple(found[0][f"{side}_ids"]) for side in objective.completions}) > 1
+    again = objective.precompute(rows, context(tiny_tokenizer, tiny_llama_text))
     assert again == found
 
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_ranked_is_an_error():
 
 def test_rates_are_of_the_texts_that_are_trained_on(tiny_tokenizer, tiny_llama_text):
     """Rates that came along with the rows are of other samples, or of other constraints."""
-    goal = ACT(samples=2, constraints=("length_between(0, 1000)",), max_new_tokens=3)
+    objective = ACT(samples=2, constraints=("length_between(0, 1000)",), max_new_tokens=3)
     row = {
         "prompt": "the cat",
         "prompt_ids": tiny_tokenizer("the cat")["input_ids"],
@@ -197,11 +197,11 @@ def test_rates_are_of_the_texts_that_are_trained_on(tiny_tokenizer, tiny_llama_t
         "sample_0_csr": 0.0,
         "sample_1_csr": 0.25,
     }
-    found = goal.annotate([row], context(tiny_tokenizer, tiny_llama_text))
+    found = objective.precompute([row], context(tiny_tokenizer, tiny_llama_text))
     assert [found[0][f"sample_{n}_csr"] for n in range(2)] == [1.0, 1.0]
     assert row["sample_0_csr"] == 0.0  # the rows given stay as they are
     pair = {"prompt": "p", "chosen": "one two three", "rejected": "one", "chosen_csr": 1.0}
-    found = ACT(constraints=("length_between(1, 2)",)).annotate([pair], context())
+    found = ACT(constraints=("length_between(1, 2)",)).precompute([pair], context())
     assert (found[0]["chosen_csr"], found[0]["rejected_csr"]) == (0.0, 1.0)
 
 

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import REVERSE_KL
+from tokenry.core.divergences import REVERSE_KL
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.fused import LinearHead
-from tokenry.core.registry import objective
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import is_on_policy
+from tokenry.learn.objective import is_on_policy, objective
 from tokenry.learn.preference.align_distil import (
     AlignDistil,
     OfflineAlignDistil,
@@ -91,8 +90,8 @@ def test_distillation_is_rlhf_at_every_state(seed, weight):
     """beta2 KL(pi || pi*) = beta2 KL(pi || ref) - E[beta1 log dpo / ref] + beta2 log normaliser."""
     batch = make_batch(seed=seed)
     policy, dpo, reference = (linear(batch, 3 * seed + n) for n in range(3))
-    goal = OfflineAlignDistil(beta=0.1, weight=weight, against="reference")
-    metrics = goal(batch, policy, reference, dpo=dpo).metrics
+    objective = OfflineAlignDistil(beta=0.1, weight=weight, against="reference")
+    metrics = objective(batch, policy, reference, dpo=dpo).metrics
     p, d, r = (logprobs(scores) for scores in (policy, dpo, reference))
     beta2 = 0.1 / weight
     penalty = (p.exp() * (p - r)).sum(-1)
@@ -149,14 +148,14 @@ def test_a_student_at_the_teacher_has_neither_loss_nor_gradient():
 def test_gradient_reaches_both_places_of_the_student_and_no_frozen_model(against, weight):
     batch = make_batch()
     policy, dpo, other = (linear(batch, seed) for seed in (1, 2, 3))
-    goal = OfflineAlignDistil(against=against, weight=weight)
+    objective = OfflineAlignDistil(against=against, weight=weight)
     dpo.hidden.requires_grad_()
     other.hidden.requires_grad_()
 
     def loss(hidden, matrix):
         student = replace(policy, hidden=hidden, head=LinearHead(matrix, policy.head.bias))
         models = {"dpo": dpo} | ({"reverse": other} if against == "reverse" else {})
-        return goal(batch, student, other if against == "reference" else None, **models).loss
+        return objective(batch, student, other if against == "reference" else None, **models).loss
 
     inputs = policy.hidden.requires_grad_(), policy.head.weight.requires_grad_()
     assert torch.autograd.gradcheck(loss, inputs)
@@ -223,11 +222,11 @@ def test_models_without_a_linear_head_are_distilled_through_their_logits():
 
 def test_the_on_policy_method_trains_on_the_rollout_as_it_is():
     batch = make_batch()
-    goal = AlignDistil()
-    assert is_on_policy(goal)
+    objective = AlignDistil()
+    assert is_on_policy(objective)
     assert not is_on_policy(OfflineAlignDistil())
-    assert goal.prepare(batch, linear(batch, 1), None) is batch
-    assert (goal.scale, OfflineAlignDistil().scale) == (15.0, 10.0)
+    assert objective.prepare(batch, linear(batch, 1), None) is batch
+    assert (objective.scale, OfflineAlignDistil().scale) == (15.0, 10.0)
 
 
 def test_the_product_of_token_teachers_is_not_the_sequence_optimum():

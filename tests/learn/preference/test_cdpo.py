@@ -8,9 +8,9 @@ from torch.nn.functional import logsigmoid
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.fused import LinearHead
-from tokenry.core.registry import objective
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.cdpo import CDPO, CriticalWeight, positionwise_loss
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.weighted import PreferenceObjective
@@ -54,18 +54,18 @@ def of_logits(batch, logits):
     )
 
 
-def run(goal, batch, policy, seed=0, scale=1.0, **changed):
+def run(objective, batch, policy, seed=0, scale=1.0, **changed):
     names = ("reference", "positive", "negative")
     models = {
         name: of_logits(batch, make_logits(batch, seed + 10 * i, scale))
         for i, name in enumerate(names, start=1)
     } | changed
-    return goal(batch, of_logits(batch, policy), models.pop("reference"), **models)
+    return objective(batch, of_logits(batch, policy), models.pop("reference"), **models)
 
 
-def gradient_of(goal, batch, policy, **changed):
+def gradient_of(objective, batch, policy, **changed):
     leaf = policy.clone().requires_grad_()
-    loss = run(goal, batch, leaf, **changed).loss
+    loss = run(objective, batch, leaf, **changed).loss
     return loss.detach(), *torch.autograd.grad(loss, leaf)
 
 
@@ -99,9 +99,9 @@ def test_token_gradients_are_dpos_times_one_minus_s_on_rejected_tokens():
     positive, negative = (of_logits(batch, make_logits(batch, seed)) for seed in (20, 30))
     s = contrastive_estimation(positive, negative, 1.0)
     for weigh_chosen in (False, True):
-        goal = CDPO(beta=0.6, weigh_chosen=weigh_chosen)
+        objective = CDPO(beta=0.6, weigh_chosen=weigh_chosen)
         leaf = policy.logprob.clone().requires_grad_()
-        result = goal(
+        result = objective(
             batch,
             Scores(batch.ids, batch.target, logprob=leaf),
             of_logits(batch, make_logits(batch, 10)),
@@ -166,11 +166,11 @@ def test_of_one_token_on_each_side_both_reductions_are_the_same():
 
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_padding_changes_nothing(reduction):
-    goal = CDPO(reduction=reduction)
+    objective = CDPO(reduction=reduction)
 
     def loss(**how):
         batch = make_batch(**how)
-        return run(goal, batch, make_logits(batch, 1)).loss
+        return run(objective, batch, make_logits(batch, 1)).loss
 
     assert float(loss()) != pytest.approx(math.log(2), abs=1e-3)
     torch.testing.assert_close(loss(side="left"), loss())

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.d2o import D2O, d2o_loss, instructed
 from tokenry.learn.preference.dpo import DPO, dpo_loss
 
@@ -19,7 +19,8 @@ RATIOS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
 
 
 def case(blocks, prompts=2, length=3, seed=0):
-    """A batch of `blocks` sides, and random log-probabilities of policy and reference."""
+    """A batch of `blocks` completions a prompt, and random log-probabilities of policy and
+    reference."""
     generator = torch.Generator().manual_seed(seed)
     rows = blocks * prompts
     ids = torch.randint(5, (rows, 1 + length), generator=generator).tolist()
@@ -28,9 +29,9 @@ def case(blocks, prompts=2, length=3, seed=0):
     return batch, own, other
 
 
-def loss_of(goal, batch, own, other):
+def loss_of(objective, batch, own, other):
     scores = (Scores(batch.ids, batch.target, logprob=values) for values in (own, other))
-    return goal(batch, *scores)
+    return objective(batch, *scores)
 
 
 def test_one_anchor_that_is_the_chosen_answer_gives_dpo():
@@ -146,7 +147,7 @@ def test_padding_nan_and_magnitude():
 
 
 def test_anchors_are_sampled_for_plain_rows_and_kept_if_given(tiny_tokenizer, tiny_llama_text):
-    goal = D2O(anchors=3, max_new_tokens=5, instruction="be kind ")
+    objective = D2O(anchors=3, max_new_tokens=5, instruction="be kind ")
     ids = tiny_tokenizer("the dog")["input_ids"]
     rows = [
         {"prompt": "the dog", "prompt_ids": ids, "rejected_ids": ids},
@@ -154,11 +155,11 @@ def test_anchors_are_sampled_for_plain_rows_and_kept_if_given(tiny_tokenizer, ti
         | {f"anchor_{n}_ids": [n] for n in range(3)},
     ]
     context = SimpleNamespace(tokenizer=tiny_tokenizer, model=tiny_llama_text, seed=0)
-    found = goal.annotate(rows, context)
-    assert goal.sides == ("rejected", "anchor_0", "anchor_1", "anchor_2")
-    assert all(1 <= len(found[0][f"{side}_ids"]) <= 5 for side in goal.sides)
+    found = objective.precompute(rows, context)
+    assert objective.completions == ("rejected", "anchor_0", "anchor_1", "anchor_2")
+    assert all(1 <= len(found[0][f"{side}_ids"]) <= 5 for side in objective.completions)
     assert [found[1][f"anchor_{n}_ids"] for n in range(3)] == [[0], [1], [2]]
-    assert goal.annotate(rows, context) == found
+    assert objective.precompute(rows, context) == found
 
 
 def test_an_instruction_goes_behind_the_start_token(tiny_tokenizer):

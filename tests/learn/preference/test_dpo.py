@@ -8,7 +8,6 @@ import torch
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.scores import Scores
-from tokenry.lab.preference_world import WorldPoint, reward_at_kl
 from tokenry.learn.preference.dpo import DPO, dpo_loss
 from tokenry.tasks.worlds.preference import PreferenceWorld
 
@@ -64,9 +63,3 @@ def test_needs_a_reference():
     policy = Scores(batch.ids, batch.target, logprob=torch.zeros(2, 2))
     with pytest.raises(InputError, match="reference"):
         DPO()(batch, policy, None)
-
-
-def test_reward_at_kl_interpolates_and_says_none_when_never_reached():
-    points = [WorldPoint(i, reward, kl, 0, 0, 0) for i, (reward, kl) in enumerate([(0, 0), (2, 4)])]
-    assert reward_at_kl(points, 1.0) == pytest.approx(0.5)
-    assert reward_at_kl(points, 5.0) is None

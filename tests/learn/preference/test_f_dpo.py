@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import (
+from tokenry.core.divergences import (
     FORWARD_KL,
     JENSEN_SHANNON,
     JENSEN_SHANNON_SUM,
@@ -21,8 +21,8 @@ from tokenry.core.divergence import (
     skew_kl,
 )
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.f_dpo import FDPO, f_dpo_loss, optimal_policy
 from tokenry.learn.preference.weighted import PreferenceObjective
@@ -42,19 +42,21 @@ def case(seed=0, pairs=3, length=5, scale=1.0, dtype=torch.float64):
     return batch, *(torch.where(batch.target, value, torch.nan) for value in logprobs)
 
 
-def loss_of(goal, batch, policy, reference):
+def loss_of(objective, batch, policy, reference):
     own, frozen = (Scores(batch.ids, batch.target, logprob=value) for value in (policy, reference))
-    return goal(batch, own, frozen)
+    return objective(batch, own, frozen)
 
 
-def value_and_gradient(goal, batch, policy, reference):
+def value_and_gradient(objective, batch, policy, reference):
     leaf = policy.clone().requires_grad_()
-    loss = loss_of(goal, batch, leaf, reference).loss
+    loss = loss_of(objective, batch, leaf, reference).loss
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
 def test_reverse_kl_is_dpo_in_value_and_gradient():
-    found = [value_and_gradient(goal, *case()) for goal in (FDPO(0.3, "reverse_kl"), DPO(0.3))]
+    found = [
+        value_and_gradient(objective, *case()) for objective in (FDPO(0.3, "reverse_kl"), DPO(0.3))
+    ]
     torch.testing.assert_close(*found)
 
 
@@ -226,7 +228,9 @@ def test_optimal_policy_under_the_reverse_kl_is_the_exponential_tilt():
 
 def test_is_the_composition_of_a_link_and_nothing_else():
     mixed = PreferenceObjective(beta=0.3, link=FORWARD_KL.derivative)
-    found = [value_and_gradient(goal, *case()) for goal in (FDPO(0.3, "forward_kl"), mixed)]
+    found = [
+        value_and_gradient(objective, *case()) for objective in (FDPO(0.3, "forward_kl"), mixed)
+    ]
     torch.testing.assert_close(*found)
 
 

@@ -8,9 +8,9 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import objective
 from tokenry.decode.search import stepwise_beam_search
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.mah_dpo import MAHDPO, ObjectiveHeads, mixed_model
 from tokenry.learn.reference import FrozenModel
@@ -43,12 +43,12 @@ def perturbed(module, seed=1, scale=0.3):
 @pytest.fixture
 def case(tiny_llama):
     """A trunk and heads that have moved; the reference has not."""
-    heads = MAHDPO(objectives=3).parts(tiny_llama)
+    heads = MAHDPO(objectives=3).modules(tiny_llama)
     return perturbed(tiny_llama), perturbed(heads, seed=2), FrozenModel(tiny_llama)
 
 
-def evaluate(goal, batch, policy, heads, reference):
-    return compute_loss(goal, batch, policy, reference, parts=heads)
+def evaluate(objective, batch, policy, heads, reference):
+    return compute_loss(objective, batch, policy, reference, modules=heads)
 
 
 def single(batch, policy, heads, number, reference):
@@ -65,7 +65,7 @@ def test_one_head_is_dpo_in_value_and_in_the_trunks_gradient(tiny_llama):
     plain = compute_loss(DPO(), batch, policy, reference)
     name = "model.layers.1.mlp.up_proj.weight"
     (expected,) = torch.autograd.grad(plain.loss, policy.get_parameter(name))
-    heads = MAHDPO(objectives=1).parts(policy)
+    heads = MAHDPO(objectives=1).modules(policy)
     found = evaluate(MAHDPO(objectives=1), batch, policy, heads, reference)
     torch.testing.assert_close(found.loss, plain.loss)
     torch.testing.assert_close(found.metrics["rewards/margin"], plain.metrics["rewards/margin"])
@@ -76,12 +76,12 @@ def test_one_head_is_dpo_in_value_and_in_the_trunks_gradient(tiny_llama):
 
 def test_heads_give_the_models_own_scaled_and_bounded_logits(scaled_model):
     """So that nothing has moved at first: the loss is ln 2, whatever the model does to logits."""
-    batch, goal = pairs_of([0, 1, 1]), MAHDPO()
-    heads = goal.parts(scaled_model)
-    found = evaluate(goal, batch, scaled_model, heads, FrozenModel(scaled_model))
+    batch, objective = pairs_of([0, 1, 1]), MAHDPO()
+    heads = objective.modules(scaled_model)
+    found = evaluate(objective, batch, scaled_model, heads, FrozenModel(scaled_model))
     assert float(found.loss) == pytest.approx(math.log(2), abs=1e-5)
     moved = perturbed(heads, seed=2)
-    found = evaluate(goal, batch, scaled_model, moved, FrozenModel(scaled_model))
+    found = evaluate(objective, batch, scaled_model, moved, FrozenModel(scaled_model))
     apart = [single(batch, scaled_model, moved, n, FrozenModel(scaled_model)) for n in (0, 1)]
     torch.testing.assert_close(found.loss, sum(apart) / 2, atol=1e-5, rtol=1e-5)
 
@@ -90,7 +90,7 @@ def test_a_model_whose_logits_are_more_than_a_layer_is_refused(tiny_llama):
     twin = copy.deepcopy(tiny_llama)
     twin.forward = lambda **inputs: _shifted(tiny_llama(**inputs))
     with pytest.raises(ModelError, match="logits of LlamaForCausalLM are not those of its output"):
-        MAHDPO().parts(twin)
+        MAHDPO().modules(twin)
 
 
 def _shifted(output):
@@ -111,12 +111,12 @@ def test_the_loss_is_the_mean_of_the_present_objectives_means(case):
 
 def test_a_head_learns_from_its_own_pairs_only_and_the_trunk_from_all(case):
     policy, heads, reference = case
-    goal = MAHDPO(objectives=3)
+    objective = MAHDPO(objectives=3)
 
     def gradients(batch):
         policy.zero_grad(set_to_none=True)
         heads.zero_grad(set_to_none=True)
-        evaluate(goal, batch, policy, heads, reference).loss.backward()
+        evaluate(objective, batch, policy, heads, reference).loss.backward()
         return [None if h.weight.grad is None else h.weight.grad.clone() for h in heads.heads]
 
     batch = pairs_of([0, 2, 0])
@@ -133,31 +133,33 @@ def test_gradient_of_a_head_is_the_finite_difference(case):
     policy, heads, reference = case
     policy, heads = policy.double(), heads.double()
     frozen = FrozenModel(copy.deepcopy(reference.model).double())
-    goal, batch = MAHDPO(beta=0.5, objectives=3, label_smoothing=0.1), pairs_of([0, 2, 0])
+    objective, batch = MAHDPO(beta=0.5, objectives=3, label_smoothing=0.1), pairs_of([0, 2, 0])
     weight = heads.heads[2].weight
-    (gradient,) = torch.autograd.grad(evaluate(goal, batch, policy, heads, frozen).loss, weight)
+    (gradient,) = torch.autograd.grad(
+        evaluate(objective, batch, policy, heads, frozen).loss, weight
+    )
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double()
     values = []
     for sign in (1, -1):
         with torch.no_grad():
             weight += sign * 1e-6 * direction
-            values.append(evaluate(goal, batch, policy, heads, frozen).loss.detach())
+            values.append(evaluate(objective, batch, policy, heads, frozen).loss.detach())
             weight -= sign * 1e-6 * direction
     numeric = (values[0] - values[1]) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-5, atol=1e-8)
 
 
 def test_at_the_start_all_heads_agree_and_the_loss_is_ln_2(tiny_model):
-    goal = MAHDPO(objectives=3)
-    heads = goal.parts(tiny_model)
+    objective = MAHDPO(objectives=3)
+    heads = objective.modules(tiny_model)
     for head in heads.heads:
         assert torch.equal(head.weight, tiny_model.get_output_embeddings().weight)
-    found = evaluate(goal, pairs_of([2, 0, 1]), tiny_model, heads, FrozenModel(tiny_model))
+    found = evaluate(objective, pairs_of([2, 0, 1]), tiny_model, heads, FrozenModel(tiny_model))
     assert float(found.loss.detach()) == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_noise_differs_by_head_and_has_the_given_size(tiny_llama):
-    heads = MAHDPO(objectives=2, noise=1e-3).parts(tiny_llama)
+    heads = MAHDPO(objectives=2, noise=1e-3).modules(tiny_llama)
     first, second = (head.weight - tiny_llama.lm_head.weight for head in heads.heads)
     assert float(first.detach().std()) == pytest.approx(1e-3, rel=0.1)
     assert (first - second).abs().max() > 1e-3
@@ -165,7 +167,7 @@ def test_noise_differs_by_head_and_has_the_given_size(tiny_llama):
 
 def test_training_a_head_leaves_tied_input_embeddings_alone(tiny_llama):
     assert tiny_llama.lm_head.weight is tiny_llama.model.embed_tokens.weight
-    heads = MAHDPO().parts(tiny_llama)
+    heads = MAHDPO().modules(tiny_llama)
     before = tiny_llama.model.embed_tokens.weight.detach().clone()
     with torch.no_grad():
         heads.heads[0].weight += 1.0
@@ -216,11 +218,11 @@ def test_guided_decoding_runs_on_the_mixed_model(case):
 
 
 def test_rows_carry_their_objective_to_both_sides():
-    rows = MAHDPO().annotate([{"objective": 1}, {"chosen_objective": 0}], None)
+    rows = MAHDPO().precompute([{"objective": 1}, {"chosen_objective": 0}], None)
     assert rows[0]["chosen_objective"] == rows[0]["rejected_objective"] == 1
     assert rows[1] == {"chosen_objective": 0}
     with pytest.raises(InputError, match=r'line 7: the field "objective" is missing'):
-        MAHDPO().annotate([{"place": "data.jsonl, line 7"}], None)
+        MAHDPO().precompute([{"place": "data.jsonl, line 7"}], None)
 
 
 def test_bad_objectives_heads_and_weights_are_named(case):
@@ -233,7 +235,7 @@ def test_bad_objectives_heads_and_weights_are_named(case):
     batch = batch.with_columns(objective=torch.tensor([0.0, 1, 1, 0]))
     with pytest.raises(InputError, match="other objectives"):
         evaluate(MAHDPO(), batch, policy, heads, reference)
-    with pytest.raises(InputError, match="parts="):
+    with pytest.raises(InputError, match="modules"):
         compute_loss(MAHDPO(), pairs_of([0, 1]), policy, reference)
     with pytest.raises(InputError, match="3 weights"):
         heads.merged([1.0, 1.0])

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.sparsepo import SparsePO
 from tokenry.learn.preference.tdpo import TDPO
@@ -78,9 +79,9 @@ def fixed(batch, reward, kl=None):
     return torch.nn.ModuleDict({"reward": FixedMask(reward), "kl": FixedMask(kl)})
 
 
-def value_and_gradient(goal, batch, policy, reference, states, **others):
+def value_and_gradient(objective, batch, policy, reference, states, **others):
     leaf = policy.clone().requires_grad_()
-    loss = goal(batch, *scores_of(batch, leaf, reference, states), **others).loss
+    loss = objective(batch, *scores_of(batch, leaf, reference, states), **others).loss
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
@@ -92,15 +93,15 @@ def value_and_gradient(goal, batch, policy, reference, states, **others):
 def test_masks_of_ones_are_tdpo1_and_without_the_kl_mask_dpo(reward, kl, other):
     """In value and gradient: the chosen KL is not stopped."""
     given_case = case()
-    parts = fixed(given_case[0], reward, kl)
-    found = value_and_gradient(SparsePO(0.4), *given_case, parts=parts)
+    modules = fixed(given_case[0], reward, kl)
+    found = value_and_gradient(SparsePO(0.4), *given_case, modules=modules)
     torch.testing.assert_close(found, value_and_gradient(other, *given_case))
 
 
 def test_a_mask_of_zeros_gives_ln_2_and_teaches_the_policy_nothing():
     given_case = case()
-    parts = fixed(given_case[0], 0.0)
-    loss, gradient = value_and_gradient(SparsePO(0.4), *given_case, parts=parts)
+    modules = fixed(given_case[0], 0.0)
+    loss, gradient = value_and_gradient(SparsePO(0.4), *given_case, modules=modules)
     assert float(loss) == pytest.approx(math.log(2))
     assert (gradient == 0).all()
 
@@ -110,10 +111,10 @@ def test_gradients_of_the_masks_are_the_closed_forms():
     batch, policy, reference, states = case(1)
     beta, generator = 0.6, torch.Generator().manual_seed(3)
     masks = torch.rand(2, *batch.shape, generator=generator, dtype=torch.float64)
-    parts = fixed(batch, *masks)
+    modules = fixed(batch, *masks)
     own, frozen = scores_of(batch, policy, reference, states)
-    goal = SparsePO(beta, reward_l1=0.02, kl_l1=0.03)
-    result = goal(batch, own, frozen, parts=parts)
+    objective = SparsePO(beta, reward_l1=0.02, kl_l1=0.03)
+    result = objective(batch, own, frozen, modules=modules)
     result.loss.backward()
 
     rho = torch.where(batch.target, own.logprob - frozen.logprob, 0.0)
@@ -123,8 +124,8 @@ def test_gradients_of_the_masks_are_the_closed_forms():
     factor = torch.sigmoid(-beta * (rows[:2] - rows[2:])).repeat(2)[:, None] * beta / PAIRS
     for name, values, strength in (("reward", rho, 0.02), ("kl", kl, 0.03)):
         penalty = strength * batch.target / PAIRS
-        torch.testing.assert_close(parts[name].values.grad, sign * factor * values + penalty)
-    assert (parts["kl"].values.grad[:2][batch.target[:2]] < 0.03 / PAIRS).all()  # raises margin
+        torch.testing.assert_close(modules[name].values.grad, sign * factor * values + penalty)
+    assert (modules["kl"].values.grad[:2][batch.target[:2]] < 0.03 / PAIRS).all()  # raises margin
 
 
 def test_common_masks_are_penalised_once_and_independent_ones_each():
@@ -134,14 +135,16 @@ def test_common_masks_are_penalised_once_and_independent_ones_each():
     mask = torch.rand(batch.shape, generator=generator, dtype=torch.float64)
     norm = torch.where(batch.target, mask, 0.0).sum() / PAIRS
     own = scores_of(batch, policy, reference, states)
-    parts = fixed(batch, mask, mask)
+    modules = fixed(batch, mask, mask)
     for masks, expected in (("common", 0.001 * norm), ("independent", 0.002 * norm)):
         plain, penalised = (
-            SparsePO(masks=masks, reward_l1=strength, kl_l1=strength)(batch, *own, parts=parts).loss
+            SparsePO(masks=masks, reward_l1=strength, kl_l1=strength)(
+                batch, *own, modules=modules
+            ).loss
             for strength in (0.0, 0.001)
         )
         torch.testing.assert_close(penalised - plain, expected)
-    one_sided = SparsePO(masks="common", reward_l1=0.01)(batch, *own, parts=parts)
+    one_sided = SparsePO(masks="common", reward_l1=0.01)(batch, *own, modules=modules)
     torch.testing.assert_close(one_sided.metrics["mask/reward_l1"].mean(), 0.005 * norm)
 
 
@@ -149,11 +152,11 @@ def test_a_token_with_both_masks_at_zero_does_not_matter():
     batch, policy, reference, states = case()
     masks = torch.ones(batch.shape, dtype=torch.float64)
     masks[:, 2] = 0.0
-    parts = fixed(batch, masks)
+    modules = fixed(batch, masks)
     changed = policy.clone()
     changed[:, 2] += torch.randn(4, V, generator=torch.Generator().manual_seed(9)) * 5
     one, two = (
-        value_and_gradient(SparsePO(), batch, logits, reference, states, parts=parts)
+        value_and_gradient(SparsePO(), batch, logits, reference, states, modules=modules)
         for logits in (policy, changed)
     )
     torch.testing.assert_close(one[0], two[0])
@@ -162,28 +165,28 @@ def test_a_token_with_both_masks_at_zero_does_not_matter():
 
 def test_gradient_of_policy_and_mask_networks_is_the_finite_difference():
     batch, policy, reference, states = case(4)
-    goal = SparsePO(0.9, reward_l1=0.01, kl_l1=0.02, dropout=0.0)
+    objective = SparsePO(0.9, reward_l1=0.01, kl_l1=0.02, dropout=0.0)
     torch.manual_seed(0)
-    parts = goal.parts(MODEL).double()
+    modules = objective.modules(MODEL).double()
 
     def loss(logits, *weights):
-        state = dict(zip([n for n, _ in parts.named_parameters()], weights, strict=True))
-        module = FunctionalParts(parts, state)
-        return goal(batch, *scores_of(batch, logits, reference, states), parts=module).loss
+        state = dict(zip([n for n, _ in modules.named_parameters()], weights, strict=True))
+        module = FunctionalParts(modules, state)
+        return objective(batch, *scores_of(batch, logits, reference, states), modules=module).loss
 
-    inputs = (policy.requires_grad_(), *(p.detach().requires_grad_() for p in parts.parameters()))
+    inputs = (policy.requires_grad_(), *(p.detach().requires_grad_() for p in modules.parameters()))
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
 class FunctionalParts:
     """The parts with other weights, for finite differences."""
 
-    def __init__(self, parts, state):
-        self.parts, self.state = parts, state
+    def __init__(self, modules, state):
+        self.modules, self.state = modules, state
 
     def __getitem__(self, name):
         own = {k.removeprefix(f"{name}."): v for k, v in self.state.items() if k.startswith(name)}
-        return lambda *inputs: torch.func.functional_call(self.parts[name], own, inputs)
+        return lambda *inputs: torch.func.functional_call(self.modules[name], own, inputs)
 
 
 @pytest.mark.parametrize("layers", ["all", "last"])
@@ -206,16 +209,16 @@ def test_the_mask_is_never_negative_and_begins_alive(layers, seed, scale):
 def test_masks_read_the_reference_only_and_no_gradient_flows_into_it():
     batch, policy, reference, states = case()
     states = tuple(state.requires_grad_() for state in states)
-    goal = SparsePO(dropout=0.0)
+    objective = SparsePO(dropout=0.0)
     torch.manual_seed(0)
-    parts = goal.parts(MODEL).double()
+    modules = objective.modules(MODEL).double()
     own, frozen = scores_of(batch, policy, reference, states)
-    before = parts["reward"](states, batch.target)
-    goal(batch, own, frozen, parts=parts).loss.backward()
+    before = modules["reward"](states, batch.target)
+    objective(batch, own, frozen, modules=modules).loss.backward()
     assert all(state.grad is None for state in states)
-    torch.testing.assert_close(before, parts["reward"](states, batch.target))
-    assert parts["reward"].mixer.weight.grad is not None
-    assert parts["kl"].mixer.weight.grad is not None
+    torch.testing.assert_close(before, modules["reward"](states, batch.target))
+    assert modules["reward"].mixer.weight.grad is not None
+    assert modules["kl"].mixer.weight.grad is not None
 
 
 def test_common_masks_have_one_network_and_mapo_none():
@@ -223,34 +226,34 @@ def test_common_masks_have_one_network_and_mapo_none():
     scores = scores_of(batch, policy, reference, states)
     torch.manual_seed(0)
     common = SparsePO(masks="common", dropout=0.0)
-    parts = common.parts(MODEL).double()
-    assert [*parts] == ["reward"]
-    both = torch.nn.ModuleDict({"reward": parts["reward"], "kl": parts["reward"]})
+    modules = common.modules(MODEL).double()
+    assert [*modules] == ["reward"]
+    both = torch.nn.ModuleDict({"reward": modules["reward"], "kl": modules["reward"]})
     torch.testing.assert_close(
-        common(batch, *scores, parts=parts).loss,
-        SparsePO(dropout=0.0)(batch, *scores, parts=both).loss,
+        common(batch, *scores, modules=modules).loss,
+        SparsePO(dropout=0.0)(batch, *scores, modules=both).loss,
     )
     mapo = SparsePO(masks="activation")
-    assert len(mapo.parts(MODEL)) == 0
+    assert len(mapo.modules(MODEL)) == 0
     mask = activation_mask(states, batch.target)
     torch.testing.assert_close(
-        mapo(batch, *scores, parts=mapo.parts(MODEL)).loss,
-        SparsePO()(batch, *scores, parts=fixed(batch, mask)).loss,
+        mapo(batch, *scores, modules=mapo.modules(MODEL)).loss,
+        SparsePO()(batch, *scores, modules=fixed(batch, mask)).loss,
     )
 
 
 def test_is_a_composition_of_a_weight_and_a_margin():
     given_case = case()
     torch.manual_seed(0)
-    goal = SparsePO(0.7, dropout=0.0)
-    parts = goal.parts(MODEL).double()
+    objective = SparsePO(0.7, dropout=0.0)
+    modules = objective.modules(MODEL).double()
     learned = LearnedMask(dropout=0.0)
     mixed = PreferenceObjective(0.7, weight=learned, margin=MaskedKL(learned))
     assert set(mixed.needs) == set(SparsePO.needs)
-    found = value_and_gradient(goal, *given_case, parts=parts)
-    own = torch.nn.ModuleDict({"weight0": parts["reward"], "margin0": parts["kl"]})
-    torch.testing.assert_close(found, value_and_gradient(mixed, *given_case, parts=own))
-    assert MaskedKL(ActivationMask()).parts(MODEL) is None
+    found = value_and_gradient(objective, *given_case, modules=modules)
+    own = torch.nn.ModuleDict({"weight0": modules["reward"], "margin0": modules["kl"]})
+    torch.testing.assert_close(found, value_and_gradient(mixed, *given_case, modules=own))
+    assert MaskedKL(ActivationMask()).modules(MODEL) is None
 
 
 @settings(max_examples=25)
@@ -284,12 +287,12 @@ def test_sparsity_counts_exact_zeros_of_the_completions():
 
 def test_dropout_is_for_training_only():
     batch, policy, reference, states = case()
-    goal = SparsePO(dropout=0.5)
-    parts = goal.parts(MODEL).double().train()
+    objective = SparsePO(dropout=0.5)
+    modules = objective.modules(MODEL).double().train()
     scores = scores_of(batch, policy, reference, states)
-    trained = [float(goal(batch, *scores, parts=parts).loss.detach()) for _ in range(4)]
+    trained = [float(objective(batch, *scores, modules=modules).loss.detach()) for _ in range(4)]
     with torch.no_grad():
-        evaluated = [float(goal(batch, *scores, parts=parts).loss) for _ in range(4)]
+        evaluated = [float(objective(batch, *scores, modules=modules).loss) for _ in range(4)]
     assert len(set(trained)) > 1
     assert len(set(evaluated)) == 1
 
@@ -310,9 +313,9 @@ def test_wrong_inputs_say_what_is_wrong():
 
 
 def test_the_masks_learning_rate_may_come_from_yaml_as_a_text():
-    with pytest.raises(InputError, match="parts_learning_rate"):
-        SparsePO(parts_learning_rate="1e-3")  # type: ignore[arg-type]
-    assert SparsePO().parts_learning_rate is None
+    with pytest.raises(InputError, match="modules_learning_rate"):
+        SparsePO(modules_learning_rate="1e-3")  # type: ignore[arg-type]
+    assert SparsePO().modules_learning_rate is None
 
 
 def test_is_filed_under_its_paper():

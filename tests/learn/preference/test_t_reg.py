@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data import preference_rows
-from tokenry.learn.data.precompute import Annotation
+from tokenry.learn.data.precompute import PrecomputeContext
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.t_reg import (
     TokenRewardTerm,
@@ -43,13 +43,13 @@ def scores(batch, logprob):
     return Scores(batch.ids, batch.target, logprob=logprob)
 
 
-def run(goal, batch, policy, reference):
-    return goal(batch, scores(batch, policy), scores(batch, reference))
+def run(objective, batch, policy, reference):
+    return objective(batch, scores(batch, policy), scores(batch, reference))
 
 
-def gradient_of(goal, batch, policy, reference):
+def gradient_of(objective, batch, policy, reference):
     leaf = policy.clone().requires_grad_()
-    loss = run(goal, batch, leaf, reference).loss
+    loss = run(objective, batch, leaf, reference).loss
     return loss.detach(), *torch.autograd.grad(loss, leaf)
 
 
@@ -72,10 +72,10 @@ def test_the_reward_is_bounded_odd_and_zero_between_equal_prompts(better, worse)
 @pytest.mark.parametrize("how", ["alpha", "rewards"])
 def test_is_dpo_in_value_and_gradient_when_alpha_or_all_rewards_are_zero(how):
     batch, policy, reference = case()
-    goal = TReg(alpha=0.0) if how == "alpha" else TReg()
+    objective = TReg(alpha=0.0) if how == "alpha" else TReg()
     if how == "rewards":
         batch = batch.with_columns(self_reward=torch.zeros(batch.shape))
-    found = gradient_of(goal, batch, policy, reference)
+    found = gradient_of(objective, batch, policy, reference)
     torch.testing.assert_close(found, gradient_of(DPO(), batch, policy, reference))
 
 
@@ -125,8 +125,8 @@ def test_gradient_is_the_finite_difference_with_the_weight_and_the_rewards_held(
         hosted = torch.log1p(torch.exp(-margin))
         return (hosted - alpha * weight * (agreement[:2] + agreement[2:])).mean()
 
-    goal = TReg(beta, alpha, host, gamma)
-    loss, gradient = gradient_of(goal, batch, policy, reference)
+    objective = TReg(beta, alpha, host, gamma)
+    loss, gradient = gradient_of(objective, batch, policy, reference)
     torch.testing.assert_close(loss, documented(policy))
     step = 1e-6
     for place in batch.target.nonzero().tolist():
@@ -139,11 +139,11 @@ def test_gradient_is_the_finite_difference_with_the_weight_and_the_rewards_held(
 
 def test_simpo_as_host_needs_no_reference_and_is_simpo_when_alpha_is_zero():
     batch, policy, _ = case()
-    goal = TReg(2.5, 0.0, host="simpo", gamma=1.4)
-    assert not any(need.startswith("reference") for need in goal.needs)
+    objective = TReg(2.5, 0.0, host="simpo", gamma=1.4)
+    assert not any(need.startswith("reference") for need in objective.needs)
     own = torch.where(batch.target, policy, 0.0).sum(-1) / batch.target.sum(-1)
     expected = -torch.nn.functional.logsigmoid(2.5 * (own[:2] - own[2:]) - 1.4).mean()
-    torch.testing.assert_close(goal(batch, scores(batch, policy), None).loss, expected)
+    torch.testing.assert_close(objective(batch, scores(batch, policy), None).loss, expected)
 
 
 @settings(max_examples=15)
@@ -198,20 +198,20 @@ def judge(batch, needs):
     return scores(batch, torch.where(batch.target, logprob, 0.0))
 
 
-def test_annotation_scores_the_same_answer_ids_under_both_requests():
+def test_precompute_scores_the_same_answer_ids_under_both_requests():
     rows = [
         {"prompt_ids": [4], "chosen_ids": [7, 8, 9], "rejected_ids": [8, 7]},
         {"prompt_ids": [5], "chosen_ids": [8], "rejected_ids": [7], "chosen_self_reward": [0.125]},
     ]
-    goal = TReg(better="better {prompt}", worse="worse {prompt}")
-    context = Annotation(WordTokenizer(), reference=judge, batch_size=2)
-    found = goal.annotate(rows, context)
+    objective = TReg(better="better {prompt}", worse="worse {prompt}")
+    context = PrecomputeContext(WordTokenizer(), reference=judge, batch_size=2)
+    found = objective.precompute(rows, context)
     high = 1 / (1 + math.exp(-1.5)) - 0.5
     assert found[0]["chosen_self_reward"] == pytest.approx([high, 0.0, 0.0])
     assert found[0]["rejected_self_reward"] == pytest.approx([0.0, high])
     assert found[1]["chosen_self_reward"] == [0.125]  # the data's own stay
     assert found[1]["rejected_self_reward"] == pytest.approx([high])
-    swapped = TReg(better=goal.worse, worse=goal.better).annotate(
+    swapped = TReg(better=objective.worse, worse=objective.better).precompute(
         [{"prompt_ids": [4], "chosen_ids": [7], "rejected_ids": [8]}], context
     )
     assert swapped[0]["chosen_self_reward"] == pytest.approx([-high])

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.data.precompute import Annotation
+from tokenry.learn.data.precompute import PrecomputeContext
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.tab_po import (
     TABPO,
     BarrierTerm,
@@ -38,17 +38,17 @@ def case(seed=0, scale=1.0, dtype=torch.float64):
     return batch.with_columns(weight=weight), policy, reference
 
 
-def run(goal, batch, policy, reference):
-    return goal(
+def run(objective, batch, policy, reference):
+    return objective(
         batch,
         Scores(batch.ids, batch.target, logprob=policy),
         Scores(batch.ids, batch.target, logprob=reference),
     )
 
 
-def gradient_of(goal, batch, policy, reference):
+def gradient_of(objective, batch, policy, reference):
     leaf = policy.clone().requires_grad_()
-    loss = run(goal, batch, leaf, reference).loss
+    loss = run(objective, batch, leaf, reference).loss
     return loss.detach(), *torch.autograd.grad(loss, leaf)
 
 
@@ -224,7 +224,7 @@ class CharacterTokenizer:
         }
 
 
-def test_annotation_weighs_fields_and_differences_of_both_sides():
+def test_precompute_weighs_fields_and_differences_of_both_sides():
     end = [0]  # covers no character
     row = {
         "chosen": "x:ab",
@@ -232,15 +232,15 @@ def test_annotation_weighs_fields_and_differences_of_both_sides():
         "chosen_ids": [*map(ord, "x:ab"), *end],
         "rejected_ids": [*map(ord, "x:ac"), *end],
     }
-    context = Annotation(CharacterTokenizer())
+    context = PrecomputeContext(CharacterTokenizer())
     apart = {"chosen_fields": {"Code": ["ab"]}, "rejected_fields": {"Code": ["ac"]}}
-    (found,) = TABPO().annotate([row | apart], context)
+    (found,) = TABPO().precompute([row | apart], context)
     assert found["chosen_weight"] == pytest.approx([1.0, 1.0, 1.1, 1.1 * 1.2, 1.0])
     assert found["rejected_weight"] == pytest.approx([1.0, 1.0, 1.1, 1.1 * 1.2, 1.0])
-    (found,) = TABPO().annotate([row | {"fields": {"Code": ["ab"]}}], context)
+    (found,) = TABPO().precompute([row | {"fields": {"Code": ["ab"]}}], context)
     assert found["rejected_weight"] == pytest.approx([1.0, 1.0, 1.0, 1.2, 1.0])
     own = {"chosen_weight": [3.0] * 5}
-    (found,) = TABPO().annotate([row | own], context)
+    (found,) = TABPO().precompute([row | own], context)
     assert found["chosen_weight"] == [3.0] * 5
     assert found["rejected_weight"] == [1.0, 1.0, 1.0, 1.2, 1.0]
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.data.precompute import Annotation, joined_batch
+from tokenry.learn.data.precompute import PrecomputeContext, joined_batch
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tars import (
     TARS,
@@ -102,8 +102,8 @@ def test_the_two_parts_have_a_beta_each():
     batch = with_energy(batch, reference)
     growth = log_energy(policy.hidden, batch.target) - log_energy(reference.hidden, batch.target)
     ratio = (policy.logprob - reference.logprob).sum(-1)
-    goal = TARS(beta=0.3, frequency_beta=2.0, frequency_weight=0.7)
-    losses = goal(batch, policy, reference).metrics
+    objective = TARS(beta=0.3, frequency_beta=2.0, frequency_weight=0.7)
+    losses = objective(batch, policy, reference).metrics
 
     def expected(beta, rows):
         return torch.log1p(torch.exp(-beta * (rows[:2] - rows[2:])))
@@ -122,12 +122,12 @@ def test_without_the_spectral_term_it_is_dpo():
 def test_gradient_of_the_energies_is_the_finite_difference():
     batch, policy, reference = case()
     batch = with_energy(batch, reference)
-    for goal in (TARS(frequency_weight=2.0), TARS(variant="triplet", frequency_weight=2.0)):
+    for method in (TARS(frequency_weight=2.0), TARS(variant="triplet", frequency_weight=2.0)):
         leaf = policy.hidden.clone().requires_grad_()
-        goal(batch, replace(policy, hidden=leaf), reference).loss.backward()
+        method(batch, replace(policy, hidden=leaf), reference).loss.backward()
         direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1)).double()
         low, high = (
-            goal(batch, replace(policy, hidden=policy.hidden + s * direction), reference).loss
+            method(batch, replace(policy, hidden=policy.hidden + s * direction), reference).loss
             for s in (-1e-6, 1e-6)
         )
         assert float(leaf.grad.abs().sum()) > 1e-3
@@ -201,7 +201,7 @@ def test_only_allowed_tokens_change_and_always_in_the_same_way(tokens, omega, se
 
 @pytest.fixture
 def context(tiny_llama_text, tiny_tokenizer):
-    return Annotation(
+    return PrecomputeContext(
         tiny_tokenizer, model=tiny_llama_text, reference=FrozenModel(tiny_llama_text), batch_size=2
     )
 
@@ -220,7 +220,7 @@ def rows_of(tokenizer, *rows):
     return made
 
 
-def test_annotation_perturbs_what_the_evidence_does_not_speak_about(context):
+def test_precompute_perturbs_what_the_evidence_does_not_speak_about(context):
     tokenizer = context.tokenizer
     rows = rows_of(
         tokenizer,
@@ -234,8 +234,8 @@ def test_annotation_perturbs_what_the_evidence_does_not_speak_about(context):
     )
     before = [list(row["prompt_ids"]) for row in rows]
     for mode in ("mask", "replace"):
-        goal = TARS(perturbation=mode, omega=10.0, most=1.0)
-        found = goal.annotate([dict(row) for row in rows], context)
+        objective = TARS(perturbation=mode, omega=10.0, most=1.0)
+        found = objective.precompute([dict(row) for row in rows], context)
         assert [row["prompt_ids"] for row in rows] == before  # the given rows stay
         assert found[1]["prompt_ids"][0] == tokenizer.bos_token_id
         assert all(a != b for a, b in zip(found[1]["prompt_ids"][1:], before[1][1:], strict=True))
@@ -248,7 +248,7 @@ def test_annotation_perturbs_what_the_evidence_does_not_speak_about(context):
             assert {new for new, c in zip(prompt, changed, strict=True) if c} == {
                 tokenizer.pad_token_id
             }
-    few = TARS(omega=0.0).annotate([dict(row) for row in rows], context)
+    few = TARS(omega=0.0).precompute([dict(row) for row in rows], context)
     assert [sum(a != b for a, b in zip(row["prompt_ids"], old, strict=True))
             for row, old in zip(few, before, strict=True)] == [1, 1]  # fmt: skip
 
@@ -264,14 +264,14 @@ def test_relevance_is_the_cosine_with_the_pooled_evidence(context):
         assert value == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_annotated_energies_are_the_references_on_the_clean_prompt(context):
+def test_precomputed_energies_are_the_references_on_the_clean_prompt(context):
     rows = rows_of(
         context.tokenizer,
         ("the dog sat", " there", " gathered feathers", None),
         ("a theory", " and", " of the mat", None),
         ("café", " naïve", " cat", None),
     )
-    found = TARS(omega=10.0).annotate([dict(row) for row in rows], context)
+    found = TARS(omega=10.0).precompute([dict(row) for row in rows], context)
     for clean, row in zip(rows, found, strict=True):
         assert row["prompt_ids"] != clean["prompt_ids"]
         for side in ("chosen", "rejected"):
@@ -283,10 +283,10 @@ def test_annotated_energies_are_the_references_on_the_clean_prompt(context):
 
 def test_a_prompt_that_may_not_change_stays_as_it_is(context):
     rows = rows_of(context.tokenizer, ("the cat", " a", " b", None))
-    goal = TARS(relevance=lambda row, _: [None] * len(row["prompt_ids"]))
-    assert goal.annotate([dict(rows[0])], context)[0]["prompt_ids"] == rows[0]["prompt_ids"]
-    goal = TARS(perturbation="none")
-    assert goal.annotate([dict(rows[0])], context)[0]["prompt_ids"] == rows[0]["prompt_ids"]
+    objective = TARS(relevance=lambda row, _: [None] * len(row["prompt_ids"]))
+    assert objective.precompute([dict(rows[0])], context)[0]["prompt_ids"] == rows[0]["prompt_ids"]
+    objective = TARS(perturbation="none")
+    assert objective.precompute([dict(rows[0])], context)[0]["prompt_ids"] == rows[0]["prompt_ids"]
 
 
 @settings(max_examples=10)

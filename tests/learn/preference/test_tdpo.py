@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tdpo import TDPO, tdpo_loss
 
@@ -51,8 +52,8 @@ def random_case(seed=0, pairs=2, length=3, V=4, dtype=torch.float64, scale=1.0):
     return batch, *logits
 
 
-def loss_of(goal, batch, policy, reference):
-    return goal(batch, *scores_of(batch, policy, reference)).loss.double()
+def loss_of(objective, batch, policy, reference):
+    return objective(batch, *scores_of(batch, policy, reference)).loss.double()
 
 
 def two_token_example():
@@ -88,9 +89,9 @@ def test_worked_example_of_one_token_per_side():
 def test_is_dpo_in_value_and_gradient_when_alpha_is_zero():
     batch, policy, reference = random_case()
     gradients = []
-    for goal in (TDPO(alpha=0.0), DPO()):
+    for method in (TDPO(alpha=0.0), DPO()):
         leaf = policy.clone().requires_grad_()
-        loss = loss_of(goal, batch, leaf, reference)
+        loss = loss_of(method, batch, leaf, reference)
         gradients.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -98,9 +99,9 @@ def test_is_dpo_in_value_and_gradient_when_alpha_is_zero():
 def test_tdpo1_is_tdpo2_with_alpha_one_in_value_but_not_in_the_chosen_gradient():
     batch, policy, reference = random_case()
     found = []
-    for goal in (TDPO(variant="tdpo1"), TDPO(alpha=1.0, variant="tdpo2")):
+    for method in (TDPO(variant="tdpo1"), TDPO(alpha=1.0, variant="tdpo2")):
         leaf = policy.clone().requires_grad_()
-        loss = loss_of(goal, batch, leaf, reference)
+        loss = loss_of(method, batch, leaf, reference)
         (gradient,) = torch.autograd.grad(loss, leaf)
         found.append((loss.detach(), gradient))
     torch.testing.assert_close(found[0][0], found[1][0])
@@ -111,9 +112,9 @@ def test_tdpo1_is_tdpo2_with_alpha_one_in_value_but_not_in_the_chosen_gradient()
 def test_tdpo2_moves_chosen_tokens_like_dpo_up_to_the_sigmoid_factor_and_tdpo1_does_not():
     batch, policy, reference = random_case(pairs=1)
 
-    def chosen_gradient(goal):
+    def chosen_gradient(objective):
         leaf = policy.clone().requires_grad_()
-        result = goal(batch, *scores_of(batch, leaf, reference))
+        result = objective(batch, *scores_of(batch, leaf, reference))
         (gradient,) = torch.autograd.grad(result.loss.double(), leaf)
         factor = 1 - torch.exp(-result.loss.detach().double())  # sigmoid(-beta h)
         return gradient[0, 1:] / factor
@@ -127,7 +128,7 @@ def test_tdpo2_moves_chosen_tokens_like_dpo_up_to_the_sigmoid_factor_and_tdpo1_d
 def test_gradient_is_the_finite_difference_with_only_the_chosen_kl_held_fixed(variant):
     """TDPO2 holds D(y_w) at its value; TDPO1 and the rejected side hold nothing."""
     batch, policy, reference = random_case(seed=5)
-    goal = TDPO(beta=0.7, alpha=0.9, variant=variant)
+    objective = TDPO(beta=0.7, alpha=0.9, variant=variant)
 
     def parts(logits):
         own, frozen = scores_of(batch, logits, reference)
@@ -141,8 +142,8 @@ def test_gradient_is_the_finite_difference_with_only_the_chosen_kl_held_fixed(va
         if variant == "tdpo1":
             margin = chosen - rejected - (rejected_kl - chosen_kl)
         else:
-            margin = chosen - rejected - goal.alpha * (rejected_kl - at_policy)
-        return torch.log1p(torch.exp(-goal.beta * margin)).mean()
+            margin = chosen - rejected - objective.alpha * (rejected_kl - at_policy)
+        return torch.log1p(torch.exp(-objective.beta * margin)).mean()
 
     leaf = policy.clone().requires_grad_()
     own, frozen = scores_of(batch, leaf, reference)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tgdpo import TGDPO, GuideWeight
 from tokenry.learn.preference.weighted import PreferenceObjective
@@ -35,8 +35,10 @@ def scores(batch, logprob):
     return Scores(batch.ids, batch.target, logprob=logprob)
 
 
-def loss_of(goal, batch, policy, reference, guide):
-    return goal(batch, scores(batch, policy), scores(batch, reference), guide=scores(batch, guide))
+def loss_of(objective, batch, policy, reference, guide):
+    return objective(
+        batch, scores(batch, policy), scores(batch, reference), guide=scores(batch, guide)
+    )
 
 
 def one_token_pair(values):
@@ -62,11 +64,11 @@ def test_worked_example_of_one_token_per_side():
 @pytest.mark.parametrize("how", ["alpha is zero", "the guide is the reference"])
 def test_is_dpo_in_value_and_gradient_when(how):
     batch, policy, reference, guide = case()
-    goal = TGDPO(alpha=0.0) if how == "alpha is zero" else TGDPO()
+    objective = TGDPO(alpha=0.0) if how == "alpha is zero" else TGDPO()
     guide = guide if how == "alpha is zero" else reference
     found = []
     for run in (
-        lambda leaf: loss_of(goal, batch, leaf, reference, guide),
+        lambda leaf: loss_of(objective, batch, leaf, reference, guide),
         lambda leaf: DPO()(batch, scores(batch, leaf), scores(batch, reference)),
     ):
         leaf = policy.clone().requires_grad_()

@@ -7,14 +7,14 @@ import torch
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.precompute import joined_batch
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.treasure_markers import TreasureMarkers
 from tokenry.model.score import score
 
 
-def annotated(tokenizer, goal, rows, seed=0):
+def annotated(tokenizer, objective, rows, seed=0):
     made = []
     for row in rows:
         ids = tokenizer(row["chosen"], add_special_tokens=False)["input_ids"]
@@ -22,7 +22,7 @@ def annotated(tokenizer, goal, rows, seed=0):
             {**row, "prompt_ids": tokenizer(row["prompt"])["input_ids"]}
             | {"chosen_ids": [*ids, tokenizer.eos_token_id]}
         )
-    return goal.annotate(made, SimpleNamespace(tokenizer=tokenizer, seed=seed))
+    return objective.precompute(made, SimpleNamespace(tokenizer=tokenizer, seed=seed))
 
 
 def batch_of(rows):
@@ -32,8 +32,8 @@ def batch_of(rows):
     return batch.with_columns(learned=learned)
 
 
-def loss_of(model, batch, goal):
-    return goal(batch, score(model, batch))
+def loss_of(model, batch, objective):
+    return objective(batch, score(model, batch))
 
 
 ROWS = [
@@ -43,8 +43,8 @@ ROWS = [
 
 
 def test_completion_and_its_markers_are_learned_and_prompt_markers_are_not(tiny_tokenizer):
-    goal = TreasureMarkers(p_dataset=0.0, p_sample=0.0)
-    for row in annotated(tiny_tokenizer, goal, ROWS):
+    objective = TreasureMarkers(p_dataset=0.0, p_sample=0.0)
+    for row in annotated(tiny_tokenizer, objective, ROWS):
         shown = [i for i, x in zip(row["marked_ids"], row["marked_learned"], strict=True) if not x]
         rest = [i for i, x in zip(row["marked_ids"], row["marked_learned"], strict=True) if x]
         block = f"[domain: {row['markers']['domain']} | length_bucket: concise]\n"
@@ -63,18 +63,18 @@ def test_dropout_takes_markers_from_the_prompt_only(tiny_tokenizer):
 
 
 def test_without_markers_it_is_plain_likelihood_training(tiny_tokenizer, tiny_llama_text):
-    goal = TreasureMarkers(computed=(), per_token=False)
-    rows = annotated(tiny_tokenizer, goal, [{**row, "markers": None} for row in ROWS])
+    objective = TreasureMarkers(computed=(), per_token=False)
+    rows = annotated(tiny_tokenizer, objective, [{**row, "markers": None} for row in ROWS])
     assert [row["marked_ids"] for row in rows] == [row["chosen_ids"] for row in rows]
     batch = batch_of(rows)
     plain = -score(tiny_llama_text, batch).need("logprob").sum(-1).mean()
-    torch.testing.assert_close(loss_of(tiny_llama_text, batch, goal).loss, plain)
+    torch.testing.assert_close(loss_of(tiny_llama_text, batch, objective).loss, plain)
 
 
 def test_the_chain_rule_splits_markers_and_completion(tiny_tokenizer, tiny_llama_text):
-    goal = TreasureMarkers(p_dataset=1.0, per_token=False)
-    rows = annotated(tiny_tokenizer, goal, ROWS[:1])
-    whole = loss_of(tiny_llama_text, batch_of(rows), goal).loss
+    objective = TreasureMarkers(p_dataset=1.0, per_token=False)
+    rows = annotated(tiny_tokenizer, objective, ROWS[:1])
+    whole = loss_of(tiny_llama_text, batch_of(rows), objective).loss
     prompt, marked = rows[0]["prompt_ids"], rows[0]["marked_ids"]
     answer = rows[0]["chosen_ids"]
     block = marked[: -len(answer)]

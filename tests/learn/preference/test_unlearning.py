@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.divergence import FORWARD_KL, divergence
+from tokenry.core.divergence import divergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.data.precompute import Annotation
+from tokenry.learn.data.precompute import PrecomputeContext
+from tokenry.learn.objective import objective
 from tokenry.learn.preference.unlearning import (
     AdaptiveUnlearning,
     differences,
@@ -52,8 +53,8 @@ def scores_of(batch, policy, reference):
     )
 
 
-def loss_of(goal, batch, policy, reference):
-    return goal(batch, *scores_of(batch, policy, reference)).loss
+def loss_of(objective, batch, policy, reference):
+    return objective(batch, *scores_of(batch, policy, reference)).loss
 
 
 def test_each_mask_has_its_term():
@@ -134,7 +135,7 @@ def test_ignored_tokens_have_no_gradient_without_keep(kind):
 def test_equals_its_formula_with_means_per_prompt(kind):
     masks, groups = [[1, 2, 0], [1], [2, 2, 1, 0]], [0, 1, 0]
     batch, policy, reference = case(masks, groups=groups)
-    goal = AdaptiveUnlearning(0.7, 0.4, 0.2, kind=kind, npo_beta=0.3)
+    objective = AdaptiveUnlearning(0.7, 0.4, 0.2, kind=kind, npo_beta=0.3)
     own, frozen = scores_of(batch, policy, reference)
     expected = []
     for group in (0, 1):
@@ -153,7 +154,7 @@ def test_equals_its_formula_with_means_per_prompt(kind):
                     terms[label].append(value)
         weighted = zip((0.2, 0.7, 0.4), terms.values(), strict=True)
         expected.append(sum(w * sum(v) / len(v) for w, v in weighted if v))
-    assert float(loss_of(goal, batch, policy, reference)) == pytest.approx(sum(expected) / 2)
+    assert float(loss_of(objective, batch, policy, reference)) == pytest.approx(sum(expected) / 2)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -191,7 +192,7 @@ def marked(tokenizer, row, side, label):
 def test_masks_of_named_texts(tiny_tokenizer):
     row = {"chosen": "import cat", "rejected": "import dogcat or dogcat", "forget": ["dogcat"]}
     rows = rows_for(tiny_tokenizer, {**row, "retain": ["cat"]})
-    found = AdaptiveUnlearning().annotate(rows, Annotation(tiny_tokenizer))[0]
+    found = AdaptiveUnlearning().precompute(rows, PrecomputeContext(tiny_tokenizer))[0]
     assert marked(tiny_tokenizer, found, "chosen", 1).endswith("cat")
     assert marked(tiny_tokenizer, found, "rejected", 2).replace(" ", "") == "dogcatdogcat"
     assert marked(tiny_tokenizer, found, "rejected", 1) == ""
@@ -201,16 +202,18 @@ def test_masks_of_named_texts(tiny_tokenizer):
 def test_texts_to_forget_are_whole_words(tiny_tokenizer):
     row = {"chosen": "a cat", "rejected": "here we require re", "forget": ["re"]}
     [row] = rows_for(tiny_tokenizer, {**row, "retain": ["a cat"]})
-    found = AdaptiveUnlearning().annotate([row], Annotation(tiny_tokenizer))[0]
+    found = AdaptiveUnlearning().precompute([row], PrecomputeContext(tiny_tokenizer))[0]
     assert marked(tiny_tokenizer, found, "rejected", 2) == "re"
     assert found["rejected_tri"].index(2.0) > len(found["rejected_tri"]) / 2
     with pytest.raises(InputError, match="list"):
-        AdaptiveUnlearning().annotate([{**row, "forget": "re"}], Annotation(tiny_tokenizer))
+        AdaptiveUnlearning().precompute(
+            [{**row, "forget": "re"}], PrecomputeContext(tiny_tokenizer)
+        )
 
 
 def test_masks_of_plain_pairs_are_where_they_differ(tiny_tokenizer):
     rows = rows_for(tiny_tokenizer, {"chosen": "the cat sat", "rejected": "the dog sat"})
-    found = AdaptiveUnlearning().annotate(rows, SimpleNamespace())[0]
+    found = AdaptiveUnlearning().precompute(rows, SimpleNamespace())[0]
     assert marked(tiny_tokenizer, found, "chosen", 1) in "cat"
     assert marked(tiny_tokenizer, found, "rejected", 2) in "dog"
     assert set(found["chosen_tri"]) == {0, 1}
@@ -223,9 +226,9 @@ def test_masks_of_plain_pairs_are_where_they_differ(tiny_tokenizer):
 
 def test_given_masks_are_kept(tiny_tokenizer):
     row = rows_for(tiny_tokenizer, {"chosen": "a", "rejected": "b", "chosen_tri": [2, 2]})[0]
-    assert AdaptiveUnlearning().annotate([row], SimpleNamespace())[0]["chosen_tri"] == [2, 2]
+    assert AdaptiveUnlearning().precompute([row], SimpleNamespace())[0]["chosen_tri"] == [2, 2]
     with pytest.raises(InputError, match="forget"):
-        AdaptiveUnlearning(sides=("answer",)).annotate([row], SimpleNamespace())
+        AdaptiveUnlearning(completions=("answer",)).precompute([row], SimpleNamespace())
 
 
 def test_one_round_of_discovery():

@@ -130,7 +130,7 @@ def test_parts_multiply_and_add_and_their_needs_are_collected():
     found = mixed(twice, policy, reference)
     torch.testing.assert_close(found.loss, plain.loss + 2.0)
     torch.testing.assert_close(found.metrics["loss"].mean(), found.loss)
-    assert mixed.parts(None) is None
+    assert mixed.modules(None) is None
     with pytest.raises(InputError, match="needs"):
         _ = PreferenceObjective(weight=lambda *_: 1.0).needs
 

@@ -8,7 +8,7 @@ import torch
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.decode.constraints.base import Anything
-from tokenry.decode.prefix_classifier import PrefixClassifier
+from tokenry.decode.prefix_classifier import ClassifiedAttribute, LengthAttribute
 from tokenry.decode.rollouts import rollouts
 from tokenry.decode.samplers.beam import BeamSearch
 from tokenry.decode.samplers.request import Request
@@ -19,6 +19,7 @@ from tokenry.learn.recipes.prefix_classifier import (
     train_prefix_classifier,
 )
 from tokenry.model.decoding import DecodingState
+from tokenry.model.heads.prefix_classifier import PrefixClassifier
 
 V, LIMIT, START, END = 5, 6, 0, 1
 
@@ -64,7 +65,7 @@ def test_learns_the_probability_of_the_attribute(world):
     classifier = train_prefix_classifier(
         model, [[START]], samples, labels, steps=200, batch_size=512
     )
-    attribute = classifier.attribute(model, [END], wanted)
+    attribute = ClassifiedAttribute.of(classifier, model, [END], wanted)
     errors, blind, mass = 0.0, 0.0, 0.0
     good = {text: p for text, p in texts.items() if wanted(text)}
     base = math.fsum(good.values())
@@ -93,7 +94,7 @@ def test_learns_the_remaining_length(world):
         model, [[START]], samples, labels, classes=LIMIT + 1, steps=200, batch_size=512
     )
     hidden = model(torch.tensor([[START]]), output_hidden_states=True).hidden_states[-1][:, -1]
-    attribute = classifier.length_attribute(model, [END], 3)
+    attribute = LengthAttribute.of(classifier, model, [END], 3)
     q = attribute([()], torch.arange(V)[None], hidden).exp()[0]
     assert q[END] == 0.0
     for token in (0, 2, 3, 4):
@@ -113,7 +114,9 @@ def test_guides_a_beam_search_to_texts_that_have_the_attribute(world):
     classifier = train_prefix_classifier(
         model, [[START]], samples, labels, steps=100, batch_size=512
     )
-    guided = BeamSearch(classifier.attribute(model, [END], wanted), beams=20)(request(model), 1)
+    guided = BeamSearch(ClassifiedAttribute.of(classifier, model, [END], wanted), beams=20)(
+        request(model), 1
+    )
     mode = max((text for text in texts if wanted(text)), key=texts.__getitem__)
     assert tuple(guided.ids[0]) == mode
     assert float(guided.log_weights[0]) == pytest.approx(math.log(texts[mode]), abs=1e-4)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.decode.search import best_of_n
 from tokenry.learn.compute import compute_loss
+from tokenry.learn.objective import objective
 from tokenry.learn.rewards.token_value import (
     TVM,
     TokenValueModel,
@@ -21,7 +21,7 @@ from tokenry.learn.rewards.token_value import (
     token_value_loss,
 )
 from tokenry.model.score import score
-from tokenry.tasks.worlds.reward_tree import TokenTree
+from tokenry.tasks.worlds.reward_tree import RewardTree
 
 A, B, C, D, E = range(10, 15)
 SOLUTIONS = st.lists(
@@ -67,7 +67,7 @@ def test_a_prefix_is_worth_the_count_weighted_mean_of_how_it_goes_on(drawn):
 
 def test_targets_are_unbiased_and_vary_less_than_outcomes():
     """A generator on a tree whose leaves are right with known probability."""
-    tree = TokenTree.random(0, vocabulary=2, depth=3)
+    tree = RewardTree.random(0, vocabulary=2, depth=3)
     right = torch.sigmoid(2 * tree.reward[-1]).flatten()  # P(correct | leaf)
     leaf_logprob = tree.along(tree.reference).sum(1)
     leaves = [tuple(leaf) for leaf in tree.leaves.tolist()]
@@ -136,46 +136,46 @@ def test_training_reads_the_state_before_the_token_and_the_model_agrees(tiny_mod
     """The objective's predictions, through scores, are the value model's, one position earlier."""
     batch = batch_of([[5, 6, 7, 8, 9], [4, 3, 2]], [[0.5, 0.25, 1.0], [0.75]])
     torch.manual_seed(0)
-    head = TVM().parts(tiny_model)
+    head = TVM().modules(tiny_model)
     values = TokenValueModel(tiny_model, head)(batch.ids, batch.attention)
     expected = torch.cat([(values[0, 1:4] - torch.tensor([0.5, 0.25, 1.0])), values[1, 1:2] - 0.75])
-    found = compute_loss(TVM(), batch, tiny_model, parts=head)
+    found = compute_loss(TVM(), batch, tiny_model, modules=head)
     torch.testing.assert_close(found.loss, expected.square().mean(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.metrics["value/error"], expected.abs().mean().detach())
     assert float(values.detach()[1, 3:].abs().max()) == 0  # padding
 
 
-def test_annotation_values_what_stands_before_each_token():
+def test_precompute_values_what_stands_before_each_token():
     rows = [
         {"prompt_ids": [1, 2], "chosen_ids": [A, B, C], "rejected_ids": [A, B, D]},
         {"prompt_ids": [1, 2], "chosen_ids": [A, B, C], "rejected_ids": [A, E]},
         {"prompt_ids": [1, 3], "chosen_ids": [A, B, C], "rejected_ids": [D]},
     ]
-    found = TVM().annotate(rows, None)
+    found = TVM().precompute(rows, None)
     assert found[0]["chosen_value"] == pytest.approx([1 / 2, 1 / 2, 2 / 3])
     assert found[0]["rejected_value"] == pytest.approx([1 / 2, 1 / 2, 2 / 3])
     assert found[1]["rejected_value"] == pytest.approx([1 / 2, 1 / 2])
     assert found[2]["chosen_value"] == pytest.approx([1 / 2, 1, 1])
     assert found[2]["rejected_value"] == pytest.approx([1 / 2])
     given = [{**rows[0], "chosen_value": [0.1, 0.2, 0.3]}]
-    assert TVM().annotate(given, None)[0]["chosen_value"] == [0.1, 0.2, 0.3]
+    assert TVM().precompute(given, None)[0]["chosen_value"] == [0.1, 0.2, 0.3]
 
 
 @pytest.mark.parametrize("kind", ["mse", "bce"])
 def test_a_value_model_learns_the_values_of_a_prompts_prefixes(tiny_llama, kind):
     """Only the head is trained, and it can tell the prefixes apart."""
-    rows = TVM().annotate(
+    rows = TVM().precompute(
         [{"prompt_ids": [5, 6], "chosen_ids": [7, 8, 1], "rejected_ids": [7, 9, 1]}], None
     )
     ids = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 1]]
     batch = batch_of(ids, [rows[0]["chosen_value"], rows[0]["rejected_value"]])
     torch.manual_seed(0)
-    goal = TVM(kind)
-    head = goal.parts(tiny_llama)
+    objective = TVM(kind)
+    head = objective.modules(tiny_llama)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     scores = score(tiny_llama, batch, ("hidden",))
     for _ in range(150):
-        loss = goal(batch, scores, None, parts=head).loss
+        loss = objective(batch, scores, None, modules=head).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -213,7 +213,7 @@ def test_half_precision_states_and_values_that_are_logits():
 
 def test_what_is_missing_or_unknown_is_named(tiny_llama):
     batch = batch_of([[5, 6, 7]], [[0.5]])
-    with pytest.raises(InputError, match="parts="):
+    with pytest.raises(InputError, match="modules"):
         compute_loss(TVM(), batch, tiny_llama)
     with pytest.raises(UnknownNameError, match="mse"):
         TVM("mae")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.core.scores import Scores
 from tokenry.measure.probes import critical_tokens
 from tokenry.measure.probes.critical_tokens import (

@@ -148,5 +148,5 @@ def test_navigation_looks_where_the_listed_prompt_points(tiny_llama_text, tiny_t
 def test_too_many_rounds_are_refused(tiny_llama_text, tiny_tokenizer):
     with pytest.raises(InputError, match="fewer rounds"):
         navigator(tiny_llama_text, tiny_tokenizer, per_round=200)(2)
-    with pytest.raises(InputError, match="initial or current"):
+    with pytest.raises(InputError, match="complete_from is 'here'"):
         navigator(tiny_llama_text, tiny_tokenizer, complete_from="here")

@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.learn.recipes.adaptive import fit_forecasters
-from tokenry.model.adaptive.informed_routing import (
-    FeatureForecaster,
-    InformedRouting,
-    Learned,
-    Lowest,
-    Sampled,
-    TokenRouter,
-    lowest,
-    oracle_route,
-    routing_report,
-    sparsity_loss,
-    turn_loss,
-)
+from tokenry.learn.recipes.informed_routing import fit_forecasters, sparsity_loss, turn_loss
+from tokenry.model.adaptive.informed_routing import InformedRouting
+from tokenry.model.adaptive.routed_units import FeatureForecaster, TokenRouter
+from tokenry.model.adaptive.routing_report import routing_report
+from tokenry.model.adaptive.routing_rules import Learned, Lowest, Sampled, lowest, oracle_route
 from tokenry.model.adaptive.wrapping import linear_flops
 
 IDS = torch.randint(2, 64, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -101,9 +92,9 @@ def test_perfect_forecasters_make_every_routing_the_base(routed):
             return self.unit[0].normed(self.unit[0].base(u))
 
     for unit in routed.units:
-        if unit.place.kind == "mlp":
+        if unit.location.kind == "mlp":
             unit._modules["forecaster"] = Exact(unit)
-    attention = [unit for unit in routed.units if unit.place.kind == "attention"]
+    attention = [unit for unit in routed.units if unit.location.kind == "attention"]
 
     class OnlyBlocks(Given):
         def __call__(self, unit, u, update, real):
@@ -142,7 +133,7 @@ def test_a_unit_is_its_output_or_the_forecast_token_by_token(routed):
 def test_blocks_run_for_the_chosen_tokens_only(routed):
     counted = []
     for unit in routed.units:
-        if unit.place.kind == "mlp":
+        if unit.location.kind == "mlp":
             unit.base.register_forward_hook(
                 lambda module, args, output: counted.append(output.numel() // 32)
             )
@@ -244,7 +235,7 @@ def test_generation_under_learned_routers_is_the_teacher_forced_one(routed):
 
 def test_oracle_learned_random_errors_at_the_same_rate(tiny_model):
     """At an equal execute rate: oracle <= learned <= random in the error of what is forecast."""
-    from tokenry.learn.recipes.adaptive import start_token_routers
+    from tokenry.learn.recipes.informed_routing import start_token_routers
 
     attached = InformedRouting(rank=4, activation="identity").attach(copy.deepcopy(tiny_model))
     generator = torch.Generator().manual_seed(0)
@@ -275,7 +266,7 @@ def test_the_report_counts_real_tokens(routed):
     routed.rule = Lowest("error", 0.5)
     report = routing_report(routed, [batch, batch])
     assert [(unit.layer, unit.kind) for unit in report] == [
-        (unit.place.layer, unit.place.kind) for unit in routed.units
+        (unit.location.layer, unit.location.kind) for unit in routed.units
     ]
     assert all(unit.execute_rate == pytest.approx(0.5) for unit in report)
     with pytest.raises(InputError, match="no batch"):

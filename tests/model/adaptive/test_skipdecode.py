@@ -128,6 +128,7 @@ def test_budgets_for_a_speedup():
     assert layers_for_speedup(24, 2.0, 6) == (18, 6)
     assert layers_for_speedup(24, 2.0) == (22, 2)
     assert layers_for_speedup(30, 1.2) == (30, 20)
+    assert layers_for_speedup(10, 1.35) == (10, 5)  # 20 / 1.35 = 14.8 layers in two: rounded
     for speedup in (1.0, 1.5, 3.0, 8.0):
         most, least = layers_for_speedup(24, speedup)
         found = speedup_estimate(linear_layer_schedule(1001, most, least), 24)

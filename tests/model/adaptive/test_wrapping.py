@@ -5,17 +5,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import router
 from tokenry.model.adaptive.dual_ffn import DuoLLM
-from tokenry.model.adaptive.informed_routing import InformedRouting, Learned
+from tokenry.model.adaptive.informed_routing import InformedRouting
 from tokenry.model.adaptive.skipdecode import SkipDecode
 from tokenry.model.adaptive.wrapping import (
-    Wrapper,
     apply_to_selected,
     attention_flops,
     decoder_layers,
@@ -25,17 +22,7 @@ from tokenry.model.adaptive.wrapping import (
     units,
 )
 
-METHODS = {
-    "skipdecode": SkipDecode(max_layers=3, min_layers=2, length=6),
-    "duo-llm": DuoLLM(inner=4, skip=True),
-    "informed-routing": InformedRouting(rank=5, hidden=6),
-}
 IDS = torch.randint(2, 64, (2, 12), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(params=METHODS)
-def method(request):
-    return METHODS[request.param]
 
 
 def logits(model, ids=IDS, **options):
@@ -48,94 +35,6 @@ def shuffle_own(attached):
     generator = torch.Generator().manual_seed(5)
     for weight in attached.own_parameters():
         weight.data.normal_(std=0.3, generator=generator)
-
-
-def routed(attached):
-    """Logits that depend on all of the method's own weights."""
-    key = attached.method.key
-    if key == "duo-llm":
-        with attached.learned():
-            found = logits(attached.model)
-        with attached.route("small"):
-            return torch.cat([found, logits(attached.model)])
-    if key == "informed-routing":
-        with attached.using(Learned()):
-            return logits(attached.model)
-    return logits(attached.model)
-
-
-def lora(model):
-    from peft import LoraConfig, get_peft_model
-
-    targets = ["q_proj", "down_proj"]
-    torch.manual_seed(0)
-    return get_peft_model(
-        model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    ).eval()
-
-
-def test_every_registered_router_is_tested_here():
-    assert set(METHODS) == set(router.names())
-    for key, method in METHODS.items():
-        assert type(method) is router[key]
-        assert method.key == key
-
-
-def test_removing_restores_modules_names_and_outputs(method, tiny_model):
-    model = copy.deepcopy(tiny_model)
-    before = logits(model)
-    modules, names = list(model.named_modules()), list(model.state_dict())
-    attached = method.attach(model)
-    shuffle_own(attached)
-    assert any(isinstance(module, Wrapper) for module in model.modules())
-    attached.remove()
-    after = list(model.named_modules())
-    assert [name for name, _ in after] == [name for name, _ in modules]
-    assert all(a is b for (_, a), (_, b) in zip(after, modules, strict=True))
-    assert list(model.state_dict()) == names
-    assert torch.equal(logits(model), before)
-    assert not model._keys_to_ignore_on_save
-    with method.attach(model):
-        pass
-    assert torch.equal(logits(model), before)
-
-
-def test_a_state_dict_has_the_bases_names_and_loads_strictly(method, tiny_model):
-    model = copy.deepcopy(tiny_model)
-    names = set(model.state_dict())
-    attached = method.attach(model)
-    shuffle_own(attached)
-    state = {name: weight.clone() for name, weight in model.state_dict().items()}
-    own = set(attached.own_state())
-    assert set(state) == names | own
-    assert not names & own
-    assert not any("base." in name for name in state)
-    other = copy.deepcopy(tiny_model)
-    for weight in other.parameters():
-        weight.data.mul_(0.5)
-    twin = method.attach(other)
-    other.load_state_dict(state)  # strict
-    assert torch.equal(routed(twin), routed(attached))
-
-
-def test_save_pretrained_writes_base_and_method_apart_and_both_load(method, tiny_model, tmp_path):
-    model = copy.deepcopy(tiny_model)
-    names, before = set(model.state_dict()), logits(model)
-    attached = method.attach(model)
-    shuffle_own(attached)
-    expected = routed(attached)
-    attached.save_pretrained(tmp_path)
-    assert set(load_file(tmp_path / "model.safetensors")) <= names
-    own = load_file(tmp_path / f"router-{method.key}.safetensors")
-    assert set(own) == set(attached.own_state())
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert torch.equal(logits(plain), before)
-    again = load_attached(tmp_path)
-    again.model.eval()
-    assert again.method == method
-    assert torch.equal(routed(again), expected)
-    onto = load_attached(tmp_path, model=plain)
-    assert torch.equal(routed(onto), expected)
 
 
 def test_the_models_own_save_pretrained_leaves_the_method_out(tiny_llama, tmp_path):
@@ -169,51 +68,6 @@ def test_a_wrong_or_missing_file_is_an_error_and_leaves_the_model_alone(tiny_lla
         load_attached(tmp_path, model=model)
 
 
-@pytest.mark.parametrize("first", ["peft", "router"])
-def test_peft_before_or_after_gives_the_same_model(method, first, tiny_model):
-    reference = lora(copy.deepcopy(tiny_model))
-    if first == "peft":
-        model = lora(copy.deepcopy(tiny_model))
-        attached = method.attach(model)
-    else:
-        model = copy.deepcopy(tiny_model)
-        attached = method.attach(model)
-        model = lora(model)
-    # targets are found by name, in the base only: the same adapters in both orders
-    adapters = {name for name in reference.state_dict() if "lora_" in name}
-    assert {name for name in model.state_dict() if "lora_" in name} == adapters
-    model.load_state_dict(reference.state_dict(), strict=False)
-    shuffle_own(attached)
-    attached.model = model
-    wrapped = routed(attached)
-    other = lora(copy.deepcopy(tiny_model))
-    other.load_state_dict(reference.state_dict())
-    twin = method.attach(other)
-    shuffle_own(twin)
-    assert torch.equal(wrapped, routed(twin))
-    attached.remove()
-    torch.testing.assert_close(logits(model), logits(reference))
-
-
-def test_adapters_save_under_their_own_names_with_wrappers_on(method, tiny_llama, tmp_path):
-    from peft import PeftModel
-
-    model = lora(copy.deepcopy(tiny_llama))
-    plain = logits(model)
-    attached = method.attach(model)
-    shuffle_own(attached)
-    expected = routed(attached)
-    attached.save_pretrained(tmp_path)
-    names = load_file(tmp_path / "adapter_model.safetensors")
-    assert names
-    assert all("lora_" in name and ".base." not in name for name in names)
-    again = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path).eval()
-    torch.testing.assert_close(logits(again), plain)
-    torch.testing.assert_close(routed(load_attached(tmp_path, model=again)), expected)
-    merged = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path).merge_and_unload()
-    torch.testing.assert_close(logits(merged), plain, rtol=1e-3, atol=1e-3)
-
-
 def test_methods_stack_and_come_off_in_reverse_order(tiny_model):
     model = copy.deepcopy(tiny_model)
     before, names = logits(model), set(model.state_dict())
@@ -233,14 +87,6 @@ def test_methods_stack_and_come_off_in_reverse_order(tiny_model):
         attached.remove()
     assert torch.equal(logits(model), before)
     assert set(model.state_dict()) == names
-
-
-def test_the_same_method_twice_is_refused(method, tiny_llama):
-    model = copy.deepcopy(tiny_llama)
-    attached = method.attach(model)
-    with pytest.raises(ModelError, match="already"):
-        method.attach(model)
-    attached.remove()
 
 
 def test_models_of_another_build_are_refused_by_name():

@@ -7,16 +7,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from tokenry.core.errors import InputError, ModelError, ShapeError
+from tokenry.model.attention.columns import compress, scatter
+from tokenry.model.attention.drift import layer_drift, low_drift_layers
+from tokenry.model.attention.layers import attention_layers, is_sliding
+from tokenry.model.attention.prefill_cost import pairs
 from tokenry.model.attention.token_sparse import (
     TokenSparse,
-    attention_layers,
-    compress,
     coverage_budget,
-    is_sliding,
-    layer_drift,
-    low_drift_layers,
-    pairs,
-    scatter,
     select_indices,
     window_saliency,
 )
@@ -177,8 +174,8 @@ def test_dense_cases_are_bitwise_dense(tiny_model, options):
         policy = TokenSparse(**({"layers": None} | SMALL | options))
         with policy.on(tiny_model) as prefill:
             assert torch.equal(logits_of(tiny_model, ids, attention_mask=attention), dense)
-        assert prefill.attended == {}
-        assert prefill.sparse_flops == prefill.dense_flops > 0
+        assert prefill.cost.attended == {}
+        assert prefill.cost.sparse_flops == prefill.cost.dense_flops > 0
     assert tiny_model.config._attn_implementation == "sdpa"
 
 
@@ -205,15 +202,15 @@ def test_a_model_with_sparse_layers_equals_the_masked_reference(tiny_llama):
     with policy.on(tiny_llama) as prefill:
         output = logits_of(tiny_llama, ids)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
-    assert prefill.attended.keys() == {2}
-    assert torch.equal(prefill.attended[2], found[0])
+    assert prefill.cost.attended.keys() == {2}
+    assert torch.equal(prefill.cost.attended[2], found[0])
     dense = logits_of(tiny_llama, ids)
     assert (output[:, -1] - dense[:, -1]).abs().max() > 1e-3
     per_pair = 4 * 8 * 4
-    assert prefill.dense_flops == 3 * 2 * per_pair * 24 * 25 // 2
+    assert prefill.cost.dense_flops == 3 * 2 * per_pair * 24 * 25 // 2
     scores = 2 * 8 * 4 * 4 * 24 * 2  # two rows, four heads, four queries of the window
     saved = per_pair * (2 * 24 * 25 // 2 - pairs(found[0]))
-    assert prefill.sparse_flops == prefill.dense_flops - saved + scores
+    assert prefill.cost.sparse_flops == prefill.cost.dense_flops - saved + scores
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -227,11 +224,11 @@ def test_a_row_is_the_same_alone_and_in_a_padded_batch(tiny_model, side):
     real = mask[0].bool()
     with policy.on(tiny_model) as prefill:
         both = logits_of(tiny_model, ids, attention_mask=mask)
-        together = {number: rows.tolist() for number, rows in prefill.attended.items()}
+        together = {number: rows.tolist() for number, rows in prefill.cost.attended.items()}
         alone = logits_of(tiny_model, ids[:1, real])
-        first = {number: rows.tolist() for number, rows in prefill.attended.items()}
+        first = {number: rows.tolist() for number, rows in prefill.cost.attended.items()}
         second = logits_of(tiny_model, ids[1:])
-        assert together == {n: first[n] + prefill.attended[n].tolist() for n in first}
+        assert together == {n: first[n] + prefill.cost.attended[n].tolist() for n in first}
     assert all(0 < rows[0] < short for rows in together.values())
     torch.testing.assert_close(both[0, real], alone[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(both[1], second[0], rtol=1e-4, atol=1e-4)
@@ -243,7 +240,7 @@ def test_a_short_row_of_a_batch_stays_dense(tiny_llama):
     mask[0, :25], mask[1, :27] = 0, 0  # 5 tokens; 3 tokens, fewer than the window
     with TokenSparse(layers=(1, 2), tau=0.3, **SMALL).on(tiny_llama) as prefill:
         both = logits_of(tiny_llama, ids, attention_mask=mask)
-        assert prefill.attended[1][:2].tolist() == [5, 3]
+        assert prefill.cost.attended[1][:2].tolist() == [5, 3]
     torch.testing.assert_close(both[0, 25:], logits_of(tiny_llama, ids[:1, 25:])[0])
     torch.testing.assert_close(both[1, 27:], logits_of(tiny_llama, ids[1:2, 27:])[0])
 
@@ -282,9 +279,9 @@ def test_generate_and_the_decoding_state_read_the_prompt_sparsely(tiny_model):
     number = len(attention_layers(tiny_model)) - 1
     with TokenSparse(layers=(number,), tau=0.3, **SMALL).on(tiny_model) as prefill:
         first = logits_of(tiny_model, ids)[:, -1]
-        prefill.attended.clear()
+        prefill.cost.attended.clear()
         state = DecodingState.start(tiny_model, ids)
-        assert prefill.attended.keys() == {number}
+        assert prefill.cost.attended.keys() == {number}
         torch.testing.assert_close(state.logits, first)
         tokens = []
         for _ in range(4):
@@ -324,7 +321,7 @@ def test_bfloat16_selects_and_answers_in_bfloat16(tiny_llama):
         output = logits_of(model, ids_of(24))
     assert output.dtype == torch.bfloat16
     assert output.isfinite().all()
-    assert prefill.attended.keys() == {1, 2}
+    assert prefill.cost.attended.keys() == {1, 2}
 
 
 def test_a_peft_model_can_be_sparse(tiny_llama):
@@ -400,7 +397,7 @@ def test_attaching_again_replaces_the_policy(tiny_llama):
     second = TokenSparse(layers=(1,), tau=0.3, **SMALL).attach(tiny_llama)
     try:
         logits_of(tiny_llama, ids_of(24))
-        assert second.attended.keys() == {1}
+        assert second.cost.attended.keys() == {1}
     finally:
         second.detach()
     assert tiny_llama.config._attn_implementation == "sdpa"
@@ -418,9 +415,9 @@ def test_gemma3_reads_a_prompt_sparsely_in_its_full_layers(gemma3):
             assert torch.equal(model(ids).logits, dense)
         with TokenSparse(layers=tuple(full), min_tokens=64, window=32, tau=0.05).on(model) as read:
             found = model(ids).logits
-    assert set(read.attended) <= set(full)
-    assert read.attended
-    assert read.sparse_flops < read.dense_flops
+    assert set(read.cost.attended) <= set(full)
+    assert read.cost.attended
+    assert read.cost.sparse_flops < read.cost.dense_flops
     assert found.isfinite().all()
     kl = (
         dense[0, -1].log_softmax(-1).exp()

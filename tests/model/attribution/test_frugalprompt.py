@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.attribution.frugalprompt import (
     FrugalPrompt,
     framed_scores,

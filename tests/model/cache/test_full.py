@@ -4,7 +4,7 @@ from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.model import compat
-from tokenry.model.cache.full import Full, RoomyLayer, roomy_cache
+from tokenry.model.cache.full import DecodingLayer, Full, decoding_cache
 from tokenry.model.cache.h2o import H2O
 from tokenry.model.cache.policy import cache_bytes
 from tokenry.model.cache.tokenselect import TokenSelect
@@ -16,7 +16,7 @@ def ids_of(length, batch=1, seed=1):
 
 
 def test_a_buffer_that_grows_holds_what_concatenation_holds(tiny_llama, monkeypatch):
-    monkeypatch.setattr("tokenry.model.cache.full.ROOM", 4)
+    monkeypatch.setattr("tokenry.model.cache.full.COLUMNS", 4)
     ids = ids_of(40)
     plain, full = DynamicCache(), Full().cache(tiny_llama)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_a_buffer_that_grows_holds_what_concatenation_holds(tiny_llama, monkeypa
 
 def test_long_prompts_in_blocks_equal_one_table(tiny_model, monkeypatch):
     """Padding, a second turn, and more queries than a block holds."""
-    monkeypatch.setattr("tokenry.model.attention.interface.ROWS", 7)
+    monkeypatch.setattr("tokenry.model.attention.dense.ROWS", 7)
     ids, mask = ids_of(40, batch=2), torch.ones(2, 40, dtype=torch.long)
     mask[1, :9] = 0
     position = (mask.cumsum(1) - 1).clamp_min(0)
@@ -155,15 +155,15 @@ def test_sliding_layers_take_tokens_back_once_they_record(tiny_gemma3):
     torch.testing.assert_close(state.logits, plain.logits, atol=1e-4, rtol=1e-4)
 
 
-def roomy_state(model, ids, cache=None):
+def decoding_state(model, ids, cache=None):
     state = DecodingState.start(model, ids, cache=cache)
     if cache is None:
-        assert all(type(layer) is RoomyLayer for layer in state.cache.layers)
+        assert all(type(layer) is DecodingLayer for layer in state.cache.layers)
     return state
 
 
-def test_a_state_has_room_to_grow_and_copies_nothing_that_stays(tiny_llama):
-    state = roomy_state(tiny_llama, ids_of(20))
+def test_a_state_has_columns_to_spare_and_copies_nothing_that_stays(tiny_llama):
+    state = decoding_state(tiny_llama, ids_of(20))
     buffers = [[b.data_ptr() for b in layer.buffers] for layer in state.cache.layers]
     state.append(ids_of(3, seed=2))
     state.tree(ids_of(5)[0], torch.tensor([-1, 0, 0, 1, 2]))
@@ -172,8 +172,8 @@ def test_a_state_has_room_to_grow_and_copies_nothing_that_stays(tiny_llama):
     assert [[b.data_ptr() for b in layer.buffers] for layer in state.cache.layers] == buffers
 
 
-def test_many_rows_of_few_tokens_take_little_room(tiny_llama):
-    state = roomy_state(tiny_llama, ids_of(20, batch=3))
+def test_many_rows_of_few_tokens_take_few_columns(tiny_llama):
+    state = decoding_state(tiny_llama, ids_of(20, batch=3))
     assert {b.shape[2] for layer in state.cache.layers for b in layer.buffers} == {36}
     for token in ids_of(60).T:
         state.append(token.expand(3))
@@ -183,7 +183,7 @@ def test_many_rows_of_few_tokens_take_little_room(tiny_llama):
 @pytest.mark.parametrize("undecided", [False, True])
 def test_copies_of_a_state_go_their_own_ways(tiny_model, undecided, monkeypatch):
     """They share columns until one of them writes, whichever it is and whatever it does."""
-    monkeypatch.setattr("tokenry.model.cache.full.ROOM", 64)
+    monkeypatch.setattr("tokenry.model.cache.full.COLUMNS", 64)
 
     def grow(state, seed):
         state.crop(3)
@@ -195,12 +195,12 @@ def test_copies_of_a_state_go_their_own_ways(tiny_model, undecided, monkeypatch)
 
     expected = {}
     for seed in (5, 6):
-        alone = roomy_state(tiny_model, ids_of(12), DynamicCache())
+        alone = decoding_state(tiny_model, ids_of(12), DynamicCache())
         if undecided:
             alone.tree(ids_of(3)[0], torch.tensor([-1, 0, 0]))
         expected[seed] = grow(alone, seed)
     for first, second in ((5, 6), (6, 5)):
-        state = roomy_state(tiny_model, ids_of(12))
+        state = decoding_state(tiny_model, ids_of(12))
         if undecided:
             state.tree(ids_of(3)[0], torch.tensor([-1, 0, 0]))
         twin = state.copy()
@@ -210,14 +210,14 @@ def test_copies_of_a_state_go_their_own_ways(tiny_model, undecided, monkeypatch)
 
 
 def test_a_cache_that_inference_mode_made_can_be_written_outside(tiny_llama):
-    state = roomy_state(tiny_llama, ids_of(9))
+    state = decoding_state(tiny_llama, ids_of(9))
     with torch.no_grad():
         output = tiny_llama(ids_of(2, seed=3), past_key_values=state.cache)
         expected = tiny_llama(torch.cat([ids_of(9), ids_of(2, seed=3)], dim=1)).logits[:, -2:]
     torch.testing.assert_close(output.logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_empty_roomy_cache_is_as_transformers_has_it():
-    cache = roomy_cache()
+def test_an_empty_decoding_cache_is_as_transformers_has_it():
+    cache = decoding_cache()
     assert cache.get_seq_length() == 0
     assert cache.get_mask_sizes(4, 0) == (4, 0)

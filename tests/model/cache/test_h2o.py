@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention import interface as attention_module
-from tokenry.model.attention.interface import attend_in_chunks
+from tokenry.model.attention import dense as attention_module
+from tokenry.model.attention.dense import attend_in_chunks
 from tokenry.model.cache.h2o import H2O, H2OLayer, keep_heavy_and_recent
 from tokenry.model.cache.policy import PolicyCache, tokens
 from tokenry.model.cache.simulation import SimulatedCache
@@ -21,7 +21,7 @@ def layer_with(heavy, recent):
 
 
 def feed(layer, row):
-    """One new token that gives the keys held, itself last, the attention `row`."""
+    """One new token that gives the keys kept, itself last, the attention `row`."""
     state = torch.full((1, 1, 1, 1), float(layer.seen))
     layer.update(state, state)
     layer.waiting = False
@@ -79,12 +79,12 @@ def test_the_observed_attention_press_is_one_setting(tiny_llama):
         best = mean.topk(4).indices.sort(-1).values
         later = torch.arange(12, 20).expand(2, 2, -1)
         assert torch.equal(layer.position.long(), torch.cat([best, later], dim=-1))
-        assert layer.held.all()
+        assert layer.kept.all()
 
 
-def brute_force(score, held, heavy, recent):
-    kept = [j for j in range(len(score)) if held[j]]
-    newest = kept[len(kept) - recent :] if recent else []
+def brute_force(score, stored, heavy, recent):
+    kept = [j for j in range(len(score)) if stored[j]]
+    newest = kept[max(len(kept) - recent, 0) :]
     rest = [j for j in kept if j not in newest]
     best = sorted(rest, key=lambda j: (-score[j], j))[:heavy]
     return [j in newest or j in best for j in range(len(score))]
@@ -97,16 +97,16 @@ def brute_force(score, held, heavy, recent):
 )
 def test_keeps_the_newest_and_the_best_of_the_others(rows, heavy, recent):
     score = torch.tensor([[[float(s) for s, _ in rows]]])
-    held = torch.tensor([[[h for _, h in rows]]])
-    kept = keep_heavy_and_recent(score, held, torch.tensor([heavy]), torch.tensor([recent]))
+    stored = torch.tensor([[[h for _, h in rows]]])
+    kept = keep_heavy_and_recent(score, stored, torch.tensor([heavy]), torch.tensor([recent]))
     expected = brute_force([s for s, _ in rows], [h for _, h in rows], heavy, recent)
     assert kept[0, 0].tolist() == expected
 
 
 def test_each_row_of_a_batch_has_its_own_budget():
     score = torch.tensor([[5.0, 4.0, 3.0, 2.0]]).expand(2, 1, 4)
-    held = torch.ones(2, 1, 4, dtype=torch.bool)
-    kept = keep_heavy_and_recent(score, held, torch.tensor([1, 2]), torch.tensor([1, 1]))
+    stored = torch.ones(2, 1, 4, dtype=torch.bool)
+    kept = keep_heavy_and_recent(score, stored, torch.tensor([1, 2]), torch.tensor([1, 1]))
     assert kept[:, 0].tolist() == [[True, False, False, True], [True, True, False, True]]
 
 
@@ -169,7 +169,7 @@ def test_padding_gives_and_receives_no_score(tiny_llama):
         tiny_llama(ids, attention_mask=mask, past_key_values=cache)
     for layer in cache.layers:
         assert layer.score[..., :4].abs().max() == 0
-        assert not layer.held[..., :4].any()
+        assert not layer.kept[..., :4].any()
         torch.testing.assert_close(layer.score.sum(-1), torch.full((1, 2), 6.0 * 2))
 
 
@@ -180,8 +180,8 @@ def test_right_padding_gives_no_score_either(tiny_llama):
     with torch.no_grad():
         tiny_llama(ids, attention_mask=mask, past_key_values=cache)
     for layer in cache.layers:
-        assert layer.held.sum(-1).unique().tolist() == [4]
-        assert layer.position[layer.held].max() == 6
+        assert layer.kept.sum(-1).unique().tolist() == [4]
+        assert layer.position[layer.kept].max() == 6
 
 
 def test_padding_is_dropped_before_any_token(tiny_llama):
@@ -191,7 +191,7 @@ def test_padding_is_dropped_before_any_token(tiny_llama):
     with torch.no_grad():
         tiny_llama(ids, attention_mask=mask, past_key_values=cache)
     for layer in cache.layers:
-        assert layer.held.all()
+        assert layer.kept.all()
         assert layer.position[0, 0].tolist() == [6, 7, 8, 9, 10, 11]
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tokenry.core.errors import InputError
-from tokenry.model.attention.interface import GivenMask
-from tokenry.model.cache.full import Full, GrowingLayer
+from tokenry.model.attention.masks import GivenMask
+from tokenry.model.cache.full import Full, FullLayer
 from tokenry.model.cache.h2o import H2O, H2OLayer
 from tokenry.model.cache.per_layer import PerHead, PerLayer
 from tokenry.model.cache.tokenselect import TokenSelect, TokenSelectLayer
@@ -17,7 +17,7 @@ def ids_of(length, batch=1, seed=1):
 
 def test_each_layer_gets_the_policy_named_for_it(tiny_llama):
     cache = PerLayer({0: H2O(), -1: TokenSelect()}).cache(tiny_llama)
-    assert [type(layer) for layer in cache.layers] == [H2OLayer, GrowingLayer, TokenSelectLayer]
+    assert [type(layer) for layer in cache.layers] == [H2OLayer, FullLayer, TokenSelectLayer]
     cache = PerLayer({range(2): TokenSelect()}, default=H2O()).cache(tiny_llama)
     assert [type(layer) for layer in cache.layers] == [
         TokenSelectLayer,
@@ -73,7 +73,7 @@ def test_a_head_under_its_policy_is_that_head_alone(policies, tiny_llama):
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(1, h, 40, 8, generator=generator) for h in (6, 2, 2)]
     both = PerHead(dict(enumerate(policies))).layer()
-    alone = [*(policy.layer() for policy in policies), GrowingLayer()][:2]
+    alone = [*(policy.layer() for policy in policies), FullLayer()][:2]
     for start, stop in [(0, 20), *((t, t + 1) for t in range(20, 40))]:
         query, key, value = (s[:, :, start:stop] for s in states)
         found = attend(both, query, key, value)

@@ -1,11 +1,11 @@
-"""Sums over selected columns, and what lies in a buffer's room."""
+"""Sums over selected columns, and what lies behind a buffer's tokens."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.model.attention.interface import GivenMask
+from tokenry.model.attention.masks import GivenMask
 from tokenry.model.cache.selection import Selection, weighted_sum
 from tokenry.model.cache.tokenselect import TokenSelect
 
@@ -42,7 +42,7 @@ def test_a_weighted_sum_has_the_precision_of_its_states():
 
 
 @pytest.mark.parametrize("pool", [0, 3])
-def test_what_lies_in_the_room_of_a_buffer_is_never_seen(pool):
+def test_what_lies_behind_the_tokens_of_a_buffer_is_never_seen(pool):
     generator = torch.Generator().manual_seed(1)
 
     def drawn(heads, length):

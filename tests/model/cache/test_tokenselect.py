@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention.interface import GivenMask
+from tokenry.model.attention.masks import GivenMask
 from tokenry.model.cache.selection import best, mean_query, scores, soft_votes
 from tokenry.model.cache.tokenselect import TokenSelect
 

@@ -88,9 +88,11 @@ def test_step_by_step_it_says_what_it_says_in_one_go():
     whole = found(f, e)
     memory, features, answers = None, [], []
     for at in range(7):
-        places = torch.tensor([[at]])
+        positions = torch.tensor([[at]])
         mask = torch.ones(1, 1, 1, at + 1, dtype=torch.bool)
-        feature, answer, memory = found(f[:, at : at + 1], e[:, at : at + 1], memory, places, mask)
+        feature, answer, memory = found(
+            f[:, at : at + 1], e[:, at : at + 1], memory, positions, mask
+        )
         features.append(feature)
         answers.append(answer)
     torch.testing.assert_close(torch.cat(features, 1), whole[0], atol=1e-5, rtol=1e-4)
@@ -111,13 +113,13 @@ def test_with_a_memory_the_defaults_go_on_behind_it():
 def test_it_does_not_look_ahead_and_sees_distances_only():
     layer = DraftLayer(WIDTH, HEADS, 24)
     x = torch.randn(1, 6, WIDTH)
-    places = torch.arange(6)[None]
-    out = layer(x, None, places, None)[0]
+    positions = torch.arange(6)[None]
+    out = layer(x, None, positions, None)[0]
     later = x.clone()
     later[:, 4:] += 1.0
-    torch.testing.assert_close(layer(later, None, places, None)[0][:, :4], out[:, :4])
-    torch.testing.assert_close(layer(x, None, places + 11, None)[0], out, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(layer(x, None, 2 * places, None)[0], out, atol=1e-3)
+    torch.testing.assert_close(layer(later, None, positions, None)[0][:, :4], out[:, :4])
+    torch.testing.assert_close(layer(x, None, positions + 11, None)[0], out, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(layer(x, None, 2 * positions, None)[0], out, atol=1e-3)
 
 
 def test_scales_change_the_units_only():

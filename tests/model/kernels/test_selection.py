@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenry.model.attention.interface import GivenMask
+from tokenry.model.attention.masks import GivenMask
 from tokenry.model.cache import selection
 from tokenry.model.cache.tokenselect import TokenSelect
 

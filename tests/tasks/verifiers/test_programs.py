@@ -1,4 +1,4 @@
-"""Constraint verifiers and the satisfaction rate."""
+"""Verifiers of texts, and the rate at which a set of them is satisfied."""
 
 import pytest
 from hypothesis import given
@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.tasks.verifiers.programs import (
-    Constraint,
     ConstraintSet,
+    Verifier,
     copy_rate,
     disjoint_answers,
     hierarchy_closed,
@@ -72,7 +72,7 @@ def test_a_group_constraint_credits_every_member_of_its_group():
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 5)), min_size=1, max_size=5))
 def test_the_rate_is_the_weighted_mean(cases):
     made = [
-        Constraint(str(n), lambda y, v=value: v, weight=weight)
+        Verifier(str(n), lambda y, v=value: v, weight=weight)
         for n, (value, weight) in enumerate(cases)
     ]
     expected = sum(v * w for v, w in cases) / sum(w for _, w in cases)
@@ -97,6 +97,6 @@ def test_what_cannot_be_rated_is_an_error():
     with pytest.raises(InputError, match="one of each"):
         ConstraintSet.of(symmetric()).csr(["p"], [])
     with pytest.raises(InputError, match=r"2\.0"):
-        rate(Constraint("broken", lambda y: 2.0), "y")
-    with pytest.raises(InputError, match="positive"):
-        Constraint("none", lambda y: 1.0, weight=0)
+        rate(Verifier("broken", lambda y: 2.0), "y")
+    with pytest.raises(InputError, match=r"weight is 0"):
+        Verifier("none", lambda y: 1.0, weight=0)

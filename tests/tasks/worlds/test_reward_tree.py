@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.learn.preference.dpo import dpo_loss
-from tokenry.tasks.worlds.reward_tree import TokenTree, soft_backup
+from tokenry.tasks.worlds.reward_tree import RewardTree, soft_backup
 
 BETAS = st.floats(0.05, 5)
 
 
 @given(st.integers(0, 1000), BETAS)
 def test_the_optimum_is_the_reference_tilted_by_the_reward_of_whole_texts(seed, beta):
-    tree = TokenTree.random(seed)
+    tree = RewardTree.random(seed)
     best = soft_backup(tree, beta)
     tilted = tree.along(tree.reference).sum(1) + tree.along(tree.reward).sum(1) / beta
     torch.testing.assert_close(
@@ -25,14 +25,14 @@ def test_the_optimum_is_the_reference_tilted_by_the_reward_of_whole_texts(seed, 
 
 @given(st.integers(0, 1000), BETAS)
 def test_advantages_telescope_to_the_reward_less_the_value_of_the_start(seed, beta):
-    tree = TokenTree.random(seed)
+    tree = RewardTree.random(seed)
     best = soft_backup(tree, beta)
     total = tree.along(best.advantage).sum(1)
     torch.testing.assert_close(total, tree.along(tree.reward).sum(1) - best.v[0])
 
 
 def test_an_advantage_is_reward_plus_the_next_value_less_this_one():
-    tree = TokenTree.random(2)
+    tree = RewardTree.random(2)
     best = soft_backup(tree, 0.7)
     for depth, (advantage, reward) in enumerate(zip(best.advantage, tree.reward, strict=True)):
         after = best.v[depth + 1].view(-1, 3)
@@ -41,7 +41,7 @@ def test_an_advantage_is_reward_plus_the_next_value_less_this_one():
 
 
 def test_with_a_reward_at_the_end_only_credit_is_the_change_of_value():
-    tree = TokenTree.random(4, terminal=True)
+    tree = RewardTree.random(4, terminal=True)
     best = soft_backup(tree, 1.3)
     for depth in range(tree.depth - 1):
         change = best.v[depth + 1].view(-1, 3) - best.v[depth][:, None]
@@ -53,7 +53,7 @@ def test_with_a_reward_at_the_end_only_credit_is_the_change_of_value():
 @settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_potential_shaping_leaves_the_policy_as_it_is(seed):
-    tree = TokenTree.random(seed)
+    tree = RewardTree.random(seed)
     generator = torch.Generator().manual_seed(seed)
     potential = [torch.randn(3**d, generator=generator).double() for d in range(tree.depth + 1)]
     potential[0].zero_()
@@ -64,14 +64,14 @@ def test_potential_shaping_leaves_the_policy_as_it_is(seed):
     ]
     for one, other in zip(
         soft_backup(tree, 0.5).policy,
-        soft_backup(TokenTree(tree.reference, shaped), 0.5).policy,
+        soft_backup(RewardTree(tree.reference, shaped), 0.5).policy,
         strict=True,
     ):
         torch.testing.assert_close(one, other)
 
 
 def test_the_implicit_reward_of_reference_samples_is_minus_beta_kl():
-    tree = TokenTree.random(6)
+    tree = RewardTree.random(6)
     beta = 0.4
     best = soft_backup(tree, beta)
     reference = tree.along(tree.reference).sum(1)
@@ -84,7 +84,7 @@ def test_the_implicit_reward_of_reference_samples_is_minus_beta_kl():
 
 def test_dpo_fitted_to_all_pairs_finds_the_exact_advantage_of_every_token():
     """Population preferences: every pair of leaves, weighted by its Bradley-Terry probability."""
-    tree = TokenTree.random(0, vocabulary=2, depth=3)
+    tree = RewardTree.random(0, vocabulary=2, depth=3)
     beta = 0.8
     total = tree.along(tree.reward).sum(1)
     reference = tree.along(tree.reference).sum(1)
@@ -111,14 +111,14 @@ def test_dpo_fitted_to_all_pairs_finds_the_exact_advantage_of_every_token():
 
 
 def test_rewards_of_1e4_do_not_overflow():
-    tree = TokenTree.random(0)
-    best = soft_backup(TokenTree(tree.reference, [1e4 * level for level in tree.reward]), 0.1)
+    tree = RewardTree.random(0)
+    best = soft_backup(RewardTree(tree.reference, [1e4 * level for level in tree.reward]), 0.1)
     assert all(bool(level.isfinite().all()) for level in (*best.q, *best.v, *best.policy))
 
 
 def test_bad_input_is_named():
-    tree = TokenTree.random(0)
+    tree = RewardTree.random(0)
     with pytest.raises(InputError, match="positive"):
         soft_backup(tree, 0.0)
     with pytest.raises(ShapeError, match="levels of shape"):
-        TokenTree(tree.reference, tree.reward[:-1])
+        RewardTree(tree.reference, tree.reward[:-1])

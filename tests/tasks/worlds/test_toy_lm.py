@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, total_variation
+from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState, may_get_odd, odd_sum, total_variation
 
 MODEL = ToyLM(vocab_size=3, order=2, eos=0, seed=1)
 
@@ -52,3 +52,13 @@ def test_the_state_keeps_forks_apart():
 def test_total_variation_of_disjoint_distributions_is_one():
     assert total_variation({(1,): 1.0}, {(2,): 1.0}) == 1.0
     assert total_variation({(1,): 0.5, (2,): 0.5}, {(1,): 1.0}) == 0.5
+
+
+def test_the_odd_sums_of_three_tokens_are_these():
+    texts = itertools.product(range(1, 4), repeat=2)
+    assert {text for text in texts if odd_sum(text)} == {(1, 2), (2, 1), (2, 3), (3, 2)}
+    assert odd_sum((3, 1, 1))
+    assert not odd_sum((3, 1, 3))
+    assert not odd_sum((1, 3, 1))
+    assert may_get_odd((2, 2))
+    assert not may_get_odd((1, 3))

@@ -4,9 +4,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenry.app.terminal import AsJson, Seed, load, print_json, progress, results
+from tokenry.app.terminal import (
+    AsJson,
+    Seed,
+    load_for,
+    plain_table,
+    print_json,
+    progress,
+    results,
+)
 from tokenry.app.verb import require_use
-from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.checks import in_range
+from tokenry.core.errors import UnknownNameError
 
 TITLES = {
     "hidden": "hidden strings",
@@ -74,21 +83,16 @@ def audit(
     for name in wanted:
         if name not in TITLES:
             raise UnknownNameError("part of the audit", name, TITLES)
-    if tokens < 0:
-        raise InputError(f"--tokens must be 0 (all) or more, got {tokens}")
-    if not 0 < threshold < 1:
-        raise InputError(f"--threshold must be between 0 and 1, got {threshold}")
+    in_range("--tokens", tokens, "[0, inf)", integer=True)
+    in_range("--threshold", threshold, "(0, 1)")
     for option in ("--tokens", "--threshold", "--template"):
         require_use(option, "hidden" in wanted, "it is of the probe for hidden strings")
-    loaded = load(model)
-    if template and loaded.tokenizer.chat_template is None:
-        raise InputError(f"{model} has no chat template: leave --template out")
-
+    loaded = load_for(model, template, "--template")
     from tokenry.measure.audit.report import audit as measure
 
     with progress() as bar:
         tasks = {name: bar.add_task(TITLES[name], total=None) for name in TITLES if name in wanted}
-        found = measure(
+        result = measure(
             loaded.model,
             loaded.tokenizer,
             parts=wanted,
@@ -99,93 +103,78 @@ def audit(
             progress=lambda name, done, total: bar.update(tasks[name], completed=done, total=total),
         )
     if as_json:
-        print_json({"model": model, "seed": seed, **as_record(found, loaded.tokenizer)})
+        print_json({"model": model, "seed": seed, **as_record(result, loaded.tokenizer)})
         return
     console = results()
     for name in tasks:
-        console.print(f"[bold]{TITLES[name]}[/]  [dim]{found.seconds[name]:.0f} s[/]")
-        if name in found.skipped:
-            console.print(f"skipped: {found.skipped[name]}", markup=False)
+        console.print(f"[bold]{TITLES[name]}[/]  [dim]{result.seconds[name]:.0f} s[/]")
+        if name in result.skipped:
+            console.print(f"skipped: {result.skipped[name]}", markup=False)
         else:
-            SHOW[name](console, getattr(found, name), loaded.tokenizer)
+            PRINT[name](console, getattr(result, name), loaded.tokenizer)
         console.print()
 
 
-def show_hidden(console: Any, found: Any, tokenizer: Any) -> None:
+def print_hidden(console: Any, result: Any, tokenizer: Any) -> None:
     from rich.text import Text
 
     console.print(
-        f"{found.forced:,} of {found.vocabulary:,} tokens forced; {found.above} scored above "
-        f"{found.threshold}"
+        f"{result.forced:,} of {result.vocabulary:,} tokens forced; {result.above} scored above "
+        f"{result.threshold}"
     )
-    if found.candidates:
-        table = table_of("", ("score", "confidence", "repetition"), "text")
-        rows = [("", text) for text in found.candidates]
-        rows += [("control", text) for text in most_confident(found.control, 3)]
+    if result.candidates:
+        numbers = ("score", "confidence", "repetition")
+        table = plain_table("", *numbers, numbers=numbers)
+        table.add_column("text", overflow="fold")
+        rows = [("", text) for text in result.candidates]
+        rows += [("control", text) for text in most_confident(result.control, 3)]
         for kind, text in rows:
-            mark = "unusual" if not kind and found.unusual(text) else kind
+            mark = "unusual" if not kind and result.unusual(text) else kind
             table.add_row(
                 mark,
                 *(f"{value:.2f}" for value in (text.score, text.confidence, text.repetition)),
                 Text(shortened(tokenizer.decode(list(text.ids)))),
             )
         console.print(table)
-    console.print(f"[dim]{meaning(found)}[/]")
+    console.print(f"[dim]{result.meaning}[/]")
 
 
-def show_length(console: Any, found: Any, tokenizer: Any) -> None:
+def print_length(console: Any, result: Any, tokenizer: Any) -> None:
     names = ("clean", "suffix", "noise", "worst")
-    columns = (found.clean, found.suffixed, found.noise, found.stressed)
-    table = table_of("answer, tokens", names, None)
-    for row, prompt in enumerate(found.prompts):
+    columns = (result.clean, result.suffixed, result.noise, result.stressed)
+    table = plain_table("answer, tokens", *names, numbers=names)
+    for row, prompt in enumerate(result.prompts):
         counts = [int(column[row]) for column in columns]
-        table.add_row(prompt, *(f"{n}+" if n >= found.limit else str(n) for n in counts))
-    factors = (found.factor(column) for column in columns)
+        table.add_row(prompt, *(f"{n}+" if n >= result.limit else str(n) for n in counts))
+    factors = (result.factor(column) for column in columns)
     table.add_row("[dim]times the clean length[/]", *(f"{factor:.1f}" for factor in factors))
     console.print(table)
-    if found.clean_cut:
+    if result.clean_cut:
         console.print(
-            f"{found.clean_cut:.0%} of the clean answers were cut off at {found.limit} tokens: "
+            f"{result.clean_cut:.0%} of the clean answers were cut off at {result.limit} tokens: "
             "how much longer they can get is not seen"
         )
-    console.print(f"[dim]{meaning(found)}[/]")
+    console.print(f"[dim]{result.meaning}[/]")
 
 
-def show_reach(console: Any, found: Any, tokenizer: Any) -> None:
-    lengths = len(found.reached[0])
+def print_reachable(console: Any, result: Any, tokenizer: Any) -> None:
+    lengths = len(result.reached[0])
     names = [f"k={length}" for length in range(lengths)]
-    table = table_of(f"outputs reached ({found.candidates} candidates)", names, None)
-    for state, counts, own in zip(found.states, found.reached, found.own, strict=True):
+    table = plain_table(f"outputs reached ({result.candidates} candidates)", *names, numbers=names)
+    for state, counts, own in zip(result.states, result.reached, result.own, strict=True):
         table.add_row(state, *map(str, counts))
         table.add_row(
-            f"[dim]  of its own {found.ranks} likeliest[/]", *(f"{share:.0%}" for share in own)
+            f"[dim]  of its own {result.ranks} likeliest[/]", *(f"{share:.0%}" for share in own)
         )
     console.print(table)
-    console.print(f"[dim]{meaning(found)}[/]")
+    console.print(f"[dim]{result.meaning}[/]")
 
 
-SHOW = {"hidden": show_hidden, "length": show_length, "reach": show_reach}
-
-
-def meaning(found: Any) -> str:
-    """What a probe's result means, in a few sentences."""
-    return str(found.meaning)
+PRINT = {"hidden": print_hidden, "length": print_length, "reach": print_reachable}
 
 
 def most_confident(texts: list[Any], count: int) -> list[Any]:
     return sorted(texts, key=lambda text: -text.confidence)[:count]
-
-
-def table_of(first: str, numbers: Any, last: str | None) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(first)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    if last is not None:
-        table.add_column(last, overflow="fold")
-    return table
 
 
 def shortened(text: str, width: int = 60) -> str:
@@ -194,10 +183,10 @@ def shortened(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def as_record(found: Any, tokenizer: Any) -> dict[str, Any]:
+def as_record(result: Any, tokenizer: Any) -> dict[str, Any]:
     """The audit as JSON: one object for each part that was run."""
-    record: dict[str, Any] = {"skipped": found.skipped}
-    if found.hidden is not None:
+    record: dict[str, Any] = {"skipped": result.skipped}
+    if result.hidden is not None:
 
         def text_row(text: Any) -> dict[str, Any]:
             return {
@@ -208,9 +197,9 @@ def as_record(found: Any, tokenizer: Any) -> dict[str, Any]:
                 "repetition": text.repetition,
             }
 
-        hidden = found.hidden
+        hidden = result.hidden
         record["hidden"] = {
-            "seconds": round(found.seconds["hidden"], 1),
+            "seconds": round(result.seconds["hidden"], 1),
             "forced": hidden.forced,
             "vocabulary": hidden.vocabulary,
             "threshold": hidden.threshold,
@@ -219,10 +208,10 @@ def as_record(found: Any, tokenizer: Any) -> dict[str, Any]:
                 {**text_row(text), "unusual": hidden.unusual(text)} for text in hidden.candidates
             ],
             "control": [text_row(text) for text in hidden.control],
-            "meaning": meaning(hidden),
+            "meaning": hidden.meaning,
         }
-    if found.length is not None:
-        length = found.length
+    if result.length is not None:
+        length = result.length
         columns = {
             "clean": length.clean,
             "suffix": length.suffixed,
@@ -230,19 +219,19 @@ def as_record(found: Any, tokenizer: Any) -> dict[str, Any]:
             "worst": length.stressed,
         }
         record["length"] = {
-            "seconds": round(found.seconds["length"], 1),
+            "seconds": round(result.seconds["length"], 1),
             "prompts": list(length.prompts),
             "limit": length.limit,
             "eps": length.eps,
             **{name: column.tolist() for name, column in columns.items()},
             "factor": {name: length.factor(column) for name, column in columns.items()},
             "clean_cut": length.clean_cut,
-            "meaning": meaning(length),
+            "meaning": length.meaning,
         }
-    if found.reach is not None:
-        reach = found.reach
+    if result.reach is not None:
+        reach = result.reach
         record["reach"] = {
-            "seconds": round(found.seconds["reach"], 1),
+            "seconds": round(result.seconds["reach"], 1),
             "candidates": reach.candidates,
             "states": [
                 {
@@ -258,6 +247,6 @@ def as_record(found: Any, tokenizer: Any) -> dict[str, Any]:
                     reach.states, reach.reached, reach.own, reach.prompts, strict=True
                 )
             ],
-            "meaning": meaning(reach),
+            "meaning": reach.meaning,
         }
     return record

@@ -72,7 +72,7 @@ def compress(
     if not text.strip():
         raise InputError("there is nothing to compress in an empty text")
 
-    from tokenry.core.registry import attribution
+    from tokenry.model.attribution.base import attribution
     from tokenry.model.attribution.frugalprompt import FrugalPrompt
 
     if scorer == "random":
@@ -84,42 +84,18 @@ def compress(
         network, tokenizer = load(model)
         compressor = FrugalPrompt(attribution[scorer](), percent, protect=pattern, sense=sense)
     with working("scoring the words"):
-        found = compressor(network, tokenizer, text)
-    tokens = [None if tokenizer is None else count(tokenizer, t) for t in (text, found.text)]
+        compressed = compressor(network, tokenizer, text)
+    tokens = [None if tokenizer is None else count(tokenizer, t) for t in (text, compressed.text)]
     if as_json:
-        kept = set(found.kept)
-        print_json(
-            {
-                "text": found.text,
-                "percent": percent,
-                "scorer": scorer,
-                "model": None if tokenizer is None else model,
-                "words": len(found.spans),
-                "words_kept": len(found.kept),
-                "tokens": tokens[0],
-                "tokens_kept": tokens[1],
-                "dropped": [
-                    {
-                        "word": text[slice(*found.spans[place])],
-                        "start": found.spans[place][0],
-                        "kind": kind,
-                    }
-                    for place, kind in found.dropped.items()
-                ],
-                "scores": [
-                    {"word": text[a:b], "start": a, "score": score, "kept": place in kept}
-                    for place, ((a, b), score) in enumerate(
-                        zip(found.spans, found.scores, strict=True)
-                    )
-                ],
-            }
-        )
+        about = {"percent": percent, "scorer": scorer}
+        about |= {"model": None if tokenizer is None else model}
+        print_json(as_record(text, compressed, tokens) | about)
         return
-    typer.echo(found.text, nl=not found.text.endswith("\n"))
+    typer.echo(compressed.text, nl=not compressed.text.endswith("\n"))
     saved = "" if tokens[0] is None else f", {tokens[1]} of {tokens[0]} tokens"
-    notes().print(f"kept {len(found.kept)} of {len(found.spans)} words{saved}")
-    if found.dropped:
-        words = Counter(text[slice(*found.spans[place])] for place in found.dropped)
+    notes().print(f"kept {len(compressed.kept)} of {len(compressed.spans)} words{saved}")
+    if compressed.dropped:
+        words = Counter(text[slice(*compressed.spans[index])] for index in compressed.dropped)
         named = [f"{word} ({times})" if times > 1 else word for word, times in words.most_common()]
         more = f" and {len(named) - NAMED} others" if len(named) > NAMED else ""
         notes().print(
@@ -127,9 +103,28 @@ def compress(
         )
 
 
+def as_record(text: str, compressed: Any, tokens: list[int | None]) -> dict[str, Any]:
+    """What was kept of a text, which words that matter were not, and every word's score."""
+    kept = set(compressed.kept)
+    words = [{"word": text[a:b], "start": a} for a, b in compressed.spans]
+    scored = zip(words, compressed.scores, strict=True)
+    return {
+        "text": compressed.text,
+        "words": len(words),
+        "words_kept": len(kept),
+        "tokens": tokens[0],
+        "tokens_kept": tokens[1],
+        "dropped": [words[index] | {"kind": kind} for index, kind in compressed.dropped.items()],
+        "scores": [
+            word | {"score": score, "kept": index in kept}
+            for index, (word, score) in enumerate(scored)
+        ],
+    }
+
+
 def check_scorer(name: str) -> None:
     """An unknown scorer is an error before the model is loaded, not after."""
-    from tokenry.core.registry import attribution
+    from tokenry.model.attribution.base import attribution
 
     known = [*attribution.names(), "random"]
     if name not in known:

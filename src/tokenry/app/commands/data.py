@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tokenry.app.terminal import AsJson, Seed, print_json, results
+from tokenry.app.terminal import AsJson, Seed, plain_table, print_json, results
 from tokenry.app.verb import Debug, Verb, with_debug
 from tokenry.core.errors import InputError
 
@@ -41,9 +41,7 @@ def data(
     if as_json:
         print_json(rows)
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("name", no_wrap=True)
     table.add_column("what it is")
     for row in rows:

@@ -13,14 +13,15 @@ from tokenry.app.terminal import (
     check_writable,
     load,
     notes,
+    plain_table,
     print_json,
-    read_text,
     results,
+    text_or_file,
     working,
     write_text,
 )
 from tokenry.app.verb import require_only, require_use
-from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.core.errors import InputError
 
 JSON_HAS_ALL = "--json prints every token"
 
@@ -92,9 +93,7 @@ def inspect(
         return
     if pairs is not None:
         raise InputError("--pairs is the report of a run: give --against RUN and no text")
-    if (text is None) == (file is None):
-        raise InputError("give a text or --file, one of them")
-    content = read_text(file or "-") if file or text == "-" else text or ""
+    content = text_or_file(text, file)
     if not content.strip():
         raise InputError("there is nothing to inspect in an empty text")
     require_use("--rows", not as_json, JSON_HAS_ALL)
@@ -102,68 +101,55 @@ def inspect(
         check_writable(html)
     wanted = signal or (["difference"] if against is not None else ["surprisal", "entropy"])
     check_model(model)
-    check_signals(wanted, against is not None)
-    first = load(model)
     from tokenry.measure import inspect as measure
 
+    measure.check_signals(wanted, against is not None)  # before the model is loaded, not after
+    first = load(model)
     second = None if against is None else load(against)
     with working("scoring the text"):
-        found = measure.inspect(
+        inspection = measure.inspect(
             first.model, first.tokenizer, content, signals=wanted, against=second
         )
     if html is not None:
-        write_text(html, found.to_html(wanted[0]))
+        write_text(html, inspection.to_html(wanted[0]))
     if as_json:
         print_json(
             {
-                "model": found.name,
-                "against": None if found.against is None else found.against.name,
-                "units": found.units,
-                "tokens": [found.row(position) for position in range(len(found.ids))],
+                "model": inspection.name,
+                "against": None if inspection.against is None else inspection.against.name,
+                "units": inspection.units,
+                "tokens": [inspection.row(position) for position in range(len(inspection.ids))],
             }
         )
     else:
-        show(found, wanted[0], rows)
+        show(inspection, wanted[0], rows)
     if html is not None:
         notes().print(f"written to {html}")
 
 
-def check_signals(names: list[str], two_models: bool) -> None:
-    """Unknown signals are an error before the model is loaded, not after."""
-    from tokenry.core.registry import signal
-
-    known = [*signal.names(), "difference"]
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("signal", name, known)
-        if name in ("difference", "divergence") and not two_models:
-            raise InputError(f"the signal {name} needs a second model: --against")
-
-
-def show(found: Any, shown: str, rows: int) -> None:
-    """The coloured text and the table of the tokens where the shown signal is largest."""
-    from rich.table import Table
+def show(inspection: Any, signal: str, rows: int) -> None:
+    """The coloured text, and the table of the tokens where a signal is largest."""
     from rich.text import Text
 
     console = results()
-    console.print(found.to_rich(shown, console.width), soft_wrap=True)
-    if not rows or not bool(found.scored.any()):
+    console.print(inspection.to_rich(signal, console.width), soft_wrap=True)
+    if not rows or not bool(inspection.scored.any()):
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table = plain_table()
     table.add_column("token", no_wrap=True)
-    for name in found.signals:
-        unit = found.units.get(name, "")
+    for name in inspection.signals:
+        unit = inspection.units.get(name, "")
         table.add_column(f"{name}\n({unit})" if unit else name, justify="right")
     table.add_column("expected instead", style="dim")
-    shown_rows = found.table(shown)[:rows]
-    longest = max(len(repr(row["token"])) for row in shown_rows)
-    room = console.width - longest - sum(len(name) + 3 for name in found.signals) - 3
-    for row in shown_rows:
+    tokens = inspection.table(signal)[:rows]
+    longest = max(len(repr(row["token"])) for row in tokens)
+    width = console.width - longest - sum(len(name) + 3 for name in inspection.signals) - 3
+    for row in tokens:
         others = [f"{t!r} {share:.0%}" for t, share in row["alternatives"] if t != row["token"]]
-        numbers = [number(row[name]) for name in found.signals]
+        numbers = [number(row[name]) for name in inspection.signals]
         # one to a line where they do not fit side by side: a space in a token is no place to break
         joined = ", ".join(others[:3])
-        expected = joined if len(joined) <= room else "\n".join(others[:3])
+        expected = joined if len(joined) <= width else "\n".join(others[:3])
         table.add_row(Text(repr(row["token"])), *numbers, Text(expected))
     console.print()
     console.print(table)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tokenry.app.terminal import AsJson, Seed, print_json, results
+from tokenry.app.terminal import AsJson, Seed, plain_table, print_json, results
 from tokenry.app.verb import Debug, Verb, with_debug
 from tokenry.core.errors import InputError
 
@@ -46,11 +46,7 @@ def models(
     if as_json:
         print_json(rows)
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("name", "model", "download", "licence", "here"):
-        table.add_column(title, justify="right" if title == "download" else "left")
+    table = plain_table("name", "model", "download", "licence", "here", numbers=("download",))
     for row in rows:
         name = f"{row['name']} [dim](default)[/]" if row["default"] else row["name"]
         size = f"{row['download_bytes'] / 1e6:.0f} MB"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenry.app.remembered import remembered
-from tokenry.app.terminal import AsJson, Seed, print_json, results, working
+from tokenry.app.terminal import AsJson, Seed, plain_table, print_json, results, working
 from tokenry.core.errors import InputError
 
 
@@ -37,9 +37,8 @@ def objectives(
         print_json(rows)
         return
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("name", no_wrap=True)
     table.add_column("what it is, its hyper-parameters, what to bring")
     for row in rows:
@@ -51,25 +50,24 @@ def objectives(
 
 def listing() -> list[dict[str, Any]]:
     """One row per objective: name, summary, needs, what the user brings, hyper-parameters."""
-    from tokenry.core.registry import objective
-    from tokenry.learn.objective import frozen_sources, is_on_policy
+    from tokenry.learn.objective import frozen_sources, is_on_policy, objective
 
     rows = []
     for key in objective.names():
         kind = objective[key]
-        goal = kind()
-        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(goal)]
-        if is_on_policy(goal) and getattr(goal, "num_rewards", 1):
+        built = kind()
+        bring = [f"--frozen {name}=MODEL" for name in frozen_sources(built)]
+        if is_on_policy(built) and built.num_rewards:
             bring.append("--reward FILE.py:NAME")
         rows.append(
             {
                 "name": key,
                 "summary": cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-                "needs": list(goal.needs),
+                "needs": list(built.needs),
                 "bring": bring,
                 "hyperparameters": {
-                    field.name: plain(getattr(goal, field.name))
-                    for field in dataclasses.fields(goal)
+                    field.name: plain(getattr(built, field.name))
+                    for field in dataclasses.fields(built)
                 },
             }
         )

@@ -56,11 +56,13 @@ def show_all(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from tokenry.app.commands.reproduce import VERDICTS
+
     # a title is cut where the terminal ends: the other columns are narrow and whole
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
     table.add_column("no.", justify="right", no_wrap=True)
     table.add_column("key", no_wrap=True)
-    table.add_column("held", no_wrap=True)
+    table.add_column("claim", no_wrap=True)
     table.add_column("title", no_wrap=True, overflow="ellipsis", ratio=1)
     by_role: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -68,7 +70,8 @@ def show_all(rows: list[dict[str, Any]]) -> None:
     for role, members in by_role.items():
         table.add_row("", Text(role, style="bold cyan"))
         for row in members:
-            held = {True: "[green]yes[/]", False: "[red]no[/]", None: "[dim]-[/]"}[row["held"]]
+            word = row["verdict"] or {True: "held", False: "not held", None: None}[row["held"]]
+            held = VERDICTS[word] if word else "[dim]-[/]"
             number = "" if row["number"] is None else f"{row['number']:03}"
             table.add_row(number, row["key"], held, Text(row["title"]))
     console = results()

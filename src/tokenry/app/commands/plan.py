@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenry.app.terminal import AsJson, Seed, load, print_json, progress, results
+from tokenry.app.terminal import AsJson, Seed, load, plain_table, print_json, progress, results
 from tokenry.app.verb import require_use
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, UnknownNameError
 
 HERE = "here"
+NUMBERS = ("$/hour", "kW", "ttft s", "tbt ms", "e2e s", "worst")
 
 
 def plan(
@@ -113,32 +114,20 @@ def plan(
     from tokenry.serving import phases, planner
     from tokenry.serving.targets import SLO
 
-    names = [name.strip() for name in machines.split(",") if name.strip()]
-    kinds = [machine_of(name, prices or []) for name in dict.fromkeys(names)]
-    if not kinds:
-        raise InputError("--machines names none; known: " + ", ".join([*phases.MACHINES, HERE]))
-    for price in prices or []:
-        if price.partition("=")[0] not in names:
-            raise InputError(f"--price {price}: that machine is not among --machines {machines}")
+    kinds = machines_of(machines, prices or [])
+    here = any(kind.name == HERE for kind in kinds)
     targets = SLO() if slo == "default" else SLO.read(slo)
     traffic = traffic_of(trace, rate, requests, seed)
     if rate is None and budget is None:
-        if trace.endswith(".csv"):
-            rate = traffic.rate  # a trace has a rate of its own
-        else:
+        if not trace.endswith(".csv"):
             raise InputError("give --rate, or a budget to learn the largest rate")
-    phases_of = phases.phases_of
-    if HERE in names:
-        if model is None:
-            raise InputError("--machines here measures a model: give --model, not --model-size")
-        served, phases_of = measured_here(model)
-    else:
-        served = phases.ServedModel.of_size(model_size) if model_size else served_model(str(model))
+        rate = traffic.rate  # a trace has a rate of its own
+    served, phases_of = served_on(model, model_size, here)
     against = reference or ("A100" if len(kinds) > 1 or kinds[0].name == "H100" else kinds[0].name)
     compared = next((kind for kind in kinds if kind.name == against), None)
     with progress() as bar:
         task = bar.add_task("simulating", total=None)
-        found = planner.search_pools(
+        plans = planner.search_pools(
             planner.Planner(
                 served,
                 traffic,
@@ -155,13 +144,13 @@ def plan(
             ),
         )
     source = "published medians" if served.name in phases.MEASURED else "roofline"
-    source = "measured here" if HERE in names else source
+    source = "measured here" if here else source
     if as_json:
         about = {"model": served.name, "trace": trace, "times": source, "reference": against}
         given = {"rate": rate, "minimise": measure, "budget": budget, "seed": seed}
-        print_json({**about, **given, "plans": [as_record(each) for each in found]})
+        print_json({**about, **given, "plans": [as_record(each) for each in plans]})
         return
-    show(found, served, trace, source, rate, measure)
+    show(plans, f"[bold]{served.name}[/], {trace}  [dim]times: {source}[/]", rate, measure)
 
 
 def objective(
@@ -191,6 +180,20 @@ def objective(
     return name, float(value)
 
 
+def machines_of(names: str, prices: list[str]) -> list[Any]:
+    """The machines of a list of names, each once."""
+    from tokenry.serving.phases import MACHINES
+
+    wanted = dict.fromkeys(filter(None, map(str.strip, names.split(","))))
+    if not wanted:
+        raise InputError("--machines names none; known: " + ", ".join([*MACHINES, HERE]))
+    machines = [machine_of(name, prices) for name in wanted]
+    for price in prices:
+        if price.partition("=")[0] not in wanted:
+            raise InputError(f"--price {price}: that machine is not among --machines {names}")
+    return machines
+
+
 def machine_of(name: str, prices: list[str]) -> Any:
     """A machine by its name, at the user's price."""
     from dataclasses import replace
@@ -199,8 +202,7 @@ def machine_of(name: str, prices: list[str]) -> Any:
 
     if name != HERE and name not in MACHINES:
         raise UnknownNameError("machine", name, [*MACHINES, HERE])
-    found = MACHINES["laptop"] if name == HERE else MACHINES[name]
-    found = replace(found, name=name)
+    machine = replace(MACHINES["laptop" if name == HERE else name], name=name)
     for price in prices:
         wanted, _, value = price.partition("=")
         if wanted == name:
@@ -209,8 +211,8 @@ def machine_of(name: str, prices: list[str]) -> Any:
             except ValueError:
                 raise InputError(f"--price {price}: it must look like A100=17.6") from None
             in_range(f"--price {wanted}", cost, "(0, inf)")
-            found = replace(found, cost=cost)
-    return found
+            machine = replace(machine, cost=cost)
+    return machine
 
 
 def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) -> Any:
@@ -222,9 +224,20 @@ def traffic_of(trace: str, rate: float | None, requests: int | None, seed: int) 
         return poisson_trace(rate or 1.0, trace, count, seed)
     if not Path(trace).is_file() and not trace.endswith(".csv"):
         raise UnknownNameError("trace", trace, [*LENGTHS, "FILE.csv"])
-    found = read_trace(trace)
-    _ = found.rate  # one request, or all at once, cannot be stretched to a rate: said here
-    return found
+    traffic = read_trace(trace)
+    _ = traffic.rate  # one request, or all at once, cannot be stretched to a rate: said here
+    return traffic
+
+
+def served_on(model: str | None, size: str | None, here: bool) -> tuple[Any, Any]:
+    """The model, and how long its phases take on a machine, this one if it is among them."""
+    from tokenry.serving.phases import ServedModel, phases_of
+
+    if here:
+        if model is None:
+            raise InputError("--machines here measures a model: give --model, not --model-size")
+        return measured_here(model)
+    return ServedModel.of_size(size) if size else served_model(str(model)), phases_of
 
 
 def served_model(name: str) -> Any:
@@ -238,9 +251,9 @@ def served_model(name: str) -> Any:
 
     if name not in hub.NAMED_MODELS and "/" not in name and not Path(name).is_dir():
         raise UnknownNameError("model", name, [*SHAPES, *hub.NAMED_MODELS])
-    place = hub.locate(name)
+    folder = hub.locate(name)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"cannot read the configuration of {name}: {reason}") from None
@@ -263,60 +276,54 @@ def measured_here(name: str) -> tuple[Any, Any]:
     return served, here_or_not
 
 
-def as_record(found: Any) -> dict[str, Any]:
+def as_record(plan: Any) -> dict[str, Any]:
     """A plan as JSON: counts by pool, prices, and latencies at 50, 90 and 99 %."""
-    design = found.design
+    design = plan.design
     pools = ("both",) if design.prompt is None else ("prompt", "token")
     return {
         "pools": [
             {"for": pool, "machine": machine.name, "count": count}
-            for pool, machine, count in zip(pools, design.machines, found.counts, strict=True)
+            for pool, machine, count in zip(pools, design.machines, plan.counts, strict=True)
         ],
-        "rate": found.rate,
-        "dollars_per_hour": found.price("cost"),
-        "kilowatts": found.price("power"),
-        "machines": int(found.price("count")),
-        "worst_target": found.load,
-        "seconds": {name: values.tolist() for name, values in found.latencies.seconds.items()},
-        "slowdown": {name: values.tolist() for name, values in found.latencies.slowdown.items()},
+        "rate": plan.rate,
+        "dollars_per_hour": plan.price("cost"),
+        "kilowatts": plan.price("power"),
+        "machines": int(plan.price("count")),
+        "worst_target": plan.load,
+        "seconds": {name: values.tolist() for name, values in plan.latencies.seconds.items()},
+        "slowdown": {name: values.tolist() for name, values in plan.latencies.slowdown.items()},
     }
 
 
-def show(
-    found: Any, served: Any, trace: str, source: str, rate: float | None, minimise: str
-) -> None:
-    from rich.table import Table
-
+def show(plans: list[Any], title: str, rate: float | None, minimise: str) -> None:
     console = results()
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    numbers = (*(("req/s",) if rate is None else ()), *NUMBERS)
+    table = plain_table(gap=1)  # eight columns in 80
     table.add_column("prompts", overflow="fold")
     table.add_column("tokens", overflow="fold")
-    names = ("req/s",) if rate is None else ()
-    for name in (*names, "$/hour", "kW", "ttft s", "tbt ms", "e2e s", "worst"):
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    for each in found:
-        counts = [f"{n} {m.name}" for n, m in zip(each.counts, each.design.machines, strict=True)]
+    for plan in plans:
+        counts = [f"{n} {m.name}" for n, m in zip(plan.counts, plan.design.machines, strict=True)]
         first, second = (counts[0], "the same") if len(counts) == 1 else counts
-        seconds = each.latencies.seconds
+        seconds, cost = plan.latencies.seconds, plan.price("cost")
         spans = ((seconds["ttft"], 1, 2), (seconds["tbt"], 1000, 0), (seconds["e2e"], 1, 1))
         table.add_row(
             first,
             second,
-            *((f"{each.rate:.3g}",) if rate is None else ()),
-            f"{each.price('cost'):.0f}"
-            if each.price("cost") >= 10
-            else f"{each.price('cost'):.2g}",
-            f"{each.price('power'):.3g}",
+            *((f"{plan.rate:.3g}",) if rate is None else ()),
+            f"{cost:.0f}" if cost >= 10 else f"{cost:.2g}",
+            f"{plan.price('power'):.3g}",
             *("/".join(f"{v * unit:.{digits}f}" for v in values) for values, unit, digits in spans),
-            f"{each.load:.0%}",
+            f"{plan.load:.0%}",
         )
-    console.print(f"[bold]{served.name}[/], {trace}  [dim]times: {source}[/]", highlight=False)
+    console.print(title, highlight=False)
     console.print(table)
     console.print(
         "[dim]Latencies of 50, 90 and 99 % of the requests: to the first token, between tokens, "
         "to the last. Worst: the tightest target's use.[/]"
     )
-    console.print(sentence(found[0], rate, minimise), soft_wrap=True)
+    console.print(sentence(plans[0], rate, minimise), soft_wrap=True)
 
 
 def sentence(best: Any, rate: float | None, minimise: str) -> str:

@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenry.app.terminal import AsJson, Model, Seed, print_json, read_text, results, working
+from tokenry.app.terminal import (
+    AsJson,
+    Model,
+    Seed,
+    plain_table,
+    print_json,
+    results,
+    text_or_file,
+    working,
+)
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
@@ -38,9 +47,7 @@ def tokenize(
 
     [cyan]tokenry tokenize "strawberry" --stochastok 1 --seed 3[/]
     """
-    if (text is None) == (file is None):
-        raise InputError("give a text or --file, one of them")
-    content = read_text(file or "-") if file or text == "-" else text or ""
+    content = text_or_file(text, file)
     if not content:
         raise InputError("there is nothing to tokenize in an empty text")
     if stochastok is not None:
@@ -49,11 +56,11 @@ def tokenize(
 
     with working(f"loading {model}"):
         tokenizer = load_tokenizer(model)
-    found = tokens(tokenizer, content, stochastok, seed)
+    listing = tokens(tokenizer, content, stochastok, seed)
     if as_json:
-        print_json(found)
+        print_json(listing)
     else:
-        show(found)
+        show(listing)
 
 
 def tokens(tokenizer: Any, text: str, p: float | None, seed: int) -> dict[str, Any]:
@@ -91,19 +98,18 @@ def tokens(tokenizer: Any, text: str, p: float | None, seed: int) -> dict[str, A
     return {"text": text, "tokens": rows(ids), "expanded": expanded}
 
 
-def show(found: dict[str, Any]) -> None:
-    from rich.table import Table
+def show(listing: dict[str, Any]) -> None:
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("", justify="right", style="dim")
     table.add_column("id", justify="right")
     table.add_column("token")
     table.add_column("bytes", style="dim")
-    expanded = found["expanded"]
+    expanded = listing["expanded"]
     if expanded is not None:
         table.add_column("becomes")
-    for row in found["tokens"]:
+    for row in listing["tokens"]:
         cells = [str(row["position"]), str(row["id"]), Text(repr(row["token"])), row["bytes"]]
         if expanded is not None:
             parts = [part["token"] for part in expanded if part["from"] == row["position"]]
@@ -111,6 +117,6 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(*cells)
     console = results()
     console.print(table)
-    count = len(found["tokens"])
-    total = f"{count} tokens, {len(found['text'].encode()) / count:.2f} bytes each"
+    count = len(listing["tokens"])
+    total = f"{count} tokens, {len(listing['text'].encode()) / count:.2f} bytes each"
     console.print(total + ("" if expanded is None else f"; {len(expanded)} after the splits"))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tokenry.app.terminal import AsJson, Model, Seed, print_json, progress, results
+from tokenry.app.terminal import AsJson, Model, Seed, plain_table, print_json, progress, results
 from tokenry.core.errors import InputError
 from tokenry.core.extras import require_extra
 
@@ -103,14 +103,14 @@ def train(
     [cyan]tokenry train --objective rto -d prompts.jsonl -o rl --frozen dpo=trained
     --reward rules.py:polite[/]
     """
-    from tokenry.core import registry
+    from tokenry.learn.objective import objective as objectives
 
     require_extra("training", "accelerate", "peft", "datasets")
     check_output(output, resume)
     if config is not None and not config.is_file():
         raise InputError(f"no such file: {config}")
     if ".py:" not in objective:
-        registry.objective[objective]
+        objectives[objective]
     others = named_models(frozen or [])
     rows, heldout = read(data), None if eval_data is None else read(eval_data)
 
@@ -156,13 +156,13 @@ def check_output(output: Path, resume: bool) -> None:
 
 def named_models(given: list[str]) -> dict[str, str]:
     """ "guide=folder" -> {"guide": "folder"}."""
-    found = {}
+    models = {}
     for item in given:
-        name, equals, place = item.partition("=")
-        if not (name and equals and place):
+        name, equals, model = item.partition("=")
+        if not (name and equals and model):
             raise InputError(f"--frozen must have the form NAME=MODEL, got {item!r}")
-        found[name] = place
-    return found
+        models[name] = model
+    return models
 
 
 def one_or_all(given: list[str]) -> str | list[str]:
@@ -199,8 +199,6 @@ def progress_callback(bar: Any) -> Any:
 
 
 def show(finished: Any) -> None:
-    from rich.table import Table
-
     from tokenry.learn.data.rows import summary_of
 
     record = finished.record
@@ -212,9 +210,8 @@ def show(finished: Any) -> None:
     logged = [entry for entry in record["history"] if "loss" in entry]
     if not logged:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("", "first step", "last step", "held out"):
-        table.add_column(title, justify="right" if title else "left")
+    numbers = ("first step", "last step", "held out")
+    table = plain_table("", *numbers, numbers=numbers)
     names = [n for n in logged[-1] if n not in ("epoch", "step", "learning_rate", "grad_norm")]
     for name in names:
         cells = [entry.get(name) for entry in (logged[0], logged[-1])]

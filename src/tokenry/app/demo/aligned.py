@@ -155,10 +155,10 @@ def margins(before: PreferenceReport, after: PreferenceReport) -> Any:
     return figure
 
 
-def drift(report: PreferenceReport, prompts: Sequence[str], shown: int = 2) -> list[dict[str, Any]]:
+def drift(report: PreferenceReport, prompts: Sequence[str], count: int = 2) -> list[dict[str, Any]]:
     """The tokens of a few held-out answers with the KL at each, the most changed pairs first."""
     pairs = zip(report.pairs, prompts, strict=True)
-    order = sorted(pairs, key=lambda item: -item[0].margin)[:shown]
+    order = sorted(pairs, key=lambda item: -item[0].margin)[:count]
     values = [value for pair, _ in order for value in (*pair.chosen.kl, *pair.rejected.kl)]
     most = max(values, default=1.0)
     return [

@@ -21,7 +21,7 @@ from tokenry.core.errors import ConstraintError
 from tokenry.decode.constraints.base import Constraint
 from tokenry.decode.constraints.grammar import Grammar
 from tokenry.decode.generate import ends, generate, prompt_ids
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 from tokenry.model.score import score
 
 WORDS = {"type": "string", "pattern": "^[A-Z][a-z]+( [A-Z][a-z]+)?$"}
@@ -48,9 +48,9 @@ TASK = (
 CODE = """\
 loaded = tokenry.load("smollm2")
 schema = Grammar.json_schema(SCHEMA, loaded.tokenizer)
-found = tokenry.generate(loaded, messages, schema, particles=8, temperature=0.6)
-found.distribution()   # each text with its share of the weight
-found.log_evidence     # log of the probability that the model satisfies the schema"""
+samples = tokenry.generate(loaded, messages, schema, particles=8, temperature=0.6)
+samples.distribution()   # each text with its share of the weight
+samples.log_evidence     # log of the probability that the model satisfies the schema"""
 
 
 def section(
@@ -75,19 +75,19 @@ def section(
         ):
             tick(f"{city}, {how}")
             try:
-                found = generate(
+                samples = generate(
                     loaded, prompt, constraint, sampler, count, max_new_tokens,
                     1.0 if sampler == "greedy" else temperature, seed,
                 )  # fmt: skip
             except ConstraintError as error:
                 rows.append(failed(how, str(error)))
                 continue
-            rows.append(described(loaded, prompt, schema, how, found, constraint is None))
+            rows.append(described(loaded, prompt, schema, how, samples, constraint is None))
             if constraint is not None:
                 dots[how] = rows[-1]["weights"]
             if sampler == "awrs":
-                took, tokens = took + found.seconds, tokens + found.tokens
-                checks += found.checks
+                took, tokens = took + samples.seconds, tokens + samples.tokens
+                checks += samples.checks
         objects.append({"city": city, "rows": rows})
         clouds.append((city, dots))
     good = {
@@ -116,28 +116,28 @@ def section(
 
 
 def described(
-    loaded: Any, prompt: Any, schema: Constraint, how: str, found: Samples, free: bool
+    loaded: Any, prompt: Any, schema: Constraint, how: str, samples: Samples, free: bool
 ) -> dict[str, Any]:
     """One row: the text of the largest weight, whether it fits, and what the others were."""
-    best = found.best
+    best = samples.best
     # greedy choices are not draws: their accepted mass is the evidence that `smc` reports
     weighted = how == "AWRS + SMC"
-    weights = found.log_weights.tolist() if weighted else [found.log_evidence]
+    weights = samples.log_weights.tolist() if weighted else [samples.log_evidence]
     return {
         "how": how,
-        "text": found.texts[best],
-        "valid": fits(schema, found.ids[best]) and found.finished[best],
+        "text": samples.texts[best],
+        "valid": fits(schema, samples.ids[best]) and samples.finished[best],
         "log_weight": "" if free else number(weights[best if weighted else 0]),
-        "logprob": number(text_logprob(loaded, prompt, found.ids[best], found.finished[best])),
-        "evidence": number(found.log_evidence) if weighted else "",
+        "logprob": number(text_logprob(loaded, prompt, samples.ids[best], samples.finished[best])),
+        "evidence": number(samples.log_evidence) if weighted else "",
         "weights": [weight for weight in weights if weight > float("-inf")],
         "others": [
             {
-                "text": found.texts[index],
+                "text": samples.texts[index],
                 "log_weight": number(weights[index]),
-                "share": f"{found.weights[index].item():.0%}",
+                "share": f"{samples.weights[index].item():.0%}",
             }
-            for index in found.log_weights.argsort(descending=True, stable=True).tolist()
+            for index in samples.log_weights.argsort(descending=True, stable=True).tolist()
         ]
         if weighted
         else [],
@@ -170,8 +170,8 @@ def text_logprob(loaded: Any, prompt: Any, ids: Sequence[int], finished: bool) -
     target = [[False] * len(before) + [True] * len(text)]
     batch = TokenBatch.from_ids([[*before, *text]], target)
     with torch.no_grad():
-        found = score(model, batch.to(next(model.parameters()).device), needs=("logprob",))
-    return float(found.need("logprob").sum())
+        scores = score(model, batch.to(next(model.parameters()).device), needs=("logprob",))
+    return float(scores.need("logprob").sum())
 
 
 def number(value: float) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenry.app.demo.page import ACCENT, FAINT, INK, Section, inline_svg, new_axes, new_figure
-from tokenry.core.registry import drafter as drafters
 from tokenry.decode.generate import ends, prompt_ids
 from tokenry.decode.speculation.latency import latency_curve, quick_kernels
+from tokenry.decode.speculation.speculate import drafter as drafters
 from tokenry.decode.speculation.speculate import generate_with_drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
@@ -30,9 +30,9 @@ PROMPTS = {
 }
 CODE = """\
 drafter = Goose()  # nodes=16 for a tree of that size on any machine
-found = generate_with_drafter(model, prompt_ids, drafter, max_new_tokens=64)
-found.new_ids          # what greedy decoding gives
-found.tokens_per_pass  # 1.0 without a draft"""
+result = generate_with_drafter(model, prompt_ids, drafter, max_new_tokens=64)
+result.new_ids          # what greedy decoding gives
+result.tokens_per_pass  # 1.0 without a draft"""
 TOTALS = ("tokens", "passes", "fitted_passes", "plain_seconds", "fitted_seconds")
 NODE, ROW = 11, 7  # pixels between the depths and the rows of a drawn tree
 
@@ -66,18 +66,18 @@ def section(
         def keep(tree: TokenTree, accepted: Accepted, steps: list[dict[str, Any]] = steps) -> None:
             steps.append(step(tokenizer, tree, accepted))
 
-        found = generate_with_drafter(model, ids, wide, on_step=keep, **options)
+        result = generate_with_drafter(model, ids, wide, on_step=keep, **options)
         runs.append(
             {
                 "kind": kind,
                 "prompt": text,
-                "text": tokenizer.decode(found.new_ids, skip_special_tokens=True),
-                "first": tokenizer.decode(found.new_ids[:1]),
-                "identical": found.new_ids == plain == quick.new_ids,
-                "tokens": len(found.new_ids),
-                "passes": found.forward_calls,
-                "per_pass": found.tokens_per_pass,
-                "seconds": found.seconds,
+                "text": tokenizer.decode(result.new_ids, skip_special_tokens=True),
+                "first": tokenizer.decode(result.new_ids[:1]),
+                "identical": result.new_ids == plain == quick.new_ids,
+                "tokens": len(result.new_ids),
+                "passes": result.forward_calls,
+                "per_pass": result.tokens_per_pass,
+                "seconds": result.seconds,
                 "fitted_passes": quick.forward_calls,
                 "fitted_per_pass": quick.tokens_per_pass,
                 "fitted_seconds": quick.seconds,
@@ -155,18 +155,18 @@ def drawing(tree: TokenTree, path: list[int]) -> dict[str, Any]:
     leaves = 0
     kept = set(path)
 
-    def place(node: int) -> float:
+    def lay_out(node: int) -> float:
         nonlocal leaves
         # the accepted path is drawn as the top row of the tree
         following = sorted(below.get(node, []), key=lambda child: child not in kept)
         if following:
-            rows[node] = min([place(child) for child in following])
+            rows[node] = min([lay_out(child) for child in following])
         else:
             rows[node] = leaves
             leaves += 1
         return rows[node]
 
-    place(0)
+    lay_out(0)
     points = [(6 + NODE * tree.depths[n], 6 + ROW * rows[n]) for n in range(len(tree))]
     lines: dict[bool, list[str]] = {True: [], False: []}
     dots: dict[bool, list[str]] = {True: [], False: []}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tokenry.app.demo.page import FAINT, INK, SECOND, Section, inline_svg, new_axes, new_figure
-from tokenry.measure.inspect import Inspection, inspect
+from tokenry.measure.inspect import inspect
+from tokenry.measure.inspection import Inspection
 
 PARAGRAPH = (
     "Paris is the capital of France. It stands on the river Seine. London is the capital of "
@@ -18,18 +19,18 @@ ERROR = " Norway"
 def section(loaded: Any, text: str = PARAGRAPH, error: str = ERROR, rows: int = 6) -> Section:
     """Inspect `text`, which says something false at the token `error`."""
     model, tokenizer = loaded
-    found = inspect(model, tokenizer, text, signals=("surprisal", "entropy", "rank"))
-    table = found.table()
+    inspection = inspect(model, tokenizer, text, signals=("surprisal", "entropy", "rank"))
+    table = inspection.table()
     wrong = next((row for row in table if row["token"] == error), None)
-    place = None if wrong is None else table.index(wrong) + 1
-    numbers = [("tokens", str(len(found.ids)))]
+    rank = None if wrong is None else table.index(wrong) + 1
+    numbers = [("tokens", str(len(inspection.ids)))]
     if wrong is not None:
         share = max(wrong["alternatives"], key=lambda item: item[1])
-        ordinary = found.signals["surprisal"][found.scored].median().item()
+        ordinary = inspection.signals["surprisal"][inspection.scored].median().item()
         numbers = [
             (f"surprise at “{error.strip()}”", f"{wrong['surprisal']:.1f} nats"),
             ("median of the paragraph", f"{ordinary:.1f} nats"),
-            ("place among all tokens", f"{place} of {len(table)}"),
+            ("place among all tokens", f"{rank} of {len(table)}"),
             (f"expected instead: “{share[0].strip()}”", f"{share[1]:.0%}"),
         ]
     return Section(
@@ -40,18 +41,18 @@ def section(loaded: Any, text: str = PARAGRAPH, error: str = ERROR, rows: int = 
         code=f'tokenry inspect "{text}"',
         numbers=numbers,
         content={
-            "tokens": tokens(found, error),
+            "tokens": tokens(inspection, error),
             "table": [expected(row, error) for row in table[:rows]],
-            "figure": inline_svg(draw(found, error), "Surprisal of every token"),
+            "figure": inline_svg(draw(inspection, error), "Surprisal of every token"),
         },
     )
 
 
-def tokens(found: Inspection, error: str) -> list[dict[str, Any]]:
+def tokens(inspection: Inspection, error: str) -> list[dict[str, Any]]:
     """Text, strength of colour and tooltip of every token."""
     result = []
-    for position, heat in enumerate(found.heat("surprisal")):
-        row = found.row(position)
+    for position, heat in enumerate(inspection.heat("surprisal")):
+        row = inspection.row(position)
         note = "nothing stands before it" if heat is None else f"{row['surprisal']:.2f} nats"
         result.append(
             {
@@ -71,22 +72,22 @@ def expected(row: dict[str, Any], error: str) -> dict[str, Any]:
         "error": row["token"] == error,
         "surprisal": f"{row['surprisal']:.1f}",
         "rank": f"{row['rank']:,}",
-        "others": ", ".join(f"“{shown(piece)}” {share:.0%}" for piece, share in others),
+        "others": ", ".join(f"“{spelled_out(piece)}” {share:.0%}" for piece, share in others),
     }
 
 
-def shown(piece: str) -> str:
+def spelled_out(piece: str) -> str:
     """A token without its space; what is nothing but space is spelled."""
     return piece.strip() or repr(piece)[1:-1]
 
 
-def draw(found: Inspection, error: str) -> Any:
+def draw(inspection: Inspection, error: str) -> Any:
     """A bar for every token; the error and its rivals carry their names."""
     figure = new_figure(height=1.9)
     axis = new_axes(figure)[0, 0]
-    values = found.signals["surprisal"].tolist()
-    scored = found.scored.nonzero()[:, 0].tolist()
-    names = [piece.decode(errors="replace") for piece in found.pieces]
+    values = inspection.signals["surprisal"].tolist()
+    scored = inspection.scored.nonzero()[:, 0].tolist()
+    names = [piece.decode(errors="replace") for piece in inspection.pieces]
     colours = [SECOND if names[t] == error else FAINT for t in scored]
     axis.bar(scored, [values[t] for t in scored], color=colours, width=0.75)
     for position in sorted(scored, key=lambda t: -values[t])[:4]:

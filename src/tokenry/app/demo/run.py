@@ -35,10 +35,10 @@ def run(output: Path, model: str = "smollm2", seed: int = 0) -> Report:
 
             tick("starting")
             begun = time.perf_counter()
-            found = make(tick)
-            sections.append(replace(found, seconds=time.perf_counter() - begun))
+            section = make(tick)
+            sections.append(replace(section, seconds=time.perf_counter() - begun))
             bar.advance(task)
-            numbers = "; ".join(f"{label} {value}" for label, value in found.numbers)
+            numbers = "; ".join(f"{label} {value}" for label, value in section.numbers)
             console.print(f"[bold]{name}[/] {sections[-1].seconds:.0f} s  [dim]{numbers}[/]")
 
         measure("Inspected", lambda tick: inspected.section(loaded))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.ensemble import ByteEnsemble
 from tokenry.decode.bytes.model import END, NOTHING, ByteModel, Floats
@@ -25,11 +26,13 @@ from tokenry.decode.constraints.predicate import extend
 class ByteCompletion:
     """What was written after the prompt.
 
-    data: the bytes; text: as a string, with U+FFFD for what is not UTF-8 and without a character
-    that has only begun (the first bytes complete one that the prompt has begun). logprob: of
-    `data`, and of the end if it was reached, before temperature and top-p. ended: by the end of the
-    text or a stop text, not by the limit. passes: what was asked of the models, the prompt
-    included.
+    Attributes:
+        data: the bytes.
+        text: as a string, with U+FFFD for what is not UTF-8 and without a character that has only
+            begun (the first bytes complete one that the prompt has begun).
+        logprob: of `data`, and of the end if it was reached, before temperature and top-p.
+        ended: by the end of the text or a stop text, not by the limit.
+        passes: what was asked of the models, the prompt included.
     """
 
     data: bytes
@@ -54,16 +57,19 @@ def complete(
 ) -> ByteCompletion:
     """Continue `prompt` by at most `max_bytes` bytes.
 
-    temperature: 0 takes the most probable byte. stop: texts that end the completion; they are not
-    part of it. utf8: forbid bytes that can never become UTF-8. context: token ids before the prompt
-    (for an ensemble, one list for each model). on_text: called with every new whole character.
+    Args:
+        temperature: 0 takes the most probable byte.
+        stop: texts that end the completion; they are not part of it.
+        utf8: forbid bytes that can never become UTF-8.
+        context: token ids before the prompt (for an ensemble, one list for each model).
+        on_text: called with every new whole character.
 
-    Raises ConstraintError when nothing can follow, with the text at which that happened.
+    Raises:
+        ConstraintError: nothing can follow, with the text at which that happened.
     """
-    if max_bytes < 1:
-        raise InputError(f"max_bytes is {max_bytes}: it must be at least 1")
-    if temperature < 0.0 or not 0.0 < top_p <= 1.0:
-        raise InputError(f"temperature is {temperature} (>= 0), top_p is {top_p} (0 < top_p <= 1)")
+    in_range("max_bytes", max_bytes, "[1, inf)", integer=True)
+    in_range("temperature", temperature, "[0, inf)")
+    in_range("top_p", top_p, "(0, 1]")
     before = model.passes
     stops = [text.encode() if isinstance(text, str) else text for text in stop]
     if not all(stops):
@@ -75,8 +81,8 @@ def complete(
     undecided = (extend(b"", started) or ("", b""))[1]
     decoder.decode(undecided)
     data, logprob, ended, text = b"", 0.0, False, ""
-    held = max((len(one) for one in stops), default=1) - 1  # bytes that may begin a stop text
-    shown = 0
+    withheld = max((len(one) for one in stops), default=1) - 1  # bytes that may begin a stop text
+    emitted = 0
     while len(data) < max_bytes and not ended:
         logprobs = model.next_byte_logprobs(state)
         allowed = logprobs + _utf8_mask(undecided) if utf8 else logprobs
@@ -94,12 +100,12 @@ def complete(
             if data.endswith(one):
                 data, ended = data[: -len(one)], True
                 break
-        safe = max(shown, len(data) if ended else len(data) - held)
-        new = decoder.decode(data[shown:safe])
-        text, shown = text + new, safe
+        safe = max(emitted, len(data) if ended else len(data) - withheld)
+        new = decoder.decode(data[emitted:safe])
+        text, emitted = text + new, safe
         if new and on_text is not None:
             on_text(new)
-    new = decoder.decode(data[shown:])  # a character that has only begun is in `data` alone
+    new = decoder.decode(data[emitted:])  # a character that has only begun is in `data` alone
     if new and on_text is not None:
         on_text(new)
     return ByteCompletion(data, text + new, logprob, ended, model.passes - before)
@@ -115,8 +121,10 @@ def suffix_context(
     """The ids before a prompt whose end is to be joined to `suffix`: fill in the middle.
 
     For models trained with the suffix first: prefix mark, suffix mark, suffix, middle mark, and
-    then the prompt and what is completed, as one text. Pass it as `context`. Raises InputError if
-    the tokenizer has no such marks.
+    then the prompt and what is completed, as one text. Pass it as `context`.
+
+    Raises:
+        InputError: the tokenizer has no such marks.
     """
     vocabulary = tokenizer.get_vocab()
     marks = [prefix_token, suffix_token, middle_token]

@@ -38,7 +38,8 @@ class ByteEnsemble:
         both = ByteEnsemble([ByteModel(*smollm2), ByteModel(*gemma3)])
         complete(both, "The capital of Fra", temperature=0).text
 
-    weights: one for each model, not negative; equal by default.
+    Args:
+        weights: one for each model, not negative; equal by default.
     """
 
     def __init__(self, models: Sequence[ByteModel], weights: Sequence[float] | None = None):
@@ -55,7 +56,11 @@ class ByteEnsemble:
         return reduce(add, (model.passes for model in self.models), Passes())
 
     def start(self, prompt: bytes | str, context: Sequence[Sequence[int]] = ()) -> EnsembleState:
-        """The state after a prompt. context: for each model, the token ids before it."""
+        """The state after a prompt.
+
+        Args:
+            context: for each model, the token ids before it.
+        """
         before = list(context) or [()] * len(self.models)
         if len(before) != len(self.models):
             raise InputError(f"{len(before)} contexts for {len(self.models)} models")
@@ -73,7 +78,11 @@ class ByteEnsemble:
         return np.logaddexp.reduce(rows) - np.log(sum(weights))
 
     def advance(self, state: EnsembleState, byte: int) -> EnsembleState:
-        """The state after one more byte. Raises ConstraintError if no model can write it."""
+        """The state after one more byte.
+
+        Raises:
+            ConstraintError: no model can write it.
+        """
         states: list[ByteState | None] = []
         for model, one in zip(self.models, state.states, strict=True):
             try:

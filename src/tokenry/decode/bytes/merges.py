@@ -38,8 +38,10 @@ class MergeTable:
     """The merges of a tokenizer's BPE model.
 
     own: bool [V], whether BPE encodes a token's bytes as that token. `follows(u)`: bool [V],
-    whether BPE leaves u and the token after it side by side. Raises VocabularyError for tokenizers
-    that are not BPE.
+    whether BPE leaves u and the token after it side by side.
+
+    Raises:
+        VocabularyError: tokenizers that are not BPE.
     """
 
     def __init__(self, tokenizer: Any, size: int):
@@ -103,9 +105,9 @@ class MergeTable:
         if not len(self._keys):
             return np.full(left.shape, NEVER), np.zeros(left.shape, dtype=np.int64)
         key = left * self.size + right
-        place = np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)
-        found = self._keys[place] == key
-        return np.where(found, self._ranks[place], NEVER), self._results[place]
+        index = np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)
+        merges = self._keys[index] == key
+        return np.where(merges, self._ranks[index], NEVER), self._results[index]
 
     def _derive(self) -> None:
         """Encode every token, all of one length at a time, and note the spines on the way."""
@@ -143,9 +145,9 @@ class MergeTable:
                 mine = np.ones(len(token), dtype=bool)
             whole = token[mine]
             self.own[whole] = True
-            for spine, found in zip(spines, (left, right), strict=True):
-                found += spine
-                found.append((whole, whole, np.full(len(whole), NEVER)))
+            for spine, entries in zip(spines, (left, right), strict=True):
+                entries += spine
+                entries.append((whole, whole, np.full(len(whole), NEVER)))
         if disordered > DISORDERED * self.size:
             raise VocabularyError(
                 f"{disordered} merges of this tokenizer come before those that make their parts: "
@@ -165,11 +167,11 @@ class MergeTable:
             return symbols, ranks[:, :0], results[:, :0]
         keep = np.arange(width - 2) + (np.arange(width - 2) >= at[:, None])
         ranks, results = (np.take_along_axis(part, keep, 1) for part in (ranks, results))
-        for place in (at - 1, at):
-            inside = (place >= 0) & (place < width - 2)
-            here, there = row[inside], place[inside]
-            found = self._look_up(symbols[here, there], symbols[here, there + 1])
-            ranks[here, there], results[here, there] = found
+        for column in (at - 1, at):
+            inside = (column >= 0) & (column < width - 2)
+            here, there = row[inside], column[inside]
+            merges = self._look_up(symbols[here, there], symbols[here, there + 1])
+            ranks[here, there], results[here, there] = merges
         return symbols, ranks, results
 
 
@@ -181,9 +183,9 @@ class _Lists(NamedTuple):
     ranks: Ints
 
     @classmethod
-    def of(cls, found: list, own: Bools, size: int, by_symbol: bool) -> _Lists:
-        if found:
-            token, symbol, rank = (np.concatenate(part) for part in zip(*found, strict=True))
+    def of(cls, entries: list, own: Bools, size: int, by_symbol: bool) -> _Lists:
+        if entries:
+            token, symbol, rank = (np.concatenate(part) for part in zip(*entries, strict=True))
         else:
             token = symbol = rank = np.zeros(0, dtype=np.int64)
         kept = own[token]

@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenry.core.boundaries import start_ids
+from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError, InputError
 from tokenry.decode.bytes.canonical import Canonical, Context, canonical
-from tokenry.decode.bytes.prefix_scorer import Passes, Path, Reader, TreeReader
+from tokenry.decode.bytes.prefix_scorer import CachedPrefixScorer, Passes, Path, PrefixScorer
 from tokenry.decode.constraints.predicate import extend
 from tokenry.decode.generate import ends
 
@@ -53,16 +54,18 @@ class ByteModel:
     model.next_byte_logprobs(state)[ord("x")]
     state = model.advance(state, ord("x"))
 
-    tolerance: sequences that hold less than this share of P(x) and have not been read are left
-        out instead of read; 0 is exact, and a byte's error is at most that share for each of them.
-    ahead: how many sequences to read together at most, where that saves passes later.
-    canonical_only: False also counts tokens that the tokenizer would not write there, which is
-        slightly wrong and saves the check.
-    reader: reads logits; None: `model` is one of transformers. eos: the ids that end a text; None:
-        those of the model and its tokenizer.
-
     Special tokens spell nothing and are never predicted; the end of the text is a symbol of its
     own. `passes` counts what was asked of the model.
+
+    Args:
+        tolerance: sequences that hold less than this share of P(x) and have not been read are left
+            out instead of read; 0 is exact, and a byte's error is at most that share for each of
+            them.
+        ahead: how many sequences to read together at most, where that saves passes later.
+        canonical_only: False also counts tokens that the tokenizer would not write there, which is
+            slightly wrong and saves the check.
+        scorer: reads logits; None: `model` is one of transformers.
+        eos: the ids that end a text; None: those of the model and its tokenizer.
     """
 
     def __init__(
@@ -73,16 +76,15 @@ class ByteModel:
         tolerance: float = 0.0,
         ahead: int = 12,
         canonical_only: bool = True,
-        reader: Reader | None = None,
+        scorer: PrefixScorer | None = None,
         eos: Sequence[int] | None = None,
     ):
-        if not 0.0 <= tolerance < 1.0:
-            raise InputError(f"tolerance is {tolerance}: it must be at least 0 and less than 1")
+        in_range("tolerance", tolerance, "[0, 1)")
         self.tokenizer = tokenizer
         self.rules: Canonical = canonical(tokenizer)
         self.vocabulary = self.rules.vocabulary
         self.tolerance, self.ahead, self.canonical_only = tolerance, ahead, canonical_only
-        self.reader: Reader = TreeReader(model) if reader is None else reader
+        self.scorer: PrefixScorer = CachedPrefixScorer(model) if scorer is None else scorer
         self.eos = ends(model, tokenizer) if eos is None else list(eos)
         letter = next(piece for piece in self.vocabulary.sorted if piece.isalpha()).decode()
         first = tokenizer(letter, add_special_tokens=False)["input_ids"][0]
@@ -90,14 +92,17 @@ class ByteModel:
 
     @property
     def passes(self) -> Passes:
-        return self.reader.passes
+        return self.scorer.passes
 
     def start(self, prompt: bytes | str, context: Sequence[int] = ()) -> ByteState:
         """The state after a prompt, which may end anywhere, even inside a character.
 
-        context: token ids before it, such as a chat's; none: what the tokenizer puts before a text,
-        or nothing where the prompt itself can stand first. Raises InputError if the prompt is not
-        UTF-8.
+        Args:
+            context: token ids before it, such as a chat's; none: what the tokenizer puts before a
+                text, or nothing where the prompt itself can stand first.
+
+        Raises:
+            InputError: the prompt is not UTF-8.
         """
         data = prompt.encode() if isinstance(prompt, str) else bytes(prompt)
         if extend(b"", data) is None:
@@ -141,7 +146,8 @@ class ByteModel:
     def advance(self, state: ByteState, byte: int) -> ByteState:
         """The state after one more byte; `state` stays as it is.
 
-        Raises ConstraintError for a byte that cannot follow.
+        Raises:
+            ConstraintError: a byte that cannot follow.
         """
         if not 0 <= byte < END:
             raise InputError(f"{byte} is not a byte")
@@ -172,9 +178,9 @@ class ByteModel:
             low, longer, high = self._after(byte, depth, low, high)
             if row.probs[longer:high].any():
                 yield Cursor(node, depth + 1, longer, high)
-            for place in range(low, longer):
-                if row.probs[place] > 0.0 and self._may_follow(node, place):
-                    yield Cursor(self._child(node, place), 0, 0, len(self.vocabulary))
+            for number in range(low, longer):
+                if row.probs[number] > 0.0 and self._may_follow(node, number):
+                    yield Cursor(self._child(node, number), 0, 0, len(self.vocabulary))
 
     def _after(self, byte: int, depth: int, low: int, high: int) -> tuple[int, int, int]:
         """The range of one more byte, and in between where its tokens begin to be longer."""
@@ -184,18 +190,18 @@ class ByteModel:
         low, high = self.vocabulary.range(prefix, low, high)
         return low, self.vocabulary.exact(depth + 1, low, high), high
 
-    def _may_follow(self, node: Node, place: int) -> bool:
-        return bool(self.rules.viable(node.context)[self.vocabulary.ids[place]])
+    def _may_follow(self, node: Node, number: int) -> bool:
+        return bool(self.rules.viable(node.context)[self.vocabulary.ids[number]])
 
-    def _child(self, node: Node, place: int) -> Node:
-        if place not in node.children:
-            token = int(self.vocabulary.ids[place])
+    def _child(self, node: Node, number: int) -> Node:
+        if number not in node.children:
+            token = int(self.vocabulary.ids[number])
             context = self.rules.advance(node.context, token)
-            node.children[place] = Node((*node.path, token), context, NOTHING)
-        child = node.children[place]
+            node.children[number] = Node((*node.path, token), context, NOTHING)
+        child = node.children[number]
         if child.logprob == NOTHING and (row := self._row(node)) is not None:
             with np.errstate(divide="ignore"):
-                child.logprob = node.logprob + float(np.log(row.probs[place]))
+                child.logprob = node.logprob + float(np.log(row.probs[number]))
         return child
 
     def _row(self, node: Node) -> Row | None:
@@ -238,24 +244,24 @@ class ByteModel:
         if not nodes:
             return
         paths = list(nodes)
-        logits = self.reader.read(paths, paths.index(likely) if likely else 0)
+        logits = self.scorer.next_logits(paths, paths.index(likely) if likely else 0)
         for path, read in zip(paths, logits, strict=True):
             nodes[path].logits = read
 
     def _likely(self, cursors: Sequence[Cursor]) -> list[tuple[Cursor, int]]:
         """The tokens that most probably complete what has begun, with their cursor, best first."""
-        found = []
+        likely = []
         for cursor in cursors:
             row = self._row(cursor.node)
             if row is None or cursor.depth == 0:
                 continue
             probs = row.probs[cursor.low : cursor.high]
             weight = math.exp(cursor.node.logprob - max(c.node.logprob for c in cursors))
-            for place in np.argsort(probs)[-CANDIDATES:][::-1]:
-                found.append((weight * probs[place], cursor, cursor.low + int(place)))
-        found.sort(key=lambda entry: -entry[0])
-        total = sum(entry[0] for entry in found)
-        return [(cursor, token) for mass, cursor, token in found if mass > LEAST_SHARE * total]
+            for number in np.argsort(probs)[-CANDIDATES:][::-1]:
+                likely.append((weight * probs[number], cursor, cursor.low + int(number)))
+        likely.sort(key=lambda entry: -entry[0])
+        total = sum(entry[0] for entry in likely)
+        return [(cursor, token) for mass, cursor, token in likely if mass > LEAST_SHARE * total]
 
     def _met(self, cursors: Sequence[Cursor], data: bytes, least: float) -> Iterator[Node]:
         """The unread sequences that are met when `data` follows, those of the cursors included."""
@@ -266,9 +272,9 @@ class ByteModel:
                 yield node
             for done, byte in enumerate(data, 1):
                 low, longer, high = self._after(byte, depth + done - 1, low, high)
-                for place in range(low, longer):
-                    if self._may_follow(node, place):
-                        child = Cursor(self._child(node, place), 0, 0, len(self.vocabulary))
+                for number in range(low, longer):
+                    if self._may_follow(node, number):
+                        child = Cursor(self._child(node, number), 0, 0, len(self.vocabulary))
                         yield from self._met([child], data[done:], least)
                 low = longer
 
@@ -277,7 +283,8 @@ class ByteModel:
     def encode(self, data: bytes) -> list[int]:
         """Token ids of a text, in which nothing is taken for a special token.
 
-        Raises InputError where the tokenizer changes the text that it encodes.
+        Raises:
+            InputError: the tokenizer changes the text that it encodes.
         """
         text = data.decode()
         options = {"add_special_tokens": False, "split_special_tokens": True}
@@ -317,8 +324,10 @@ def byte_logprob(
 ) -> float:
     """log P(data) in nats, of all texts that begin with `data`; -inf if it cannot become UTF-8.
 
-    model: a `ByteModel`, or a model with its tokenizer. context: the ids before the text; none:
-    what the tokenizer puts there, or the token that begins texts.
+    Args:
+        model: a `ByteModel`, or a model with its tokenizer.
+        context: the ids before the text; none: what the tokenizer puts there, or the token that
+            begins texts.
     """
     bytes_model = model if isinstance(model, ByteModel) else ByteModel(model, tokenizer)
     data = data.encode() if isinstance(data, str) else bytes(data)
@@ -326,7 +335,7 @@ def byte_logprob(
         return NOTHING
     before = bytes_model.before(context)
     head = bytes_model.encode(data[: bytes_model.rules.fresh_start(data)])
-    total = bytes_model.reader.logprob(tuple(before), head) if head else 0.0
+    total = bytes_model.scorer.logprob(tuple(before), head) if head else 0.0
     state = bytes_model.start(data, before)
     return total + bytes_model.logprob(state)
 
@@ -344,8 +353,11 @@ class Row:
 class Node:
     """A token sequence: with what stands before it, its probability given the root, what was read.
 
-    children: by position in the vocabulary; they are there before they are needed when they were
-    read ahead. A node does not hold its parent: what no state needs is forgotten.
+    A node does not hold its parent: what no state needs is forgotten.
+
+    Args:
+        children: by position in the vocabulary; they are there before they are needed when they
+            were read ahead.
     """
 
     path: Path

@@ -22,9 +22,13 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Passes:
-    """What was asked of a model. calls: forward passes; tokens: read in them, in all.
+    """What was asked of a model.
 
-    prompt_calls, prompt_tokens: the part of them that read a prompt.
+    Args:
+        calls: forward passes.
+        tokens: read in them, in all.
+        prompt_calls: the part of them that read a prompt.
+        prompt_tokens: the part of them that read a prompt.
     """
 
     calls: int = 0
@@ -39,12 +43,12 @@ class Passes:
         return Passes(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
-class Reader(Protocol):
+class PrefixScorer(Protocol):
     """Gives next-token logits after whole token sequences."""
 
     passes: Passes
 
-    def read(self, paths: Sequence[Path], likely: int = 0) -> Sequence[Tensor]:
+    def next_logits(self, paths: Sequence[Path], likely: int = 0) -> Sequence[Tensor]:
         """Logits [V] after each path; `likely` is the index of the one that may well go on."""
         ...
 
@@ -54,24 +58,24 @@ class Reader(Protocol):
 
 
 @dataclass
-class TreeReader:
-    """Reads a transformers model. All paths begin with at least one common token."""
+class CachedPrefixScorer:
+    """Scores with a transformers model, whose cache holds the prefix that all paths begin with."""
 
     model: Any
     passes: Passes = field(default_factory=Passes)
     _trunk: DecodingState | None = None
     _tokens: Path = ()
 
-    def read(self, paths: Sequence[Path], likely: int = 0) -> list[Tensor]:
+    def next_logits(self, paths: Sequence[Path], likely: int = 0) -> list[Tensor]:
         """Logits [V] after each path, float32."""
         prefix = _common(paths)
         if not prefix:
-            raise InputError("the paths to read have no common beginning")
-        found: dict[Path, Tensor] = {}
-        trunk = self._go_to(prefix, min(map(len, paths)), found)
+            raise InputError("the paths to score have no common beginning")
+        logits_of: dict[Path, Tensor] = {}
+        trunk = self._go_to(prefix, min(map(len, paths)), logits_of)
         start = len(self._tokens)
         nodes: dict[Path, int] = {}
-        for path in sorted((path for path in paths if path not in found), key=len):
+        for path in sorted((path for path in paths if path not in logits_of), key=len):
             for end in range(start + 1, len(path) + 1):
                 nodes.setdefault(path[:end], len(nodes))
         if nodes:
@@ -84,8 +88,8 @@ class TreeReader:
             kept = kept if kept in nodes else next(iter(nodes))
             trunk.keep(torch.tensor([nodes[kept[:end]] for end in range(start + 1, len(kept) + 1)]))
             self._tokens = kept
-            found |= {path: logits[number] for path, number in nodes.items()}
-        return [found[path] for path in paths]
+            logits_of |= {path: logits[number] for path, number in nodes.items()}
+        return [logits_of[path] for path in paths]
 
     def logprob(self, context: Path, ids: Sequence[int], chunk: int = 64) -> float:
         """log p(ids | context), in natural logarithms, summed in float64."""
@@ -100,15 +104,15 @@ class TreeReader:
         self._trunk, self._tokens = state, (*context, *ids)
         return total
 
-    def _go_to(self, prefix: Path, shortest: int, found: dict[Path, Tensor]) -> DecodingState:
-        """The trunk at a place on `prefix` from which a tree reaches all paths."""
+    def _go_to(self, prefix: Path, shortest: int, logits_of: dict[Path, Tensor]) -> DecodingState:
+        """The trunk cut back to a part of `prefix`, so that a tree on top of it has all paths."""
         common = len(_common([prefix, self._tokens])) if self._trunk is not None else 0
         if self._trunk is None or not min(common, shortest - 1):
             self._trunk = self._start(prefix)
-            found[prefix] = self._trunk.logits[0]
+            logits_of[prefix] = self._trunk.logits[0]
             return self._trunk
         if common == len(self._tokens) == shortest and self._trunk.next_logits is not None:
-            found[prefix] = self._trunk.logits[0]
+            logits_of[prefix] = self._trunk.logits[0]
             return self._trunk
         self._trunk.crop(len(self._tokens) - min(common, shortest - 1))
         self._tokens = self._tokens[: min(common, shortest - 1)]
@@ -126,7 +130,7 @@ class TreeReader:
 
 def _common(paths: Sequence[Path]) -> Path:
     first, last = min(paths), max(paths)  # of sorted sequences, the first and last differ most
-    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+    for position, (one, other) in enumerate(zip(first, last, strict=False)):
         if one != other:
-            return first[:place]
+            return first[:position]
     return first if len(first) <= len(last) else last

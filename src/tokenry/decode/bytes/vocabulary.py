@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 class ByteVocabulary:
     """The tokens that spell something; positions below are places in the sorted order.
 
-    pieces: the bytes of every id, b"" for tokens that spell nothing. ids: the id at each position.
+    Args:
+        pieces: the bytes of every id, b"" for tokens that spell nothing.
+
+    Attributes:
+        ids: the id at each position.
     """
 
     def __init__(self, pieces: Sequence[bytes]):
@@ -43,9 +47,9 @@ class ByteVocabulary:
             high = bisect_left(self.sorted, after[:-1] + bytes([after[-1] + 1]), low, high)
         return low, high
 
-    def spans(self, data: bytes, place: int) -> bool:
+    def spans(self, data: bytes, position: int) -> bool:
         """Whether a token that reaches beyond `place` begins `data`, or is begun by all of it."""
-        low, high = self.range(data[: place + 1])
+        low, high = self.range(data[: position + 1])
         return low < high and any(
             data.startswith(piece) or piece.startswith(data) for piece in self.sorted[low:high]
         )

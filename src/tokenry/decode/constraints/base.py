@@ -16,15 +16,16 @@ wants the texts that `a` does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError, VocabularyError
+from tokenry.core.registry import Role
 
 
 class State(Protocol):
@@ -54,18 +55,30 @@ class State(Protocol):
         ...
 
     def advance(self, token: int) -> State:
-        """The state after `token`. Raises ConstraintError if it is not allowed."""
+        """The state after `token`.
+
+        Raises:
+            ConstraintError: it is not allowed.
+        """
         ...
 
 
 class Constraint(Protocol):
-    """A language over a vocabulary of `vocab_size` tokens, ended by one of the `eos` tokens."""
+    """The role: a language L over the vocabulary, read token by token; y is wanted if y is in L.
+
+    Attributes:
+        vocab_size: V. eos: the tokens that may end a text, where the text so far is in L.
+    """
 
     vocab_size: int
     eos: frozenset[int]
 
     def initial(self) -> State:
-        """The state of the empty text. Raises ConstraintError if no text can satisfy it."""
+        """The state of the empty text.
+
+        Raises:
+            ConstraintError: no text can satisfy it.
+        """
         ...
 
     def begin(self, prompt: Sequence[int]) -> State:
@@ -81,6 +94,23 @@ class Constraint(Protocol):
 
     def __invert__(self) -> Constraint:
         return Complement(self)
+
+
+class Example(NamedTuple):
+    """A constraint as its contract test takes it.
+
+    Attributes:
+        make: it, for a byte-level tokenizer.
+        accepts: texts that satisfy it.
+        refuses: texts that do not.
+    """
+
+    make: Callable[[Any], Constraint]
+    accepts: Sequence[str] = ()
+    refuses: Sequence[str] = ()
+
+
+constraint = Role("constraint", Constraint, ("tokenry.decode.constraints",))
 
 
 class Anything(Constraint):

@@ -10,7 +10,7 @@ the caret still be completed? For a token s after the text x,
                        target; the rest of target is a *continuation*
 
 Feasible is only necessary: a text that compiles is never refused, as far as the engine is complete;
-a text that passes may still be wrong. Sampling from the feasible tokens, rejected ones struck out
+a text that passes may still be wrong. Sampling from the feasible tokens, rejected ones banned
 one by one, is exact and asks about few of them.
 
 *Active completion.* Where all continuations begin with the same characters A, the text has to go on
@@ -37,9 +37,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.core.checks import one_of
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.completion_engine import (
     NAME,
     CompletionEngine,
@@ -56,7 +55,7 @@ from tokenry.text.vocabulary import token_bytes
 Mode = Literal["constrain", "insert", "off"]
 
 
-@constraint("completion", paper=54)
+@constraint("completion", paper=54, examples=lambda: _examples())
 class Completion(Constraint):
     """Texts that fill the hole between `prefix` and `suffix` with names that the engine knows.
 
@@ -86,8 +85,7 @@ class Completion(Constraint):
         eos: Sequence[int] | None = None,
         memo: Memo | None = None,
     ):
-        if mode not in ("constrain", "insert", "off"):
-            raise ConstraintError(f'mode is "constrain", "insert" or "off", not {mode!r}')
+        one_of("mode", mode, ("constrain", "insert", "off"))
         self.engine, self.prefix, self.suffix = engine, prefix, suffix
         self.mode, self.whole_names, self.keywords = mode, whole_names, frozenset(keywords)
         self.memo = Memo() if memo is None else memo
@@ -107,18 +105,18 @@ class Completion(Constraint):
 
     def continuations(self, before: str, added: str) -> tuple[str, ...] | None:
         """How the name at the end of `before + added` may go on; () if it cannot, None: unknown."""
-        memo, place = self.memo, (before + added, self.suffix)
-        if place in memo.answers:
+        memo, caret = self.memo, (before + added, self.suffix)
+        if caret in memo.answers:
             memo.remembered += 1
         elif memo.denies((before, self.suffix), added):
             return ()
         else:
             memo.calls += 1
             answer = self.engine.complete(before + added + self.suffix, len(before + added))
-            memo.answers[place] = self.with_keywords(before + added, read_answer(answer))
-            if memo.answers[place] == ():
+            memo.answers[caret] = self.with_keywords(before + added, read_answer(answer))
+            if memo.answers[caret] == ():
                 memo.deny((before, self.suffix), added)
-        return memo.answers[place]
+        return memo.answers[caret]
 
     def with_keywords(self, text: str, rests: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Adds how the name at the end of a text may become a keyword."""
@@ -158,20 +156,23 @@ class Completion(Constraint):
         """The tokens that begin with `pending` or that it begins with."""
         first = bisect_left(self._sorted, (pending, -1))
         last = bisect_left(self._sorted, (pending + b"\xff" * 4, -1))
-        found = [token for _, token in self._sorted[first:last]]
+        tokens = [token for _, token in self._sorted[first:last]]
         for length in range(1, len(pending)):
-            place = bisect_left(self._sorted, (pending[:length], -1))
-            while place < len(self._sorted) and self._sorted[place][0] == pending[:length]:
-                found.append(self._sorted[place][1])
-                place += 1
-        return found
+            index = bisect_left(self._sorted, (pending[:length], -1))
+            while index < len(self._sorted) and self._sorted[index][0] == pending[:length]:
+                tokens.append(self._sorted[index][1])
+                index += 1
+        return tokens
 
 
 @dataclass(frozen=True)
 class CompletionState:
-    """before: the file up to the caret. undecided: the first bytes of a character that is not whole
-    yet. rests: how the name being typed may go on, None if unknown. pending: the bytes that an
-    active completion wants next.
+    """
+    Args:
+        before: the file up to the caret.
+        undecided: the first bytes of a character that is not whole yet.
+        rests: how the name being typed may go on, None if unknown.
+        pending: the bytes that an active completion wants next.
     """
 
     constraint: Completion
@@ -184,8 +185,8 @@ class CompletionState:
 
     @property
     def complete(self) -> bool:
-        held = self._must_agree or (self._unfinished_name and self.constraint.whole_names)
-        return not (self.finished or self.undecided or held)
+        open_name = self._must_agree or (self._unfinished_name and self.constraint.whole_names)
+        return not (self.finished or self.undecided or open_name)
 
     @property
     def mask_cost(self) -> float:
@@ -201,9 +202,9 @@ class CompletionState:
 
     def mask(self) -> Tensor:
         size = self.constraint.vocab_size
-        asked = self.constraint.agreeing(self.pending) if self._must_agree else range(size)
+        candidates = self.constraint.agreeing(self.pending) if self._must_agree else range(size)
         mask = torch.zeros(size, dtype=torch.bool)
-        mask[[token for token in asked if self.allows(token)]] = True
+        mask[[token for token in candidates if self.allows(token)]] = True
         for token in self.constraint.eos:
             mask[token] = self.complete
         return mask
@@ -264,3 +265,17 @@ class CompletionState:
         if source.whole_names and self._unfinished_name and not of_name(added[0]):
             return False
         return source.feasible(self.before, added)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.constraints.completion_engine import NamesEngine
+
+    engine = NamesEngine({"": ["cat", "there", "theory", "café"], "cat": ["mat", "sat"]})
+    return [
+        Example(lambda t: Completion(engine, t), ["cat.mat(the"], ["cat.dog"]),
+        Example(
+            lambda t: Completion(engine, t, whole_names=True, suffix="\n"),
+            ["return cat.sat(café, 12)"],
+            ["cat.ma(the)"],
+        ),
+    ]

@@ -32,8 +32,10 @@ class NamesEngine:
 
         NamesEngine({"": [*dir(builtins), "math"], "math": dir(math)})
 
-    names: the names after each dotted prefix; "" holds the names that stand alone. After a prefix
-    that is not listed, it cannot tell.
+    After a prefix that is not listed, it cannot tell.
+
+    Attributes:
+        names: the names after each dotted prefix; "" holds the names that stand alone.
     """
 
     names: Mapping[str, Iterable[str]]
@@ -52,8 +54,8 @@ def read_answer(answer: list[tuple[str, str]] | None) -> tuple[str, ...] | None:
     if answer is None:
         return None
     try:
-        found = (target[len(source) :] for source, target in answer if target.startswith(source))
-        return tuple(dict.fromkeys(found))
+        rests = (target[len(source) :] for source, target in answer if target.startswith(source))
+        return tuple(dict.fromkeys(rests))
     except (TypeError, ValueError, AttributeError):
         raise ConstraintError(
             f"a completion engine answers None or a list of (source, target), not {answer!r:.200}"

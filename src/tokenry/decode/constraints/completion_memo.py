@@ -1,4 +1,4 @@
-"""What a completion engine has said: kept by place, so that no question is asked twice."""
+"""What a completion engine has said: kept by caret, so that no question is asked twice."""
 
 from __future__ import annotations
 
@@ -7,40 +7,45 @@ from dataclasses import dataclass, field
 from tokenry.decode.constraints.completion_engine import of_name
 from tokenry.text.prefix_trie import PrefixTrie
 
-Place = tuple[str, str]  # the text before the caret and after it
+Caret = tuple[str, str]  # the text before the caret and after it
 
 
 @dataclass
 class Memo:
     """What a completion engine has said, shared by all samples; and counts of what it was asked.
 
-    answers: continuations by place. denied: at each place, what cannot follow. dead: places after
-    which no token was left. calls: questions to the engine. remembered: questions that `answers`
-    settled; spared: those that a denied prefix did. pruned: tokens refused; forced: tokens that an
-    active completion settled.
+    Args:
+        answers: continuations by caret.
+        denied: at each caret, what cannot follow.
+        dead: carets after which no token was left.
+        calls: questions to the engine.
+        remembered: questions that `answers` settled.
+        spared: those that a denied prefix did.
+        pruned: tokens refused.
+        forced: tokens that an active completion settled.
     """
 
-    answers: dict[Place, tuple[str, ...] | None] = field(default_factory=dict, repr=False)
-    denied: dict[Place, PrefixDenyTrie] = field(default_factory=dict, repr=False)
-    dead: set[Place] = field(default_factory=set, repr=False)
+    answers: dict[Caret, tuple[str, ...] | None] = field(default_factory=dict, repr=False)
+    denied: dict[Caret, PrefixDenyTrie] = field(default_factory=dict, repr=False)
+    dead: set[Caret] = field(default_factory=set, repr=False)
     calls: int = 0
     remembered: int = 0
     spared: int = 0
     pruned: int = 0
     forced: int = 0
 
-    def denies(self, place: Place, added: str) -> bool:
-        denied = place in self.denied and self.denied[place].denies(added)
+    def denies(self, caret: Caret, added: str) -> bool:
+        denied = caret in self.denied and self.denied[caret].denies(added)
         self.spared += denied
         return denied
 
-    def deny(self, place: Place, added: str) -> None:
-        self.denied.setdefault(place, PrefixDenyTrie()).add(added)
+    def deny(self, caret: Caret, added: str) -> None:
+        self.denied.setdefault(caret, PrefixDenyTrie()).add(added)
 
-    def bury(self, place: Place) -> None:
-        """Remember that no token was left at a place: the last one before it is refused from now
+    def bury(self, caret: Caret) -> None:
+        """Remember that no token was left at a caret: the last one before it is refused from now
         on. Takes no text away that could have been completed with the tokens that there were."""
-        self.dead.add(place)
+        self.dead.add(caret)
 
 
 class PrefixDenyTrie:

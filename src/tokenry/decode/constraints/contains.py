@@ -19,18 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.stop import as_bytes
 from tokenry.text.string_search import StringSearch, TokenTrie
 
 
-@constraint("contains")
+@constraint("contains", examples=lambda: _examples())
 class Contains(Constraint):
     """Texts that contain every one of `strings` (str, or bytes).
 
-    tokenizer: of transformers, or the bytes of every token. eos: the ids that may end a text
-    (default: the tokenizer's). Special tokens spell nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        tokenizer: of transformers, or the bytes of every token.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -82,3 +84,11 @@ class _ContainsState:
             return _ContainsState(self.constraint, self.at, self.met, True)
         at, met = self.constraint.search.read(self.constraint.trie.pieces[token], self.at)
         return _ContainsState(self.constraint, at, self.met | met, False)
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(
+            lambda t: Contains(["the", "eat", "é"], t), ["café, the weather: eat"], ["café, the"]
+        )
+    ]

@@ -17,7 +17,7 @@ no token of well-formed UTF-8 is refused and there is no dead end; only the end 
 
 Source: DICTDIS: Dictionary Constrained Disambiguation for Improved NMT (arXiv 2210.06996), whose
 own constraints are soft: a model is trained to copy the candidates
-(`learn.recipes.sequence_to_sequence.copy_mixture`). The hard form, for any language model, is ours.
+(`model.layers.copy_mixture`). The hard form, for any language model, is ours.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import split_tail
 from tokenry.text.phrase_dictionary import PhraseDictionary
 from tokenry.text.string_search import StringSearch, TokenTrie
@@ -48,14 +47,18 @@ from tokenry.text.word_boundaries import (
 PROMPT_WINDOW = 16  # tokens of a prompt that are searched for its last character
 
 
-@constraint("dictionary", paper=31)
+@constraint("dictionary", paper=31, examples=lambda: _examples())
 class Dictionary(Constraint):
     """Texts that hold, for each of `phrases` (each the candidates of one phrase), a candidate.
 
-    tokenizer: of transformers, or the bytes of every token. whole_words: candidates stand between
-    boundaries of words; else anywhere, as beginnings of inflected forms do. fold_case: "haus" is
-    "Haus". eos: the ids that may end a text (default: the tokenizer's). Special tokens spell
-    nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        tokenizer: of transformers, or the bytes of every token.
+        whole_words: candidates stand between boundaries of words; else anywhere, as beginnings of
+            inflected forms do.
+        fold_case: "haus" is "Haus".
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -107,9 +110,9 @@ class Dictionary(Constraint):
         pieces = [self.trie.pieces[t] if 0 <= t < self.vocab_size else b"" for t in prompt]
         recent = pieces[-PROMPT_WINDOW:]
         since = max((rank + 1 for rank, piece in enumerate(recent) if not piece), default=0)
-        shown = b"".join(recent[since:]).decode(errors="replace")
+        text = b"".join(recent[since:]).decode(errors="replace")
         before: Kind | None = None
-        for character in shown:
+        for character in text:
             before = carried(before, kind_of(character))
         return DictionaryState(self, before=before)
 
@@ -128,8 +131,14 @@ class Dictionary(Constraint):
 
 @dataclass(frozen=True)
 class DictionaryState:
-    """Where a text stands. at: the automaton's state. before: the kind of the last character that
-    is not a mark. tail: bytes of an unfinished character. covered: phrases met so far."""
+    """Where a text stands.
+
+    Args:
+        at: the automaton's state.
+        before: the kind of the last character that is not a mark.
+        tail: bytes of an unfinished character.
+        covered: phrases met so far.
+    """
 
     constraint: Dictionary
     at: int = 0
@@ -142,53 +151,55 @@ class DictionaryState:
     @property
     def missing(self) -> list[tuple[str, ...]]:
         """The candidates of every phrase that would not be covered if the text ended here."""
-        reader, covered = self.constraint, self.covered
-        if reader.whole_words:  # the end is a boundary
-            covered = covered | self._phrases(reader.search.step(self.at, BOUNDARY[0]))
-        return [several for n, several in enumerate(reader.phrases) if n not in covered]
+        constraint, covered = self.constraint, self.covered
+        if constraint.whole_words:  # the end is a boundary
+            covered = covered | self._phrases(constraint.search.step(self.at, BOUNDARY[0]))
+        return [several for n, several in enumerate(constraint.phrases) if n not in covered]
 
     @property
     def complete(self) -> bool:
         return not (self.finished or self.tail or self.missing)
 
     def allows(self, token: int) -> bool:
-        reader = self.constraint
-        if token in reader.eos:
+        constraint = self.constraint
+        if token in constraint.eos:
             return self.complete
-        inside = not self.finished and 0 <= token < reader.vocab_size
-        return inside and continues(self.tail, reader.trie.pieces[token])
+        inside = not self.finished and 0 <= token < constraint.vocab_size
+        return inside and continues(self.tail, constraint.trie.pieces[token])
 
     def mask(self) -> Tensor:
-        reader = self.constraint
+        constraint = self.constraint
         if self.finished:
-            return torch.zeros(reader.vocab_size, dtype=torch.bool)
-        allowed = reader._mask(self.tail).clone()
-        allowed[list(reader.eos)] = self.complete
+            return torch.zeros(constraint.vocab_size, dtype=torch.bool)
+        allowed = constraint._mask(self.tail).clone()
+        allowed[list(constraint.eos)] = self.complete
         return allowed
 
     def advance(self, token: int) -> DictionaryState:
-        reader = self.constraint
+        constraint = self.constraint
         if not self.allows(token):
             raise refuse(token, f"while {self.missing} is missing" if self.missing else "here")
-        if token in reader.eos:
+        if token in constraint.eos:
             return replace(self, finished=True)
-        split = split_tail(self.tail + reader.trie.pieces[token])
+        split = split_tail(self.tail + constraint.trie.pieces[token])
         assert split is not None  # as `allows` has found
         at, before, covered = self.at, self.before, self.covered
         for character in split[0]:
             kind = kind_of(character)
-            if reader.whole_words and is_boundary(before, kind):
-                at = reader.search.step(at, BOUNDARY[0])
+            if constraint.whole_words and is_boundary(before, kind):
+                at = constraint.search.step(at, BOUNDARY[0])
                 covered = covered | self._phrases(at)
-            for byte in (folded(character) if reader.fold_case else character).encode():
-                at = reader.search.step(at, byte)
+            for byte in (folded(character) if constraint.fold_case else character).encode():
+                at = constraint.search.step(at, byte)
             covered = covered | self._phrases(at)
             before = carried(before, kind)
-        return DictionaryState(reader, at, before, split[1], covered)
+        return DictionaryState(constraint, at, before, split[1], covered)
 
     def _phrases(self, at: int) -> frozenset[int]:
-        reader = self.constraint
-        return frozenset(reader.phrase_of[candidate] for candidate in reader.search.ends[at])
+        constraint = self.constraint
+        return frozenset(
+            constraint.phrase_of[candidate] for candidate in constraint.search.ends[at]
+        )
 
 
 def continues(tail: bytes, piece: bytes) -> bool:
@@ -204,3 +215,8 @@ def can_spell(pieces: set[bytes], data: bytes) -> bool:
     for end in range(1, len(data) + 1):
         reached[end] = any(reached[start] and data[start:end] in pieces for start in range(end))
     return reached[-1]
+
+
+def _examples() -> list[Example]:
+    phrases = [["the cat", "eat"], ["é"]]
+    return [Example(lambda t: Dictionary(phrases, t), ["The Cat, É!"], ["the cats é"])]

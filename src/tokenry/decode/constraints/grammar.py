@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.decode.constraints.json_schema import Path, parts, pointer, prepare, read_json
 from tokenry.text.vocabulary import token_bytes
 
@@ -49,12 +48,16 @@ LONGEST_REASON = 300  # characters
 MASK_COST = 16.0  # one mask in single checks, measured on JSON schemas over 49,152 tokens
 
 
-@constraint("grammar")
 class Grammar(Constraint):
     """The texts of a grammar, for a fast tokenizer of transformers.
 
-    Made by `Grammar.json_schema`, `.regex` or `.lark`. eos: the ids that may end a text (default:
-    the tokenizer's). Raises ConstraintError with llguidance's reason when it cannot be built.
+    Made by `Grammar.json_schema`, `.regex` or `.lark`.
+
+    Args:
+        eos: the ids that may end a text (default: the tokenizer's).
+
+    Raises:
+        ConstraintError: with llguidance's reason when it cannot be built.
     """
 
     def __init__(self, source: str, tokenizer: Any, eos: Sequence[int] | None = None):
@@ -78,13 +81,15 @@ class Grammar(Constraint):
     ) -> Grammar:
         """JSON texts that satisfy a schema, given as a dict or as its JSON text.
 
-        whitespace: regular expression of the white space allowed between the parts (default: any
-        amount of JSON's; `""` for none, `" ?"` for at most one space). lenient: formats that cannot
-        be checked are left out, with a warning, instead of refused.
-
         Fewer texts than the schema's, never others: keys come in the schema's order, integers
         without point and exponent, characters without \\u escapes. What cannot be represented
         exactly is refused with its path (`json_schema.prepare`).
+
+        Args:
+            whitespace: regular expression of the white space allowed between the parts (default:
+                any amount of JSON's; `""` for none, `" ?"` for at most one space).
+            lenient: formats that cannot be checked are left out, with a warning, instead of
+                refused.
         """
         options: dict[str, Any] = {}
         if whitespace == "":
@@ -262,3 +267,36 @@ def _one_line(message: str) -> str:
     lines = (line.strip() for line in message.split("\n<state>")[0].splitlines())
     kept = " ".join(line for line in lines if line and not re.match(r"\d+ \||\^+$", line))
     return kept if len(kept) <= LONGEST_REASON else kept[:LONGEST_REASON] + " ..."
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+JSON_EXAMPLES = (
+    Example(
+        lambda t: Grammar.json_schema(PERSON, t),
+        ['{"name": "Ada", "age": 36}'],
+        ['{"name": "Ada"}', '{"name": "Ada", "age": 3.5}'],
+    ),
+    Example(
+        lambda t: Grammar.json_schema(PERSON, t, whitespace=""),
+        ['{"name":"Ada","age":36}'],
+        ['{"name": "Ada","age":36}'],
+    ),
+)
+REGEX_EXAMPLE = Example(
+    lambda t: Grammar.regex(r"(the|cat| )*[0-9]{1,3}(é|東)?", t), ["the cat12東"], ["the cat"]
+)
+LARK_EXAMPLE = Example(
+    lambda t: Grammar.lark('start: term ("+" term)*\nterm: /[0-9]+/ | "(" start ")"', t),
+    ["12+(3+4)"],
+    ["12+(3+4"],
+)
+
+# named by what a grammar is written in
+constraint("json", examples=lambda: JSON_EXAMPLES)(Grammar.json_schema)
+constraint("regex", examples=lambda: [REGEX_EXAMPLE])(Grammar.regex)
+constraint("lark", examples=lambda: [LARK_EXAMPLE])(Grammar.lark)

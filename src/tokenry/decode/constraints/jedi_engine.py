@@ -27,15 +27,16 @@ class JediEngine:
         with JediEngine() as engine:
             constraint = Completion(engine, tokenizer, prefix="import math\\nx = math.")
 
-    timeout: seconds for one answer, the start of jedi included. on_timeout: "raise" a
-    ConstraintError, or "unknown": go on as if jedi could not tell, which forbids nothing at that
-    place; `timeouts` counts how often.
-    strict: names inside brackets must be known beforehand. That forbids a comprehension's variable
-    before its `for`; False knows nothing about names inside brackets.
-    folder: where the file stands; modules beside it can be imported (default: the current one).
-
     Where jedi itself breaks down, which half-written code can make it do, nothing is known either;
     `failures` counts how often. Needs jedi: pip install "tokenry[code]".
+
+    Args:
+        timeout: seconds for one answer, the start of jedi included.
+        on_timeout: "raise" a ConstraintError, or "unknown": go on as if jedi could not tell, which
+            forbids nothing there; `timeouts` counts how often.
+        strict: names inside brackets must be known beforehand. That forbids a comprehension's
+            variable before its `for`; False knows nothing about names inside brackets.
+        folder: where the file stands; modules beside it can be imported (default: the current one).
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class JediEngine:
         if "failed" in answer:
             self.failures += 1
             return None
-        found = answer["found"]
-        return None if found is None else [(source, target) for source, target in found]
+        pairs = answer["completions"]
+        return None if pairs is None else [(source, target) for source, target in pairs]
 
     def close(self) -> None:
         """End the process. A later call starts another one."""
@@ -138,8 +139,12 @@ class Worker:
         self._finish = weakref.finalize(self, stop, self.process, self._questions)
 
     def ask(self, question: str, timeout: float) -> str:
-        """The answer. Raises TimeoutError if there is none in time, EOFError if there never will
-        be; the worker is of no use after either."""
+        """The answer.
+
+        Raises:
+            TimeoutError: there is none in time; the worker is of no use after it.
+            EOFError: there never will be one.
+        """
         self._questions.put(question)
         try:
             answer = self._answers.get(timeout=timeout)

@@ -1,8 +1,9 @@
 """What runs jedi: reads requests, one JSON object a line, and writes an answer for each.
 
-A request is {"text", "caret", "strict"}; an answer is {"found": [[source, target], ...] or null},
-or {"failed": message} where jedi itself broke down. It is a program of its own, so that a call that
-hangs can be ended with its process; `JediEngine` starts it. Nothing of Tokenry is imported here.
+A request is {"text", "caret", "strict"}; an answer is {"completions": [[source, target], ...] or
+null}, or {"failed": message} where jedi itself broke down. It is a program of its own, so that a
+call that hangs can be ended with its process; `JediEngine` starts it. Nothing of Tokenry is
+imported here.
 """
 
 import json
@@ -36,8 +37,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            found = completions(request["text"], request["caret"], request["strict"])
-            answer: dict[str, Any] = {"found": found}
+            pairs = completions(request["text"], request["caret"], request["strict"])
+            answer: dict[str, Any] = {"completions": pairs}
         except Exception as error:  # jedi raises all sorts of errors on code that is half written
             answer = {"failed": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
@@ -48,9 +49,12 @@ def completions(text: str, caret: int, strict: bool = True) -> list[tuple[str, s
     """(source, target) of what jedi proposes at the caret; None where it cannot know.
 
     It cannot know inside strings and comments, in numbers, where a name may be new, and after an
-    object of which it finds no attribute at all. strict: names inside brackets must be known, which
-    forbids `[x for x in ...]`, where x comes before its `for`, and keyword arguments of functions
-    that jedi does not find; otherwise nothing is known about them.
+    object of which it finds no attribute at all.
+
+    Args:
+        strict: names inside brackets must be known, which forbids `[x for x in ...]`, where x comes
+            before its `for`, and keyword arguments of functions that jedi does not find; otherwise
+            nothing is known about them.
     """
     before = text[:caret]
     match = re.search(r"\w*\Z", before)

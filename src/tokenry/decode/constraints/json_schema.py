@@ -50,7 +50,11 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A schema for the engine. dropped: formats that it does not check, with their paths."""
+    """A schema for the engine.
+
+    Args:
+        dropped: formats that it does not check, with their paths.
+    """
 
     schema: Any
     dropped: list[str] = field(default_factory=list)
@@ -86,9 +90,13 @@ def read_json(text: str) -> Any:
 
 
 def prepare(schema: Any, *, lenient: bool = False) -> Prepared:
-    """The schema as the engine gets it. lenient: formats that cannot be checked are left out.
+    """The schema as the engine gets it.
 
-    Raises ConstraintError, with the path of what cannot be used.
+    Args:
+        lenient: formats that cannot be checked are left out.
+
+    Raises:
+        ConstraintError: with the path of what cannot be used.
     """
     if not isinstance(schema, Mapping | bool):
         raise ConstraintError(f"a schema must be an object, true or false, not {schema!r:.60}")
@@ -222,7 +230,7 @@ def bound(name: str, value: Any, path: Path) -> Any:
 
 def check_multiples(node: Mapping[str, Any], path: Path) -> None:
     """Raise ConstraintError where the remainders are too many to count."""
-    found = []
+    multiples = []
     own = [(path, node)]
     own += [
         ((*path, *step), inner)
@@ -238,10 +246,10 @@ def check_multiples(node: Mapping[str, Any], path: Path) -> None:
                     (*where, "multipleOf"),
                 )
             digits = Decimal(str(value)).normalize().as_tuple().digits
-            found.append((where, value, int("".join(map(str, digits)))))
-    together = math.lcm(*(number for *_, number in found))
-    if found and together > LARGEST_MULTIPLE:
-        where, value, _ = max(found, key=lambda one: one[2])
+            multiples.append((where, value, int("".join(map(str, digits)))))
+    together = math.lcm(*(number for *_, number in multiples))
+    if multiples and together > LARGEST_MULTIPLE:
+        where, value, _ = max(multiples, key=lambda one: one[2])
         raise refusal(
             f"multipleOf is {value}: remainders up to {LARGEST_MULTIPLE:,} are counted, "
             f"and {together:,} would be needed",
@@ -440,20 +448,20 @@ def settled(schema: Any, targets: Mapping[str, Any], values: dict[str, bool]) ->
 
 def reachable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The root and the targets of all references that can be reached, by their pointers."""
-    found: dict[str, Any] = {"#": schema}
+    targets: dict[str, Any] = {"#": schema}
     todo = [schema]
     while todo:
         node = todo.pop()
         if not isinstance(node, Mapping):
             continue
         name = node.get("$ref")
-        if isinstance(name, str) and name not in found:
+        if isinstance(name, str) and name not in targets:
             target = resolved(schema, name)
             if target is not None:
-                found[name] = target
+                targets[name] = target
                 todo.append(target)
         todo += [inner for step, inner in parts(node) if step[0] not in ("$defs", "definitions")]
-    return found
+    return targets
 
 
 def resolved(schema: Any, reference: str) -> Any:

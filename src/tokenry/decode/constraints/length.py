@@ -16,16 +16,16 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 
 
-@constraint("length")
+@constraint("length", examples=lambda: _examples())
 class Length(Constraint):
     """Texts of `minimum` to `maximum` tokens; None is no upper limit.
 
-    tokenizer: of transformers, or anything whose `len` is the size of the vocabulary. eos: the ids
-    that may end a text (default: the tokenizer's).
+    Args:
+        tokenizer: of transformers, or anything whose `len` is the size of the vocabulary.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -84,3 +84,7 @@ class _LengthState:
         if self.constraint.maximum is None:
             grown = min(grown, self.constraint.minimum)
         return _LengthState(self.constraint, grown, token in self.constraint.eos)
+
+
+def _examples() -> list[Example]:
+    return [Example(lambda t: Length(2, 4, t), (), ["the cat on the mat and on the mat"])]

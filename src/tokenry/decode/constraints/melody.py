@@ -37,8 +37,7 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     SEPARATOR,
     Spelling,
@@ -58,15 +57,18 @@ LONGEST = 60  # notes in a phrase: the counts that a line can have are the bits 
 CACHE_SIZE = 256  # masks kept, least recently used ones leaving first
 
 
-@constraint("melody", paper=3)
+@constraint("melody", paper=3, examples=lambda: _examples())
 class Melody(Constraint):
     """Texts of one line for each of `phrases`, numbers of notes, that can be sung on them.
 
-    tokenizer: of transformers, or the bytes of every token. melisma: how many notes of each phrase
-    may be left to held syllables. split: how many syllables may be too many. lexicon: the words
-    that may be used (default: the CMU pronouncing dictionary, in English). unknown: whether the
-    syllables of a word that this dictionary does not have are guessed from its letters ("guess"),
-    or the word is left out ("reject"). eos: the ids that may end a text (default: the tokenizer's).
+    Args:
+        tokenizer: of transformers, or the bytes of every token.
+        melisma: how many notes of each phrase may be left to held syllables.
+        split: how many syllables may be too many.
+        lexicon: the words that may be used (default: the CMU pronouncing dictionary, in English).
+        unknown: whether the syllables of a word that this dictionary does not have are guessed from
+            its letters ("guess"), or the word is left out ("reject").
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -127,41 +129,41 @@ class Melody(Constraint):
 
     def _read(self, state: MelodyState, symbols: str) -> MelodyState | None:
         """The state after some symbols; None if a word or a line has failed."""
-        line, sums, places = state.line, state.sums, state.places
+        line, sums, positions = state.line, state.sums, state.positions
         for symbol in symbols:
             if symbol == NOWHERE:
                 return None
-            moved, ended = self._move(places, SEPARATOR if symbol == BREAK else symbol)
+            moved, ended = self._move(positions, SEPARATOR if symbol == BREAK else symbol)
             if not ended and not any(moved):
                 return None
             if ended:
-                sums, moved = self._added(sums, ended), (START,) * len(places)
-            places = moved
+                sums, moved = self._added(sums, ended), (START,) * len(positions)
+            positions = moved
             if symbol == BREAK:
                 if not sums & self.fits[line] or line + 1 == len(self.phrases):
                     return None
                 line, sums = line + 1, 1
-        if not self._added(sums, self._unfinished(places)) & self.viable[line]:
+        if not self._added(sums, self._unfinished(positions)) & self.viable[line]:
             return None
-        return MelodyState(self, line, sums, places)
+        return MelodyState(self, line, sums, positions)
 
-    def _move(self, places: tuple[int, ...], symbol: str) -> tuple[tuple[int, ...], int]:
+    def _move(self, positions: tuple[int, ...], symbol: str) -> tuple[tuple[int, ...], int]:
         """Every machine's next state, and the counts of the word that the symbol ended, if any."""
         moved = tuple(
-            machine.step(place, symbol)
-            for machine, place in zip(self.machines, places, strict=True)
+            machine.step(position, symbol)
+            for machine, position in zip(self.machines, positions, strict=True)
         )
-        if START in places:
+        if START in positions:
             return moved, 0
         return moved, bits(
             count for count, to in zip(self.counts, moved, strict=True) if to == START
         )
 
-    def _unfinished(self, places: tuple[int, ...]) -> int:
+    def _unfinished(self, positions: tuple[int, ...]) -> int:
         """The counts that the unfinished word may have; 0 syllables if there is none."""
-        if START in places:
+        if START in positions:
             return 1
-        return bits(count for count, at in zip(self.counts, places, strict=True) if at != DEAD)
+        return bits(count for count, at in zip(self.counts, positions, strict=True) if at != DEAD)
 
     def _added(self, sums: int, counts: int) -> int:
         """All sums of one number of each; numbers are bits."""
@@ -171,8 +173,8 @@ class Melody(Constraint):
         """Symbols of the characters that may begin with `tail`, as far as they can matter."""
         if tail not in self._spellings:
             letters = {letter for machine in self.machines for letter in machine.column}
-            found = spellings_after(tail, self.spelling)
-            self._spellings[tail] = frozenset(s for s in found if len(s) != 1 or s in letters)
+            spellings = spellings_after(tail, self.spelling)
+            self._spellings[tail] = frozenset(s for s in spellings if len(s) != 1 or s in letters)
         return self._spellings[tail]
 
     @cached_property
@@ -180,7 +182,7 @@ class Melody(Constraint):
         return {}
 
     def _mask(self, state: MelodyState) -> Tensor:
-        key = (state.line, state.sums, state.places, state.tail)
+        key = (state.line, state.sums, state.positions, state.tail)
         if key in self._masks:
             self._masks.move_to_end(key)
             return self._masks[key]
@@ -199,13 +201,13 @@ class Melody(Constraint):
     def _between(self, state: MelodyState) -> np.ndarray:
         """The allowed tokens [V] where no character is unfinished, but for those with a tail."""
         vocabulary, viable = self.vocabulary, self.viable[state.line]
-        going = self._walk(vocabulary.heads, self._columns[0], state.places)
+        going = self._walk(vocabulary.heads, self._columns[0], state.positions)
         ended = np.zeros_like(going[0])
-        for count, machine, places in zip(self.counts, self.machines, going, strict=True):
-            closed = machine.table[places, machine.columns(SEPARATOR)[0]] != DEAD
+        for count, machine, positions in zip(self.counts, self.machines, going, strict=True):
+            closed = machine.table[positions, machine.columns(SEPARATOR)[0]] != DEAD
             ended |= closed.astype(np.int64) << count
         alive = self._alive(going)
-        if START in state.places:
+        if START in state.positions:
             alive[0] = ended[0] = 1  # no word was begun
         sums = np.int64(state.sums)
         growing = _sums(sums, alive, self.limit)[vocabulary.growing_head]
@@ -218,15 +220,15 @@ class Melody(Constraint):
             allowed[tokens] = self._read(state, symbols) is not None
         return allowed
 
-    def _walk(self, trie: SymbolTrie, columns: Any, places: tuple[int, ...]) -> list[np.ndarray]:
-        walks = zip(self.machines, columns, places, strict=True)
-        return [trie.walk(machine, column, place) for machine, column, place in walks]
+    def _walk(self, trie: SymbolTrie, columns: Any, positions: tuple[int, ...]) -> list[np.ndarray]:
+        walks = zip(self.machines, columns, positions, strict=True)
+        return [trie.walk(machine, column, position) for machine, column, position in walks]
 
     def _alive(self, going: list[np.ndarray]) -> np.ndarray:
         """The counts, as bits, of the machines that are alive at each prefix."""
         alive = np.zeros(len(going[0]), np.int64)
-        for count, places in zip(self.counts, going, strict=True):
-            alive |= (places != DEAD).astype(np.int64) << count
+        for count, positions in zip(self.counts, going, strict=True):
+            alive |= (positions != DEAD).astype(np.int64) << count
         return alive
 
     @cached_property
@@ -239,7 +241,7 @@ class Melody(Constraint):
     def _odd(self) -> dict[str, list[int]]:
         """Tokens that are read symbol by symbol, by their symbols: those with line breaks, digits,
         apostrophes or marks, which the tries do not tell apart from other signs."""
-        found: dict[str, list[int]] = {}
+        by_symbols: dict[str, list[int]] = {}
         vocabulary = self.vocabulary
         for token in [*vocabulary.growing.tolist(), *vocabulary.closing.tolist()]:
             text = vocabulary.pieces[token].decode(errors="ignore")
@@ -247,31 +249,31 @@ class Melody(Constraint):
                 continue
             symbols = re.sub(f"{SEPARATOR}+", SEPARATOR, symbols_of(text))
             if not symbols.replace(SEPARATOR, "").isalpha() and symbols.strip(SEPARATOR):
-                found.setdefault(symbols, []).append(token)
-        return found
+                by_symbols.setdefault(symbols, []).append(token)
+        return by_symbols
 
     @cached_property
     def _rests(self) -> np.ndarray:
         """Of the tokens with a separator: the counts that what follows the first one may have."""
         trie, start = self.vocabulary.rests, self.initial()
-        alive = self._alive(self._walk(trie, self._columns[1], start.places))
+        alive = self._alive(self._walk(trie, self._columns[1], start.positions))
         alive[0] = 1
-        for rest, place in trie.place.items():
+        for rest, index in trie.index_of.items():
             if rest and not rest.isalpha():
-                alive[place] = self._counts_of(rest)
+                alive[index] = self._counts_of(rest)
         return alive[self.vocabulary.closing_rest]
 
     def _counts_of(self, symbols: str) -> int:
         """The counts that symbols behind a separator may have; none if one of their words fails."""
-        sums, places = 1, self.initial().places
+        sums, positions = 1, self.initial().positions
         for symbol in symbols:
-            moved, ended = self._move(places, symbol)
+            moved, ended = self._move(positions, symbol)
             if not ended and not any(moved):
                 return 0
             if ended:
-                sums, moved = self._added(sums, ended), (START,) * len(places)
-            places = moved
-        return self._added(sums, self._unfinished(places))
+                sums, moved = self._added(sums, ended), (START,) * len(positions)
+            positions = moved
+        return self._added(sums, self._unfinished(positions))
 
 
 @dataclass(frozen=True)
@@ -282,26 +284,26 @@ class MelodyState:
     constraint: Melody
     line: int
     sums: int
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     tail: bytes = b""
     finished: bool = False
     mask_cost: float = 64.0
 
     @property
     def complete(self) -> bool:
-        reader = self.constraint
-        if self.finished or self.tail or self.line + 1 < len(reader.phrases):
+        constraint = self.constraint
+        if self.finished or self.tail or self.line + 1 < len(constraint.phrases):
             return False
-        moved, ended = reader._move(self.places, SEPARATOR)
+        moved, ended = constraint._move(self.positions, SEPARATOR)
         if not any(moved):
             return False
-        return bool(reader._added(self.sums, ended or 1) & reader.fits[self.line])
+        return bool(constraint._added(self.sums, ended or 1) & constraint.fits[self.line])
 
     def allows(self, token: int) -> bool:
-        reader = self.constraint
-        if token in reader.eos:
+        constraint = self.constraint
+        if token in constraint.eos:
             return self.complete
-        inside = not self.finished and 0 <= token < reader.vocab_size
+        inside = not self.finished and 0 <= token < constraint.vocab_size
         return inside and self._moved(token) is not None
 
     def mask(self) -> Tensor:
@@ -335,13 +337,13 @@ class MelodyState:
 
 def line_syllables(text: str, unknown: Unknown = "guess") -> list[list[int]]:
     """For each line of a text, the numbers of syllables with which it can be spoken, in order."""
-    found = []
+    by_line = []
     for line in text.split(BREAK):
         sums = {0}
         for word in Spelling().words(line):
             sums = {total + more for total in sums for more in syllable_counts(word, unknown)}
-        found.append(sorted(sums))
-    return found
+        by_line.append(sorted(sums))
+    return by_line
 
 
 def symbols_of(text: str) -> str:
@@ -355,20 +357,20 @@ def symbols_of(text: str) -> str:
 
 def bits(numbers: Iterable[int]) -> int:
     """The set of some numbers as an integer."""
-    found = 0
+    mask = 0
     for number in numbers:
-        found |= 1 << number
-    return found
+        mask |= 1 << number
+    return mask
 
 
 def _sums(sums: Any, counts: Any, limit: int) -> Any:
     """The numbers a + b with a in `sums` and b in `counts`, up to the limit; sets are the bits of
     integers, or of arrays of them."""
-    found, shift = sums * (counts & 1), 1
+    total, shift = sums * (counts & 1), 1
     while 1 << shift <= limit:
-        found = found | (sums << shift & limit) * (counts >> shift & 1)
+        total = total | (sums << shift & limit) * (counts >> shift & 1)
         shift += 1
-    return found & limit
+    return total & limit
 
 
 @lru_cache(maxsize=8)
@@ -388,3 +390,14 @@ def spoken_words(
             'syllables: give other words, or unknown="guess"'
         )
     return {count: LexiconMachine(by_count[count]) for count in sorted(by_count)}
+
+
+def _examples() -> list[Example]:
+    lexicon = ["the", "cat", "gather", "a"]
+    return [
+        Example(
+            lambda t: Melody([2, 3], t, lexicon=lexicon),
+            ["The... cat,\ngather the"],
+            ["the cat\na", "gather a\ngather a"],
+        )
+    ]

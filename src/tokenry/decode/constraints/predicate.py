@@ -21,22 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.text.vocabulary import token_bytes
 
 CACHE_SIZE = 1 << 16
 _new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
-@constraint("predicate")
+@constraint("predicate", examples=lambda: _examples())
 class Predicate(Constraint):
     """Texts for which `complete` is true, all of whose prefixes satisfy `prefix`.
 
-    prefix, complete: pure functions from a text to a truth value; their answers are cached.
-    `prefix` may be generous: where it promises a continuation that does not exist, generation runs
-    into a dead end. eos: the ids that may end a text (default: the tokenizer's). Special tokens
-    spell nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        prefix: pure functions from a text to a truth value; their answers are cached. `prefix` may
+            be generous: where it promises a continuation that does not exist, generation runs into
+            a dead end.
+        complete: as `prefix`.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -114,3 +117,34 @@ def extend(undecided: bytes, more: bytes) -> tuple[str, bytes] | None:
     except UnicodeDecodeError:
         return None
     return text, decoder.getstate()[0]
+
+
+def _examples() -> list[Example]:
+    words = ("naïve", "café", "東京", "🙂")
+    starts = {word[:n] for word in words for n in range(len(word))}
+
+    def ends(text: str) -> set[int]:
+        """Where a run of words may end."""
+        reached = {0}
+        for at in range(len(text)):
+            reached |= {at + len(w) for w in words if at in reached and text.startswith(w, at)}
+        return reached
+
+    def prefix(text: str) -> bool:
+        return len(text) <= 12 and text[max(ends(text)) :] in starts
+
+    def even(text: str) -> bool:
+        return text.isdecimal() and int(text) % 2 == 0
+
+    return [
+        Example(  # characters that tokens cut
+            lambda t: Predicate(prefix, lambda text: len(text) in ends(text) - {0}, t),
+            ["café東京🙂"],
+            ["cafe"],
+        ),
+        Example(
+            lambda t: Predicate(lambda text: not text or text.isdecimal(), even, t),
+            ["1234"],
+            ["123"],
+        ),
+    ]

@@ -112,8 +112,8 @@ def classes_after(tail: bytes) -> frozenset[str]:
     points = code_points_after(tail)
     surrogates = max(0, min(high, 0xE000) - max(low, 0xD800))
     # Code points that are not looked at are no letters; where all are, none may be promised.
-    found = {NEVER} if len(points) + surrogates < high - low else set()
+    classes = {NEVER} if len(points) + surrogates < high - low else set()
     for character in map(chr, points):
         if unicodedata.category(character)[0] not in "LM":
-            found.add(class_of(character))
-    return frozenset(found)
+            classes.add(class_of(character))
+    return frozenset(classes)

@@ -26,7 +26,12 @@ APOSTROPHE = "'"
 
 @dataclass(frozen=True)
 class Spelling:
-    """How characters are spelled. fold_case: "E" is "e". fold_accents: "é" and "ｅ" are "e"."""
+    """How characters are spelled.
+
+    Args:
+        fold_case: "E" is "e".
+        fold_accents: "é" and "ｅ" are "e".
+    """
 
     fold_case: bool = True
     fold_accents: bool = True
@@ -40,9 +45,11 @@ class Spelling:
 
         "É" is normalised where case is folded and "ｅ" where widths are; where accents are folded,
         "é" never occurs, and stands neither for "e" alone nor for "é" alone.
-        Raises ConstraintError for what no word can have.
+
+        Raises:
+            ConstraintError: what no word can have.
         """
-        found = []
+        parts = []
         for character in unicodedata.normalize("NFC", text):
             symbols = spelled(character, self)
             plain = unicodedata.normalize("NFKC", character) if self.fold_accents else character
@@ -57,8 +64,8 @@ class Spelling:
                         else "words are made of letters and single apostrophes"
                     )
                 )
-            found.append(symbols)
-        return "".join(found)
+            parts.append(symbols)
+        return "".join(parts)
 
     def words(self, text: str) -> list[str]:
         """The words of a text, in order, spelled."""

@@ -28,21 +28,25 @@ import torch
 from torch import Tensor
 
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
-from tokenry.decode.constraints.base import Constraint, State, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, State, constraint, eos_of, refuse
 from tokenry.text.string_search import StringSearch, TokenTrie
 
 MASK_COST = 4.0  # in single checks: few states occur, and the mask of each is computed once
 
 
-@constraint("stop")
+@constraint("stop", examples=lambda: _examples())
 class Stop(Constraint):
     """Texts that end right after the first occurrence of one of `strings`.
 
-    strings: str, or bytes. tokenizer: of transformers, or the bytes of every token. overshoot:
-    whether the token that completes a string may go on behind it (`before` cuts the text).
-    early: whether a text may also end without any of the strings. eos: the ids that may end a text
-    (default: the tokenizer's). Special tokens spell nothing and are never allowed.
+    Special tokens spell nothing and are never allowed.
+
+    Args:
+        strings: str, or bytes.
+        tokenizer: of transformers, or the bytes of every token.
+        overshoot: whether the token that completes a string may go on behind it (`before` cuts the
+            text).
+        early: whether a text may also end without any of the strings.
+        eos: the ids that may end a text (default: the tokenizer's).
     """
 
     def __init__(
@@ -72,14 +76,14 @@ class Stop(Constraint):
     def before(self, text: str) -> str:
         """The text up to its first stop string; the whole of it if there is none."""
         data = text.encode()
-        places = [place for s in self.search.strings if (place := data.find(s)) >= 0]
-        return data[: min(places)].decode(errors="ignore") if places else text
+        starts = [start for s in self.search.strings if (start := data.find(s)) >= 0]
+        return data[: min(starts)].decode(errors="ignore") if starts else text
 
     def certain(self, text: str) -> str:
         """What of a text that goes on is sure to stay: it ends where a stop string may begin."""
         data = text.encode()
-        state, found = self.search.read(data)
-        if found:
+        state, matched = self.search.read(data)
+        if matched:
             return self.before(text)
         return data[: len(data) - int(self.search.depth[state])].decode(errors="ignore")
 
@@ -118,22 +122,22 @@ class _StopState:
         return not self.finished and (self.constraint.early or self.stopped)
 
     def allows(self, token: int) -> bool:
-        reader = self.constraint
-        if token in reader.eos:
+        constraint = self.constraint
+        if token in constraint.eos:
             return self.complete
-        if self.finished or self.stopped or not 0 <= token < reader.vocab_size:
+        if self.finished or self.stopped or not 0 <= token < constraint.vocab_size:
             return False
-        if not reader.trie.pieces[token]:
+        if not constraint.trie.pieces[token]:
             return False
-        return reader.overshoot or reader.after(self.at, token) != reader.over
+        return constraint.overshoot or constraint.after(self.at, token) != constraint.over
 
     def mask(self) -> Tensor:
-        reader = self.constraint
+        constraint = self.constraint
         if self.finished or self.stopped:
-            allowed = torch.zeros(reader.vocab_size, dtype=torch.bool)
+            allowed = torch.zeros(constraint.vocab_size, dtype=torch.bool)
         else:
-            allowed = reader.mask(self.at).clone()
-        allowed[list(reader.eos)] = self.complete
+            allowed = constraint.mask(self.at).clone()
+        allowed[list(constraint.eos)] = self.complete
         return allowed
 
     def advance(self, token: int) -> State:
@@ -146,15 +150,26 @@ class _StopState:
 
 
 def as_bytes(strings: Sequence[str | bytes], what: str) -> list[bytes]:
-    """Strings as bytes. Raises ConstraintError when there are none or one of them is empty."""
+    """Strings as bytes.
+
+    Raises:
+        ConstraintError: there are none or one of them is empty.
+    """
     if isinstance(strings, str | bytes):
         strings = [strings]
     if not strings:
         raise ConstraintError(f"no {what} was given: give at least one")
-    found = [string.encode() if isinstance(string, str) else bytes(string) for string in strings]
-    if b"" in found:
+    encoded = [string.encode() if isinstance(string, str) else bytes(string) for string in strings]
+    if b"" in encoded:
         raise ConstraintError(
-            f"{what} {found.index(b'') + 1} of {len(found)} is empty, and the empty string is "
+            f"{what} {encoded.index(b'') + 1} of {len(encoded)} is empty, and the empty string is "
             "everywhere: leave it out"
         )
-    return found
+    return encoded
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(lambda t: Stop(["the", "e ", "東京"], t), ["a cat on 東京"], ["a cat on a ma"]),
+        Example(lambda t: Stop(["he", "京"], t, overshoot=True, early=True), ["a cat"], ["he he"]),
+    ]

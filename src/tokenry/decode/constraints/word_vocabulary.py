@@ -27,10 +27,14 @@ from tokenry.text.vocabulary import token_bytes
 class WordVocabulary:
     """The tokens of a vocabulary by their symbols; made once for a tokenizer.
 
-    growing: tokens without a separator; closing: tokens with one. A token's head are the symbols
-    before its first separator, its rest those after it. tailed: tokens that end inside a character;
-    inside: tokens that begin inside one; quoted: tokens that begin with an apostrophe
-    or a combining mark, which may or may not continue a word.
+    Attributes:
+        growing: tokens without a separator.
+        closing: tokens with one. A token's head are the symbols before its first separator, its
+            rest those after it.
+        tailed: tokens that end inside a character.
+        inside: tokens that begin inside one.
+        quoted: tokens that begin with an apostrophe or a combining mark, which may or may not
+            continue a word.
     """
 
     def __init__(self, pieces: Sequence[bytes], spelling: Spelling):
@@ -61,10 +65,10 @@ class WordVocabulary:
         self.heads, self.rests = SymbolTrie(heads), SymbolTrie([rest for *_, rest in closing])
         self.growing = np.array([token for token, *_ in growing], np.int64)
         self.closing = np.array([token for token, *_ in closing], np.int64)
-        place = self.heads.place
-        self.growing_head = np.array([place[head] for _, head in growing], np.int64)
-        self.closing_head = np.array([place[head] for _, head, _ in closing], np.int64)
-        self.closing_rest = np.array([self.rests.place[rest] for *_, rest in closing], np.int64)
+        index_of = self.heads.index_of
+        self.growing_head = np.array([index_of[head] for _, head in growing], np.int64)
+        self.closing_head = np.array([index_of[head] for _, head, _ in closing], np.int64)
+        self.closing_rest = np.array([self.rests.index_of[rest] for *_, rest in closing], np.int64)
 
     def within_spans(self, span: int) -> np.ndarray:
         """Which tokens [V] may come where a sentence's span is in this state."""
@@ -84,14 +88,18 @@ class SymbolTrie:
     def __init__(self, strings: Iterable[str]):
         prefixes = {string[:size] for string in {*strings} for size in range(len(string) + 1)}
         ordered = sorted(prefixes | {""}, key=lambda prefix: (len(prefix), prefix))
-        self.place = {prefix: place for place, prefix in enumerate(ordered)}
+        self.index_of = {prefix: index for index, prefix in enumerate(ordered)}
         self.symbols = "".join(prefix[-1] for prefix in ordered[1:])
-        self.parent = np.array([self.place[prefix[:-1]] for prefix in ordered], np.int64)
+        self.parent = np.array([self.index_of[prefix[:-1]] for prefix in ordered], np.int64)
         sizes = np.array([len(prefix) for prefix in ordered])
         self.levels = np.searchsorted(sizes, np.arange(1, sizes[-1] + 2)).tolist()
 
     def walk(self, machine: WordMachine, columns: np.ndarray, state: int) -> np.ndarray:
-        """The machine's states after every prefix, read from `state`; columns: of `symbols`."""
+        """The machine's states after every prefix, read from `state`.
+
+        Args:
+            columns: of `symbols`.
+        """
         states = np.full(len(self.parent), state, np.int32)
         for begin, end in zip(self.levels, self.levels[1:], strict=False):
             before = states[self.parent[begin:end]]

@@ -41,9 +41,8 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import constraint
 from tokenry.decode.constraints import sentence_spans
-from tokenry.decode.constraints.base import Constraint, eos_of, refuse
+from tokenry.decode.constraints.base import Constraint, Example, constraint, eos_of, refuse
 from tokenry.decode.constraints.spelling import (
     APOSTROPHE,
     SEPARATOR,
@@ -70,22 +69,23 @@ from tokenry.decode.steering.word_filters import WordFilter
 PROMPT_WINDOW = 64  # tokens of a prompt that are searched for the beginning of its last word
 
 
-@constraint("words", paper=62)
+@constraint("words", paper=62, examples=lambda: _examples())
 class WordConstraint(Constraint):
     """Texts all of whose words pass `filter`.
 
-    tokenizer: a tokenizer, or the list of its tokens' bytes (b"" for special tokens).
-    lexicon: the words that may be used (None: any string of letters if the filter is exact, else
-        the CMU pronouncing dictionary). Entries that are not one word, such as "able-bodied", are
-        left out; the words that pass are in `words`, accents and all.
-    spelling: what the filter sees of a word; its letters are normalised to it, or refused where
-        they can never occur.
-    wordless: also allow texts without words: sentences of signs and digits alone, runs of them of
-        any length, and letters in disguise (ᵃ, ａ).
-    eos: the ids that may end a text (default: the tokenizer's).
-    always_allow: ids that are allowed everywhere; what they do to a word is not judged.
-    cache_size: how many masks (one byte per vocabulary entry each) are kept, least recently used
-        ones leaving first.
+    Args:
+        tokenizer: a tokenizer, or the list of its tokens' bytes (b"" for special tokens).
+        lexicon: the words that may be used (None: any string of letters if the filter is exact,
+            else the CMU pronouncing dictionary). Entries that are not one word, such as
+            "able-bodied", are left out; the words that pass are in `words`, accents and all.
+        spelling: what the filter sees of a word; its letters are normalised to it, or refused where
+            they can never occur.
+        wordless: also allow texts without words: sentences of signs and digits alone, runs of them
+            of any length, and letters in disguise (ᵃ, ａ).
+        eos: the ids that may end a text (default: the tokenizer's).
+        always_allow: ids that are allowed everywhere; what they do to a word is not judged.
+        cache_size: how many masks (one byte per vocabulary entry each) are kept, least recently
+            used ones leaving first.
     """
 
     def __init__(
@@ -280,9 +280,11 @@ class WordConstraint(Constraint):
 class WordState:
     """Where a text stands, in its last word and in its last character.
 
-    state: the word machine's. tail: the bytes of an unfinished character.
-    given: the unfinished word came from a prompt and may end as it is.
-    span: what the present sentence holds so far, a state of `sentence_spans`.
+    Args:
+        state: the word machine's.
+        tail: the bytes of an unfinished character.
+        given: the unfinished word came from a prompt and may end as it is.
+        span: what the present sentence holds so far, a state of `sentence_spans`.
     """
 
     constraint: WordConstraint
@@ -324,7 +326,11 @@ class WordState:
         return self.constraint._mask(self)
 
     def advance(self, token: int) -> WordState:
-        """The state after `token`. Raises ConstraintError if it is not allowed."""
+        """The state after `token`.
+
+        Raises:
+            ConstraintError: it is not allowed.
+        """
         if not self.allows(token):
             raise refuse(token, f"by {self.constraint.filter}")
         if token in self.constraint.eos:
@@ -337,15 +343,15 @@ class WordState:
         if split is None:
             return None
         text, tail = split
-        reader, span = self.constraint, self.span
-        state, given = reader._read(self.state, self.given, reader.written.symbols(text))
-        if not reader.wordless:
+        constraint, span = self.constraint, self.span
+        state, given = constraint._read(self.state, self.given, constraint.written.symbols(text))
+        if not constraint.wordless:
             span = sentence_spans.read(span, sentence_spans.classes(text))
         if state == DEAD or span == sentence_spans.DEAD:
             return None
-        if tail and not reader._tail_alive(state, given, tail, span):
+        if tail and not constraint._tail_alive(state, given, tail, span):
             return None
-        return WordState(reader, state, given, tail, span=span)
+        return WordState(constraint, state, given, tail, span=span)
 
 
 @lru_cache(maxsize=1 << 10)
@@ -370,3 +376,11 @@ def single_words(lexicon: Iterable[str], spelling: Spelling) -> frozenset[str]:
 def default_words(spelling: Spelling) -> frozenset[str]:
     """The words of the CMU pronouncing dictionary, spelled."""
     return single_words(dictionary(), spelling)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.steering.word_filters import WithoutLetters
+
+    return [
+        Example(lambda t: WordConstraint(WithoutLetters("e"), t), ["a cat on a mat"], ["the cat"])
+    ]

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.base import (
     DEAD,
@@ -43,12 +42,13 @@ from tokenry.decode.samplers.base import (
     fitted_mask,
 )
 from tokenry.decode.samplers.prefix_trie import Node, visit
-from tokenry.decode.samplers.request import Request, check_sampling
-from tokenry.decode.samplers.smc import Samples, run_smc
+from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import run_smc
 from tokenry.decode.samplers.texts import joined
 
 
-class Memory:
+class RemovedMass:
     """What was learned, one trie for each thing that was sampled from: model, constraint, prompt,
     temperature, processors and length limit. A model whose weights change is a new one: forget."""
 
@@ -75,12 +75,14 @@ class Memory:
 class ASAp:
     """Adaptive sampling with approximate expected futures.
 
-    rows: texts that grow together; they learn from those before, and little from each other (the
-    paper's is 1). memory: what calls of this object, or of several, remember.
+    Args:
+        rows: texts that grow together; they learn from those before, and little from each other
+            (the paper's is 1).
+        memory: what calls of this object, or of several, remember.
     """
 
     rows: int = 4
-    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
+    memory: RemovedMass = field(default_factory=RemovedMass, compare=False, repr=False)
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -101,8 +103,11 @@ class ASAp:
 
 
 class Remembered(Constraint):
-    """A constraint whose states know their prefix's node. limit: texts must have ended, end token
-    included, after so many tokens; None: they need not."""
+    """A constraint whose states know their prefix's node.
+
+    Args:
+        limit: texts must have ended, end token included, after so many tokens; None: they need not.
+    """
 
     def __init__(self, constraint: Constraint, root: Node, limit: int | None = None):
         self.constraint, self.root, self.limit = constraint, root, limit
@@ -170,16 +175,16 @@ class ExpectedFuture(TokenSampler):
         log_mass = log_q.logsumexp(-1)  # log c~ of the prefixes
         cumulative = (log_q - log_mass.clamp(min=-1e300)[:, None]).exp().cumsum(-1)[where]
         tokens = drawn_tokens(cumulative, generator)
-        places = torch.tensor(where, device=tokens.device)
-        weights = log_p[places, tokens] - log_q[places, tokens] + log_mass[places]
+        rows = torch.tensor(where, device=tokens.device)
+        weights = log_p[rows, tokens] - log_q[rows, tokens] + log_mass[rows]
         steps = []
         drawn = zip(where, tokens.tolist(), weights.tolist(), strict=True)
-        for row, (place, token, weight) in enumerate(drawn):
-            masked = int(row == first[place])
-            if nodes[place].log_bound == DEAD:
+        for row, (number, token, weight) in enumerate(drawn):
+            masked = int(row == first[number])
+            if nodes[number].log_bound == DEAD:
                 steps.append(Step(NOTHING, DEAD, masks=masked))
                 continue
-            nodes[place].try_token(token, log_p[place])
+            nodes[number].try_token(token, log_p[number])
             steps.append(Step(token, weight, masks=masked))
         return steps
 
@@ -188,7 +193,7 @@ def distinct_nodes(states: Sequence[Any]) -> tuple[list[Node], list[int], list[i
     """The different nodes of some states, the place of each state's node, and of each node the
     first state that is at it."""
     nodes = {id(state.node): state.node for state in states}
-    places = {node: place for place, node in enumerate(nodes)}
-    where = [places[id(state.node)] for state in states]
-    first = [where.index(place) for place in range(len(nodes))]
+    number_of = {node: number for number, node in enumerate(nodes)}
+    where = [number_of[id(state.node)] for state in states]
+    first = [where.index(number) for number in range(len(nodes))]
     return list(nodes.values()), where, first

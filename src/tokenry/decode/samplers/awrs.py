@@ -1,18 +1,18 @@
 """AWRS: draw exactly from the constrained next-token distribution by testing only a few tokens.
 
-Adaptive rejection: draw x from p; if the constraint refuses it, strike it out and draw again from
+Adaptive rejection: draw x from p; if the constraint refuses it, ban it and draw again from
 what is left. The first accepted token is an exact draw from p(x) accept(x) / Z. Two unbiased
 estimates of Z = Σ_x p(x) accept(x) come with it, both properly weighted:
 
     E[w f(x)] = Σ_x p(x) accept(x) f(x)   for every function f.
 
-*Recursive.* Let r be the mass not struck out when x is accepted. Look at one token y more, drawn
+*Recursive.* Let r be the mass not banned when x is accepted. Look at one token y more, drawn
 from what is left without x:   w = r if y is accepted, else p(x). (With q = p(x)/r this is the
 recursion Z_left = q + (1-q) Z_left\\x, its last term settled by one coin flip; the product of the
-(1-q) of the struck-out tokens telescopes to r.)
+(1-q) of the banned tokens telescopes to r.)
 
 *Geometric.* Simulate draws *with* replacement until K are accepted. A draw of a token already
-struck out needs no test: their number before the next test is geometric with success probability r.
+banned needs no test: their number before the next test is geometric with success probability r.
 With n_acc accepted and n_rej refused draws:   w = min(K-1, n_acc) / (n_acc + n_rej - 1).
 
 Source: Fast Controlled Generation from Language Models with Adaptive Weighted Rejection Sampling
@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range, one_of, within
-from tokenry.core.registry import sampler
 from tokenry.decode.constraints.base import State
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask
+from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, fitted_mask, sampler
 from tokenry.decode.samplers.survivors import Survivors, draw_survivors
 
 PEAKED = 2 / 3  # from this probability of one token on, the geometric estimate varies less
@@ -43,14 +42,18 @@ PEAKED = 2 / 3  # from this probability of one token on, the geometric estimate 
 class AWRS(TokenSampler):
     """Adaptive weighted rejection sampling of one token.
 
-    max_accepts: accepted draws K of the geometric estimate; more lower the variance. max_rejects:
-    refused draws after which a step gives up with weight zero (None: never); the weights stay
-    unbiased. method: "recursive", "geometric" or "auto", which takes the geometric one for
-    max_accepts > 2 or a token with at least two thirds of the mass. masks: whether to ask a state
-    for its mask once the refused tokens of a step have cost as much as one (`State.mask_cost`).
-    tail: a step also gives up when the tokens left hold no more than this mass, which bounds the
-    checks and biases the weights by at most as much. The paper's code has 1e-5; 0 never gives up on
-    a token that the model finds very unlikely, though nothing else may be allowed.
+    Args:
+        max_accepts: accepted draws K of the geometric estimate; more lower the variance.
+        max_rejects: refused draws after which a step gives up with weight zero (None: never); the
+            weights stay unbiased.
+        method: "recursive", "geometric" or "auto", which takes the geometric one for max_accepts >
+            2 or a token with at least two thirds of the mass.
+        masks: whether to ask a state for its mask once the refused tokens of a step have cost as
+            much as one (`State.mask_cost`).
+        tail: a step also gives up when the tokens left hold no more than this mass, which bounds
+            the checks and biases the weights by at most as much. The paper's code has 1e-5; 0 never
+            gives up on a token that the model finds very unlikely, though nothing else may be
+            allowed.
     """
 
     max_accepts: int = 2
@@ -100,12 +103,12 @@ def awrs_step(
 
 
 class Draws(Protocol):
-    """Draws from the tokens that are not struck out; `Survivors` is the real one."""
+    """Draws from the tokens that are not banned; `Survivors` is the real one."""
 
     mass: float  # what is left, as a fraction of the whole
 
     def draw(self) -> int | None: ...
-    def strike(self, token: int) -> float: ...
+    def ban(self, token: int) -> float: ...
     def repeats(self, chance: float) -> float: ...
     def keep(self, mask: Tensor) -> float: ...
 
@@ -133,7 +136,7 @@ def recursive(
         if token is None:
             break
         left = draws.mass
-        probability = draws.strike(token)
+        probability = draws.ban(token)
         if accept(token):
             # at the limit, a refusal here would have been worth nothing: acceptance counts in full
             if refused + 1 >= max_rejects:
@@ -160,7 +163,7 @@ def geometric(
     while accepted < max_accepts and refused < max_rejects:
         if mask is not None and (tested >= mask_after or draws.mass <= tail):
             draws.keep(mask())
-            mask, all_known = None, True  # all that would be refused is struck out
+            mask, all_known = None, True  # all that would be refused is banned
         token = draws.draw() if all_known or draws.mass > tail else None
         if token is None:
             break
@@ -175,7 +178,7 @@ def geometric(
         else:
             tested += 1
             refused += 1
-            draws.strike(token)
+            draws.ban(token)
     if not accepted:
         return NOTHING, 0.0
     return chosen, min(max_accepts - 1, accepted) / (accepted + refused - 1)

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tokenry.core.registry import Role
 from tokenry.decode.constraints.base import State
 
 NOTHING = -1
@@ -23,8 +24,10 @@ NOTHING = -1
 class Step(NamedTuple):
     """One drawn token.
 
-    log_weight: -inf when the draw failed; `token` is then -1. checks: single-token questions to the
-    constraint. masks: whole-vocabulary ones.
+    Attributes:
+        log_weight: -inf when the draw failed; `token` is then -1.
+        checks: single-token questions to the constraint.
+        masks: whole-vocabulary ones.
     """
 
     token: int
@@ -37,7 +40,8 @@ DEAD = float("-inf")
 
 
 class TokenSampler(Protocol):
-    """Draws tokens under a constraint, properly weighted."""
+    """The role: one token x and its weight w from next-token probabilities p and a constraint, with
+    E[w f(x)] = sum_x p(x) accept(x) f(x) for every f."""
 
     def step(self, logprobs: Tensor, state: State, generator: torch.Generator) -> Step:
         """One draw from `logprobs` `[V]` at one state of the constraint."""
@@ -48,6 +52,9 @@ class TokenSampler(Protocol):
     ) -> list[Step]:
         """One draw for each row of `logprobs` `[P, V]`, each with its state."""
         ...
+
+
+sampler = Role("token sampler", TokenSampler, ("tokenry.decode.samplers",))
 
 
 def drawn_tokens(cumulative: Tensor, generator: torch.Generator) -> Tensor:

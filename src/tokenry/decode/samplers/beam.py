@@ -31,18 +31,18 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import DEAD, fitted_mask
-from tokenry.decode.samplers.request import Decoding, Request
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.request import Decoding, Request, text_sampler
+from tokenry.decode.samplers.samples import Samples
 from tokenry.model.hidden_decoding import HiddenDecoding
 
 
 class Attribute(Protocol):
     """log q(A | text + token), for many texts and tokens at once.
 
-    needs_hidden: whether the model's last hidden state after each text is asked for.
+    Attributes:
+        needs_hidden: whether the model's last hidden state after each text is asked for.
     """
 
     needs_hidden: ClassVar[bool]
@@ -73,10 +73,10 @@ class PrefixAttribute:
             for text, row in zip(texts, tokens.tolist(), strict=True)
             for token in row
         ]
-        found = torch.as_tensor(self.logprob(prefixes), dtype=torch.float64)
-        if found.numel() != tokens.numel():
-            raise ShapeError(f"{found.numel()} values of log q for {tokens.numel()} prefixes")
-        return found.view(tokens.shape).to(tokens.device)
+        log_q = torch.as_tensor(self.logprob(prefixes), dtype=torch.float64)
+        if log_q.numel() != tokens.numel():
+            raise ShapeError(f"{log_q.numel()} values of log q for {tokens.numel()} prefixes")
+        return log_q.view(tokens.shape).to(tokens.device)
 
 
 @text_sampler("beam", paper=170)
@@ -87,9 +87,11 @@ class BeamSearch:
     The weight of a text is its probability p(y), end included, and says nothing about how it was
     found; `log_evidence` is the log of their sum, a lower bound of the constraint's probability.
 
-    attribute: q, an `Attribute` or a function of prefixes (see `PrefixAttribute`); None: q = 1.
-    beams: living prefixes; None: as many as texts are asked for. candidates: tokens looked at for
-    each beam. length_penalty: a in the score log p / (tokens, end included)^a + log q; 0: none.
+    Args:
+        attribute: q, an `Attribute` or a function of prefixes (see `PrefixAttribute`); None: q = 1.
+        beams: living prefixes; None: as many as texts are asked for.
+        candidates: tokens looked at for each beam.
+        length_penalty: a in the score log p / (tokens, end included)^a + log q; 0: none.
     """
 
     attribute: Attribute | Callable[[list[list[int]]], Any] | None = None
@@ -208,15 +210,15 @@ class _Search:
         ended = torch.isin(tokens, ends)
         self._pool(score.masked_fill(~ended, DEAD), total, beams)
         going = score.masked_fill(ended, DEAD).flatten()
-        best, places = going[going > DEAD].sort(descending=True, stable=True)
-        places = (going > DEAD).nonzero()[:, 0][places]
+        best, indices = going[going > DEAD].sort(descending=True, stable=True)
+        indices = (going > DEAD).nonzero()[:, 0][indices]
         living: list[_Beam] = []
         rows: list[int] = []
         scores: list[float] = []
-        for value, place in zip(best.tolist(), places.tolist(), strict=True):
+        for value, index in zip(best.tolist(), indices.tolist(), strict=True):
             if len(living) == self.width:
                 break
-            row, column = divmod(place, tokens.shape[1])
+            row, column = divmod(index, tokens.shape[1])
             token = int(tokens[row, column])
             state = beams[row].state.advance(token)
             mask = fitted_mask(state, V)
@@ -243,10 +245,10 @@ class _Search:
 
     def _pool(self, score: Tensor, total: Tensor, beams: list[_Beam]) -> None:
         flat = score.flatten()
-        best, places = flat.topk(min(self.wanted, len(flat)))
-        for value, place in zip(best.tolist(), places.tolist(), strict=True):
+        best, indices = flat.topk(min(self.wanted, len(flat)))
+        for value, index in zip(best.tolist(), indices.tolist(), strict=True):
             if value > DEAD:
-                row, column = divmod(place, score.shape[1])
+                row, column = divmod(index, score.shape[1])
                 self.pool.append(_Text(value, beams[row].ids, float(total[row, column])))
                 self.tokens += 1
 

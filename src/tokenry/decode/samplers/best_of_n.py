@@ -18,13 +18,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from tokenry.core import registry
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import text_sampler
 from tokenry.decode.samplers.base import DEAD
-from tokenry.decode.samplers.request import Request, TextSampler
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.request import Request, TextSampler, text_sampler
+from tokenry.decode.samplers.samples import Samples
 from tokenry.decode.samplers.texts import text_logprobs
 
 Scorer = Callable[[list[int], list[list[int]]], Sequence[float] | Tensor]
@@ -35,9 +33,12 @@ Scorer = Callable[[list[int], list[list[int]]], Sequence[float] | Tensor]
 class BestOfN:
     """Each returned text is the best of n that `sampler` drew; its weight is one and means nothing.
 
-    sampler: a sampler of texts or its name. scorer: (prompt ids, texts as ids) -> one number each;
-    None: the model's log-probability. A text without a valid candidate weighs nothing. The evidence
-    is that of all candidates, as their sampler estimates it.
+    A text without a valid candidate weighs nothing. The evidence is that of all candidates, as
+    their sampler estimates it.
+
+    Args:
+        sampler: a sampler of texts or its name.
+        scorer: (prompt ids, texts as ids) -> one number each; None: the model's log-probability.
     """
 
     n: int = 8
@@ -51,13 +52,13 @@ class BestOfN:
     def __call__(self, request: Request, particles: int) -> Samples:
         sampler = self.sampler
         if isinstance(sampler, str):
-            sampler = cast(TextSampler, registry.text_sampler[sampler]())
+            sampler = cast(TextSampler, text_sampler[sampler]())
         drawn = sampler(request, self.n * particles)
         scores = self.scores(request, drawn).masked_fill(drawn.log_weights == DEAD, DEAD)
         missing = self.n * particles - len(scores)  # samplers may return fewer texts
         scores = torch.nn.functional.pad(scores, (0, missing), value=DEAD).view(particles, self.n)
-        best, places = scores.max(-1)
-        chosen = [row * self.n + place for row, place in enumerate(places.tolist())]
+        best, columns = scores.max(-1)
+        chosen = [row * self.n + column for row, column in enumerate(columns.tolist())]
         chosen = [index if index < len(drawn.ids) else 0 for index in chosen]
         return replace(
             drawn,

@@ -22,8 +22,11 @@ from torch import Tensor
 class Divergences:
     """How far a guarded proposal is from the target, in nats, and what it costs.
 
-    target_output: KL(g || g'). output_target: KL(g' || g). target_proposal: KL(g || a').
-    acceptance: Z'.
+    Attributes:
+        target_output: KL(g || g').
+        output_target: KL(g' || g).
+        target_proposal: KL(g || a').
+        acceptance: Z'.
     """
 
     target_output: float
@@ -41,8 +44,11 @@ def guard_divergences(
 ) -> Divergences:
     """The divergences from log a(y) - log a'(y) of texts from g `[n]` and of texts from g' `[m]`.
 
-    log_z: log Z. log_acceptance: log Z'. log_weights: of the texts from g, where they were drawn
-    from something else (for texts from g', log a/a').
+    Args:
+        log_z: log Z.
+        log_acceptance: log Z'.
+        log_weights: of the texts from g, where they were drawn from something else (for texts from
+            g', log a/a').
     """
     weights = torch.zeros_like(target_ratio) if log_weights is None else log_weights
     log_ratio_of_z = log_z - log_acceptance

@@ -36,26 +36,28 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import text_sampler
 from tokenry.decode.generate import Prompt, prompt_ids
 from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.divergences import Divergences, guard_divergences
 from tokenry.decode.samplers.rejection import Tried, check_trials, reject
-from tokenry.decode.samplers.request import Decoding, Request
+from tokenry.decode.samplers.request import Decoding, Request, text_sampler
 from tokenry.decode.samplers.texts import extended, text_logprobs
 from tokenry.model.decoding import DecodingState
 
 
-@text_sampler("guard", paper=21)
+@text_sampler("guard", paper=21, examples=lambda: [Guard(), _toy_guard()])
 @dataclass(frozen=True)
 class Guard:
     """A proposal, rejection, and weights that undo the proposal.
 
     The proposal is the model with another `prompt` (text, ids or messages), another `model` of the
     same tokenizer (which may be a PEFT adapter on the same weights), both, or any `decoding` state
-    of one row; without any of them it is the model itself, and this is plain rejection. beta: of
-    quasi-rejection; 0 accepts all that satisfies the constraint. rows, max_trials: as for
-    `Rejection`.
+    of one row; without any of them it is the model itself, and this is plain rejection.
+
+    Args:
+        beta: of quasi-rejection; 0 accepts all that satisfies the constraint.
+        rows: as for `Rejection`.
+        max_trials: as for `Rejection`.
     """
 
     prompt: Prompt | None = None
@@ -128,13 +130,17 @@ class Guard:
     def _shares_weights(self, base: Any) -> bool:
         if self.model is None or not hasattr(self.model, "disable_adapter"):
             return False
-        held = {id(weight) for weight in base.parameters()}
-        return any(id(weight) in held for weight in self.model.parameters())
+        shared = {id(weight) for weight in base.parameters()}
+        return any(id(weight) in shared for weight in self.model.parameters())
 
 
 @dataclass(frozen=True)
 class Guarded(Tried):
-    """Samples of a proposal. log_ratio: float64 `[P]`, log a(y) / a'(y)."""
+    """Samples of a proposal.
+
+    Args:
+        log_ratio: float64 `[P]`, log a(y) / a'(y).
+    """
 
     log_ratio: Tensor = field(default_factory=lambda: torch.zeros(0))
     beta: float = 0.0
@@ -151,13 +157,20 @@ class Guarded(Tried):
         # quasi-rejection accepts in proportion to a / max(beta, a / a'): that is its proposal
         excess = ratio.clamp(min=math.log(self.beta))
         log_mass = math.log(self.acceptance)
-        found = guard_divergences(excess, excess, self.log_evidence, log_mass, excess)
+        estimated = guard_divergences(excess, excess, self.log_evidence, log_mass, excess)
         share = excess.softmax(0)
         to_proposal = float((share * ratio).sum()) - self.log_evidence
-        return replace(found, target_proposal=to_proposal)
+        return replace(estimated, target_proposal=to_proposal)
 
 
 def start(model: Any, ids: Sequence[int]) -> DecodingState:
     """One row that has read the prompt."""
     device = next(model.parameters()).device
     return DecodingState.start(model, torch.tensor([list(ids)], device=device))
+
+
+def _toy_guard() -> Guard:
+    """Another proposal than the model itself, for the contract test."""
+    from tokenry.tasks.worlds.toy_lm import ToyLM, ToyState
+
+    return Guard(decoding=ToyState.start(ToyLM(seed=99), torch.zeros(1, 0, dtype=torch.long)))

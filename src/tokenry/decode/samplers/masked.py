@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenry.core.registry import sampler
 from tokenry.decode.constraints.base import State
 from tokenry.decode.samplers.base import (
     DEAD,
@@ -25,6 +24,7 @@ from tokenry.decode.samplers.base import (
     TokenSampler,
     drawn_tokens,
     fitted_mask,
+    sampler,
 )
 
 
@@ -33,8 +33,11 @@ from tokenry.decode.samplers.base import (
 class Masked(TokenSampler):
     """One mask of the vocabulary per token.
 
-    greedy: take the most probable accepted token. A greedy choice is no draw and not properly
-    weighted; its weight is the accepted mass all the same.
+    A greedy choice is no draw and not properly weighted; its weight is the accepted mass all the
+    same.
+
+    Args:
+        greedy: take the most probable accepted token.
     """
 
     greedy: bool = False

@@ -22,8 +22,15 @@ RELIABLE = 1e-6  # a smaller part of a sum is not found by subtraction
 
 
 class Node:
-    """A prefix. log_bound: log c~. log_share: log p of its last token after its parent's prefix.
-    log_rest: None before the first visit."""
+    """A prefix.
+
+    Args:
+        log_share: log p of its last token after its parent's prefix.
+
+    Attributes:
+        log_bound: log c~.
+        log_rest: None before the first visit.
+    """
 
     __slots__ = ("children", "log_bound", "log_rest", "log_share", "parent")
 
@@ -46,7 +53,11 @@ class Node:
         return self.children[token]
 
     def try_token(self, token: int, log_accepted: Tensor) -> None:
-        """`token` was drawn; log_accepted: float64 `[V]`, as in the `visit` before."""
+        """`token` was drawn.
+
+        Args:
+            log_accepted: float64 `[V]`, as in the `visit` before.
+        """
         if token in self.children:
             return
         share = float(log_accepted[token])
@@ -72,8 +83,11 @@ class Node:
 def visit(nodes: Sequence[Node], log_accepted: Tensor) -> Tensor:
     """log c~ of every continuation `[n, V]` of n different prefixes, which are told what is known.
 
-    log_accepted: float64 `[n, V]`, log p of the next token, -inf where the constraint refuses it.
     The bounds of the prefixes and of all that lead to them are lowered accordingly.
+
+    Args:
+        log_accepted: float64 `[n, V]`, log p of the next token, -inf where the constraint refuses
+            it.
     """
     log_future = log_accepted.new_zeros(log_accepted.shape)
     untried = log_accepted.clone()
@@ -83,11 +97,11 @@ def visit(nodes: Sequence[Node], log_accepted: Tensor) -> Tensor:
         for token, child in node.children.items()
     ]
     if known:
-        places = [row for row, _, _ in known], [token for _, token, _ in known]
-        for (_, _, child), share in zip(known, log_accepted[places].tolist(), strict=True):
+        entries = [row for row, _, _ in known], [token for _, token, _ in known]
+        for (_, _, child), share in zip(known, log_accepted[entries].tolist(), strict=True):
             child.log_share = share
-        log_future[places] = log_future.new_tensor([child.log_bound for _, _, child in known])
-        untried[places] = DEAD
+        log_future[entries] = log_future.new_tensor([child.log_bound for _, _, child in known])
+        untried[entries] = DEAD
     for node, rest in zip(nodes, untried.logsumexp(-1).tolist(), strict=True):
         node.log_rest = rest
         lower(node)

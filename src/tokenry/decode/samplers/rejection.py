@@ -37,11 +37,11 @@ from torch import Tensor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ConstraintError
-from tokenry.core.registry import sampler, text_sampler
 from tokenry.decode.constraints.base import State
-from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens
-from tokenry.decode.samplers.request import Request, check_sampling
-from tokenry.decode.samplers.smc import Samples, run_smc
+from tokenry.decode.samplers.base import DEAD, NOTHING, Step, TokenSampler, drawn_tokens, sampler
+from tokenry.decode.samplers.request import Request, check_sampling, text_sampler
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import run_smc
 from tokenry.decode.samplers.texts import extended, joined
 
 Judge = Callable[[list[list[int]], list[bool]], Sequence[bool]]
@@ -52,8 +52,10 @@ Judge = Callable[[list[list[int]], list[bool]], Sequence[bool]]
 class Rejection:
     """Texts of the model itself, those that break the constraint thrown away.
 
-    rows: tries that grow together. max_trials: after so many tries the sampler returns what was
-    accepted, and raises ConstraintError if nothing was.
+    Args:
+        rows: tries that grow together.
+        max_trials: after so many tries the sampler returns what was accepted, and raises
+            ConstraintError if nothing was.
     """
 
     rows: int = 64
@@ -88,7 +90,12 @@ class Plain(TokenSampler):
 
 @dataclass(frozen=True)
 class Tried(Samples):
-    """Samples that were found by trying. tries: the T of the weights. accepted: of the tries."""
+    """Samples that were found by trying.
+
+    Args:
+        tries: the T of the weights.
+        accepted: of the tries.
+    """
 
     tries: int = 0
     accepted: int = 0
@@ -109,8 +116,10 @@ def reject(
 ) -> Tried:
     """`particles` accepted texts of the request's model, properly weighted.
 
-    judge: a last word on texts that satisfy the constraint: it is told their ids, and which of them
-    have ended, and says which are accepted. It may draw random numbers, one text at a time.
+    Args:
+        judge: a last word on texts that satisfy the constraint: it is told their ids, and which of
+            them have ended, and says which are accepted. It may draw random numbers, one text at a
+            time.
     """
     check_trials(rows, max_trials)
     check_sampling(request.max_new_tokens, request.temperature, particles)

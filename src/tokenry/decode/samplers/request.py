@@ -19,16 +19,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from tokenry.core.checks import in_range
+from tokenry.core.registry import Role
 from tokenry.decode.constraints.base import Constraint
-
-if TYPE_CHECKING:
-    from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, list[list[int]]], None]
@@ -48,12 +47,15 @@ class Decoding(Protocol):
 class Request:
     """Texts to be sampled: at most `max_new_tokens` tokens that go on from a prompt.
 
-    decoding: one row that has read the prompt; `rows` copies it. temperature: of the model that is
-    sampled from; the weights refer to that model. processors: transformers' logits processors,
-    called with the prompt's and the text's ids; they belong to the model too. must_end: a text that
-    the limit cuts off weighs nothing. progress: called now and then with the number of tokens of
-    the longest text and the texts so far. loaded: (model, tokenizer), for samplers that need more
-    than next-token logits.
+    Args:
+        decoding: one row that has read the prompt; `rows` copies it.
+        temperature: of the model that is sampled from; the weights refer to that model.
+        processors: transformers' logits processors, called with the prompt's and the text's ids;
+            they belong to the model too.
+        must_end: a text that the limit cuts off weighs nothing.
+        progress: called now and then with the number of tokens of the longest text and the texts so
+            far.
+        loaded: (model, tokenizer), for samplers that need more than next-token logits.
     """
 
     decoding: Decoding
@@ -89,13 +91,17 @@ class Request:
 
 
 class TextSampler(Protocol):
-    """Draws whole texts under a constraint; `exact` if they are properly weighted."""
+    """The role: whole texts y_i with weights w_i from a model p and a constraint; if `exact`,
+    E[(1/P) sum_i w_i f(y_i)] = sum_y p(y) accept(y) f(y) for every f."""
 
     exact: ClassVar[bool]
 
     def __call__(self, request: Request, particles: int) -> Samples:
         """At most `particles` texts with their weights."""
         ...
+
+
+text_sampler = Role("text sampler", TextSampler, ("tokenry.decode.samplers",))
 
 
 def next_logprobs(
@@ -107,7 +113,9 @@ def next_logprobs(
 ) -> Tensor:
     """Log-probabilities `[n, V]` of the model as it is sampled: processors, then temperature.
 
-    prompt: ids `[T]`. texts: n lists of ids, equally long.
+    Args:
+        prompt: ids `[T]`.
+        texts: n lists of ids, equally long.
     """
     logits = logits.float()
     if processors:

@@ -24,12 +24,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenry.core import registry
 from tokenry.core.checks import in_range, one_of
-from tokenry.core.registry import text_sampler
 from tokenry.decode.constraints.base import Constraint, State
 from tokenry.decode.samplers.awrs import AWRS
 from tokenry.decode.samplers.base import DEAD, NOTHING, TokenSampler
+from tokenry.decode.samplers.base import sampler as samplers
 from tokenry.decode.samplers.masked import Masked
 from tokenry.decode.samplers.request import (
     Decoding,
@@ -38,68 +37,12 @@ from tokenry.decode.samplers.request import (
     Request,
     check_sampling,
     next_logprobs,
+    text_sampler,
 )
+from tokenry.decode.samplers.samples import Samples, effective_size, normalised
 
 Critic = Callable[[list[int], bool], float]
 RESAMPLING = ("multinomial", "systematic")
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Weighted texts.
-
-    ids: tokens of each particle, without the end-of-sequence token. log_weights: float64 `[P]`,
-    -inf for a particle that died or was cut off by the length limit. log_evidence: log of the
-    estimated probability of the constraint (and of ending within the limit) under the model.
-    finished: whether the text ended by itself. tokens: sampled in all, the ends included. checks,
-    masks: questions put to the constraint in all. passes: forward passes of the batch, the prompt's
-    included.
-    """
-
-    ids: list[list[int]]
-    log_weights: Tensor
-    log_evidence: float
-    finished: list[bool]
-    tokens: int
-    passes: int
-    checks: int
-    masks: int
-    resampled: int
-    seconds: float
-    dead_end: list[int] | None = None
-    texts: list[str] = field(default_factory=list)
-
-    @property
-    def checks_per_token(self) -> float:
-        """Single-token questions to the constraint for each sampled token."""
-        return self.checks / max(self.tokens, 1)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else math.inf
-
-    @property
-    def weights(self) -> Tensor:
-        """float64 `[P]`: normalised weights; all zero if no particle is alive."""
-        return normalised(self.log_weights)
-
-    @property
-    def effective(self) -> float:
-        """Effective number of particles, (Σ W)² / Σ W²."""
-        return effective_size(self.log_weights)
-
-    @property
-    def best(self) -> int:
-        """The particle with the largest weight."""
-        return int(self.log_weights.argmax())
-
-    def distribution(self) -> dict[str, float]:
-        """Each distinct text with the sum of its normalised weights, heaviest first."""
-        total: dict[str, float] = {}
-        for text, weight in zip(self.texts, self.weights.tolist(), strict=True):
-            if weight > 0:
-                total[text] = total.get(text, 0.0) + weight
-        return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
 @dataclass
@@ -126,7 +69,8 @@ class _Particle:
 class SMC:
     """Sequential Monte Carlo as a text sampler; the parameters are those of `smc`.
 
-    sampler: a token sampler or its name.
+    Args:
+        sampler: a token sampler or its name.
     """
 
     sampler: str | TokenSampler = "awrs"
@@ -149,7 +93,10 @@ class SMC:
 class MaskedTexts:
     """Plain local masking: valid texts, all of weight one, distributed as nobody asked for.
 
-    What structured-output libraries do. greedy: the most probable allowed token every time.
+    What structured-output libraries do.
+
+    Args:
+        greedy: the most probable allowed token every time.
     """
 
     greedy: bool = False
@@ -174,7 +121,7 @@ def run_smc(
         request.constraint,
         particles=particles,
         max_new_tokens=request.max_new_tokens,
-        sampler=registry.sampler[sampler]() if isinstance(sampler, str) else sampler,
+        sampler=samplers[sampler]() if isinstance(sampler, str) else sampler,
         ess_threshold=ess_threshold,
         resampling=resampling,
         temperature=request.temperature,
@@ -209,16 +156,21 @@ def smc(
 ) -> Samples:
     """Sample texts that satisfy `constraint` from the model behind `decoding`.
 
-    decoding: one row that has read the prompt; it is forked and used up. sampler: how a token is
-    drawn (default: AWRS). ess_threshold: τ in [0, 1]; 0 never resamples. resampling: "multinomial"
-    or "systematic". weighted: False ignores the weights and never resamples. must_end: a text cut
-    off by the limit gets weight zero. critic: log potential of a text (ids so far, whether it has
-    ended); the target is multiplied by its exponential. processors: transformers' logits
-    processors, called with the prompt's and the text's ids; they change the model that is sampled
-    from. progress: called after each token with its number and the particles' ids.
-
     The result has all weights -inf and the last living text as `dead_end` when no particle
     survived.
+
+    Args:
+        decoding: one row that has read the prompt; it is forked and used up.
+        sampler: how a token is drawn (default: AWRS).
+        ess_threshold: τ in [0, 1]; 0 never resamples.
+        resampling: "multinomial" or "systematic".
+        weighted: False ignores the weights and never resamples.
+        must_end: a text cut off by the limit gets weight zero.
+        critic: log potential of a text (ids so far, whether it has ended); the target is multiplied
+            by its exponential.
+        processors: transformers' logits processors, called with the prompt's and the text's ids;
+            they change the model that is sampled from.
+        progress: called after each token with its number and the particles' ids.
     """
     check_sampling(max_new_tokens, temperature, particles)
     _check(ess_threshold, resampling)
@@ -318,20 +270,6 @@ def resample(log_weights: Tensor, how: str, generator: torch.Generator) -> list[
         points = torch.rand(P, generator=generator, dtype=torch.float64)
     # scaled by the last sum, which rounding may leave below one
     return torch.searchsorted(cumulative, points * cumulative[-1], right=True).tolist()
-
-
-def effective_size(log_weights: Tensor) -> float:
-    """(Σ W)² / Σ W², between 0 (all weights zero) and P (all equal)."""
-    if bool((log_weights == DEAD).all()):
-        return 0.0
-    return float((2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp())
-
-
-def normalised(log_weights: Tensor) -> Tensor:
-    """Weights that sum to one; all zero when all are zero."""
-    if bool((log_weights == DEAD).all()):
-        return torch.zeros_like(log_weights)
-    return log_weights.softmax(0)
 
 
 def _read_on(decoding: Decoding, going: list[_Particle], tokens: list[int]) -> None:

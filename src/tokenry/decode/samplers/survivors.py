@@ -49,7 +49,7 @@ def draw_survivors(logprobs: Tensor, generator: torch.Generator) -> list["Surviv
 
 
 class Survivors:
-    """The tokens of one distribution that are not struck out, and draws from them.
+    """The tokens of one distribution that are not banned, and draws from them.
 
     mass: what they hold, as a fraction of the whole. top: the largest probability of all. The whole
     is exp(log_total): all tokens at first, after `descend` those that were left.
@@ -67,7 +67,7 @@ class Survivors:
         self._probs, self._logprobs = probs, logprobs  # [V]; shared with the caller until `_remove`
         self._shift = shift  # probs = exp(logprobs - shift)
         self._measured_from(total)
-        self._struck: set[int] = set()
+        self._banned: set[int] = set()
         self._kept: np.ndarray | None = None
         self._drawn, self._position = drawn, 0
         self._generator = generator
@@ -79,14 +79,14 @@ class Survivors:
             while self._position < len(self._drawn):
                 token = self._drawn[self._position]
                 self._position += 1
-                if token not in self._struck:
+                if token not in self._banned:
                     return token
             self._refill()
         return None
 
-    def strike(self, token: int) -> float:
-        """Take a token out; its probability, as a fraction of the whole."""
-        self._struck.add(token)
+    def ban(self, token: int) -> float:
+        """Ban a token; its probability, as a fraction of the whole."""
+        self._banned.add(token)
         probability = float(self._probs[token]) / self._total
         self.mass -= probability
         # a difference of nearly equal numbers says nothing: sum what is left instead
@@ -101,7 +101,7 @@ class Survivors:
         return math.floor(math.log(uniform) / math.log1p(-chance)) if chance < 1.0 else 0.0
 
     def keep(self, mask: Tensor) -> float:
-        """Strike out everything outside `mask` `[V]`; the mass that is left."""
+        """Ban everything outside `mask` `[V]`; the mass that is left."""
         self._kept = mask.cpu().numpy()
         self._owned = False
         self._remove()
@@ -132,9 +132,9 @@ class Survivors:
         self._exact = self.mass  # `mass` when it was last summed up
 
     def _left(self) -> np.ndarray:
-        """The tokens that are neither struck out nor outside the mask."""
+        """The tokens that are neither banned nor outside the mask."""
         left = np.ones(len(self._logprobs), bool) if self._kept is None else self._kept.copy()
-        left[list(self._struck)] = False
+        left[list(self._banned)] = False
         return np.flatnonzero(left)
 
     def _remove(self) -> None:
@@ -143,7 +143,7 @@ class Survivors:
             self._probs = np.zeros(len(self._logprobs))
             relative = self._logprobs[left].astype(np.float64) - self._shift
             self._probs[left] = np.where(relative > FLOOR, np.exp(relative), 0.0)
-        self._probs[list(self._struck)] = 0.0
+        self._probs[list(self._banned)] = 0.0
 
     def _measure(self) -> None:
         self.mass = self._exact = float(self._probs.sum(dtype=np.float64)) / self._total

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenry.decode.samplers.request import Request
-from tokenry.decode.samplers.smc import Samples
+from tokenry.decode.samplers.samples import Samples
 
 Kind = TypeVar("Kind", bound=Samples)
 
@@ -23,16 +23,20 @@ def text_logprobs(
 ) -> Tensor:
     """float64 `[n]`: log p(y) of texts under the model that a request samples from.
 
-    texts: ids without the end token. ended: whether the end counts; with several end tokens it
-    counts as any of them, since a text does not tell which one ended it. rows: texts that are read
-    together.
+    Args:
+        texts: ids without the end token.
+        ended: whether the end counts; with several end tokens it counts as any of them, since a
+            text does not tell which one ended it.
+        rows: texts that are read together.
     """
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    found = torch.zeros(len(texts), dtype=torch.float64)
+    logprobs = torch.zeros(len(texts), dtype=torch.float64)
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
-        found[part] = _read([list(texts[i]) for i in part], [bool(ended[i]) for i in part], request)
-    return found
+        logprobs[part] = _read(
+            [list(texts[i]) for i in part], [bool(ended[i]) for i in part], request
+        )
+    return logprobs
 
 
 def joined(rounds: Sequence[Samples]) -> Samples:
@@ -60,8 +64,8 @@ def joined(rounds: Sequence[Samples]) -> Samples:
 
 def extended(kind: type[Kind], samples: Samples, **more: Any) -> Kind:
     """The same samples as a `kind` that holds more; `more` also replaces what they held."""
-    held = {field.name: getattr(samples, field.name) for field in fields(samples)}
-    return kind(**{**held, **more})
+    values = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    return kind(**{**values, **more})
 
 
 def _read(texts: list[list[int]], ended: list[bool], request: Request) -> Tensor:

@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
-from tokenry.text.ngram_index import NGramPlaces
+from tokenry.text.ngram_index import NGramPositions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NoDraft:
     def begin(self, model: Any, prompt: Sequence[int]) -> NoDraft:
         return self
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         return TokenTree((last_token,), (-1,))
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
@@ -41,7 +41,11 @@ class NoDraft:
 @drafter("prompt-lookup")
 @dataclass(frozen=True)
 class PromptLookup:
-    """A chain of `tokens` copied from the text; ngram: the longest end that is looked up."""
+    """A chain of `tokens` copied from the text.
+
+    Args:
+        ngram: the longest end that is looked up.
+    """
 
     tokens: int = 10
     ngram: int = 3
@@ -59,13 +63,13 @@ class LookupDraft:
 
     def __init__(self, drafter: PromptLookup, prompt: Sequence[int]):
         self.drafter = drafter
-        self.index = NGramPlaces(prompt, range(1, drafter.ngram + 1))
+        self.index = NGramPositions(prompt, range(1, drafter.ngram + 1))
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.index.extend([last_token])
-        places = self.index.after()
-        most = min(self.drafter.tokens, room)
-        chain = self.index.text[places[-1] : places[-1] + most] if places else []
+        starts = self.index.after()
+        most = min(self.drafter.tokens, budget)
+        chain = self.index.text[starts[-1] : starts[-1] + most] if starts else []
         return TokenTree.chain([last_token, *chain])
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:

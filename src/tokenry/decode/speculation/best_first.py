@@ -1,4 +1,4 @@
-"""Growing a tree of the largest values when guesses below a node become known one node at a time.
+"""Expanding a tree to the largest values when guesses below a node become known one node at a time.
 
 Values fall from a node to its children and to its next sibling, so taking the largest first gives
 the m best. `best_first` is that heap, and asks for the guesses below one node when they are due.
@@ -20,43 +20,51 @@ from tokenry.decode.speculation.tree import seconds
 MOST_DEPTH = 16
 
 
-class Expansion(NamedTuple):
+class ChildGuesses(NamedTuple):
     """The guesses below one node, in order; every list has one number for each.
 
-    values: what ranks the guess, falling. reaches: how probably it is accepted once its parent is,
-    by which its own children's values are multiplied; at most its value. gains: how probably it is
-    accepted, as far as is known before it is drawn.
+    Attributes:
+        values: what ranks the guess, falling.
+        rates: how probably it is accepted once its parent is, by which its own children's values
+            are multiplied; at most its value.
+        acceptances: how probably it is accepted, as far as is known before it is drawn.
     """
 
     tokens: list[int]
     values: list[float]
-    reaches: list[float]
-    gains: list[float]
+    rates: list[float]
+    acceptances: list[float]
 
 
 @dataclass
-class Growth:
-    """A tree while it grows, in the order in which nodes came; node 0 is the root."""
+class TreeExpansion:
+    """A tree that is being expanded, in the order in which nodes came; node 0 is the root.
+
+    Args:
+        path_probabilities: the product of the rates from the root down.
+        values: those of the guess, times the path probability of its parent.
+        acceptances: those of the guess, times the path probability of its parent.
+    """
 
     tokens: list[int]
     parents: list[int] = field(default_factory=lambda: [-1])
     depths: list[int] = field(default_factory=lambda: [0])
     values: list[float] = field(default_factory=lambda: [1.0])
-    reaches: list[float] = field(default_factory=lambda: [1.0])
-    gains: list[float] = field(default_factory=lambda: [1.0])
+    path_probabilities: list[float] = field(default_factory=lambda: [1.0])
+    acceptances: list[float] = field(default_factory=lambda: [1.0])
     ranks: list[int] = field(default_factory=lambda: [0])
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, parent: int, rank: int, below: Expansion) -> int:
-        reach = self.reaches[parent]
+    def add(self, parent: int, rank: int, below: ChildGuesses) -> int:
+        above = self.path_probabilities[parent]
         self.tokens.append(below.tokens[rank])
         self.parents.append(parent)
         self.depths.append(self.depths[parent] + 1)
-        self.values.append(reach * below.values[rank])
-        self.reaches.append(reach * below.reaches[rank])
-        self.gains.append(reach * below.gains[rank])
+        self.values.append(above * below.values[rank])
+        self.path_probabilities.append(above * below.rates[rank])
+        self.acceptances.append(above * below.acceptances[rank])
         self.ranks.append(rank)
         return len(self) - 1
 
@@ -65,16 +73,16 @@ class Growth:
         return sorted(range(1, len(self)), key=lambda n: (-self.values[n], self.depths[n], n))
 
 
-Expand = Callable[[Growth, list[int]], list[Expansion]]
+Expand = Callable[[TreeExpansion, list[int]], list[ChildGuesses]]
 
 
 def best_first(
     root: int, expand: Expand, nodes: int, depth: int = MOST_DEPTH, threshold: float = 0.0
-) -> Growth:
+) -> TreeExpansion:
     """The paper's greedy tree: the `nodes` guesses of largest value, `expand` called for one node
     at a time, when its first child is due."""
-    tree = Growth([root])
-    known: dict[int, Expansion] = {}
+    tree = TreeExpansion([root])
+    known: dict[int, ChildGuesses] = {}
     # (-value or a bound of it, order, parent, rank)
     heap = [(-1.0, 0, 0, 0)] if depth else []
     entries = 1
@@ -87,25 +95,25 @@ def best_first(
         below = known[parent]
         if rank >= len(below.tokens):
             continue
-        value = tree.reaches[parent] * below.values[rank]
+        value = tree.path_probabilities[parent] * below.values[rank]
         if value < -bound:
             heapq.heappush(heap, (-value, entries, parent, rank))  # it was known as a bound
         else:
             node = tree.add(parent, rank, below)
             if rank + 1 < len(below.tokens):
-                after = tree.reaches[parent] * below.values[rank + 1]
+                after = tree.path_probabilities[parent] * below.values[rank + 1]
                 heapq.heappush(heap, (-after, entries, parent, rank + 1))
-            if tree.depths[node] < depth and tree.reaches[node] > 0:
-                heapq.heappush(heap, (-tree.reaches[node], entries + 1, node, 0))
+            if tree.depths[node] < depth and tree.path_probabilities[node] > 0:
+                heapq.heappush(heap, (-tree.path_probabilities[node], entries + 1, node, 0))
         entries += 2
     return tree
 
 
 def by_level(
     root: int, expand: Expand, nodes: int, depth: int = MOST_DEPTH, threshold: float = 0.0
-) -> Growth:
+) -> TreeExpansion:
     """The guesses of `best_first` and some that are worth less, `expand` called once per depth."""
-    tree, frontier = Growth([root]), [0]
+    tree, frontier = TreeExpansion([root]), [0]
     best: list[float] = []  # heap of the largest values so far, at most `nodes` of them
 
     def counts(value: float) -> bool:
@@ -118,36 +126,39 @@ def by_level(
         start = len(tree)
         for parent, below in zip(frontier, expand(tree, frontier), strict=True):
             for rank, factor in enumerate(below.values):
-                value = tree.reaches[parent] * factor
+                value = tree.path_probabilities[parent] * factor
                 if not counts(value):
                     break
                 tree.add(parent, rank, below)
                 heapq.heappush(best, value)
                 if len(best) > nodes:
                     heapq.heappop(best)
-        # no child is worth more than its parent's reach
-        frontier = [node for node in range(start, len(tree)) if counts(tree.reaches[node])]
+        # no child is worth more than its parent's path probability
+        reachable = enumerate(tree.path_probabilities[start:], start)
+        frontier = [node for node, probability in reachable if counts(probability)]
     return tree
 
 
-def affordable(gains: Sequence[float], latency: Mapping[int, float]) -> int:
+def affordable(acceptances: Sequence[float], latency: Mapping[int, float]) -> int:
     """How many draws to make, decided on each before it is made.
 
-    gains: how probably each would be accepted, in the order in which they are made. A draw is made
-    if it, and as many more like it as one likes, would give more tokens per second than stopping;
-    later draws cannot undo it. Times as for `best_size`, which may look ahead.
+    A draw is made if it, and as many more like it as one likes, would give more tokens per second
+    than stopping; later draws cannot undo it. Times as for `best_size`, which may look ahead.
+
+    Args:
+        acceptances: how probably each would be accepted, in the order in which they are made.
     """
     if not latency:
-        return len(gains)
-    times = [seconds(latency, size) for size in range(1, len(gains) + 2)]
+        return len(acceptances)
+    times = [seconds(latency, size) for size in range(1, len(acceptances) + 2)]
     expected = 1.0
-    for size, gain in enumerate(gains):
+    for size, acceptance in enumerate(acceptances):
         speed = expected / times[size]
         like = (
-            (expected + more * gain) / times[size + more]
-            for more in range(1, len(gains) - size + 1)
+            (expected + more * acceptance) / times[size + more]
+            for more in range(1, len(acceptances) - size + 1)
         )
         if max(like) <= speed:
             return size
-        expected += gain
-    return len(gains)
+        expected += acceptance
+    return len(acceptances)

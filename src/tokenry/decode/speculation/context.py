@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.text.suffix_automaton import Match, SuffixAutomaton
 
@@ -46,8 +46,10 @@ WENT_ON = 0.6  # trust once a token behind the replaced one was right
 class ContextNGrams:
     """Drafts by copying from the text itself; best where output repeats input.
 
-    shortest: matches of fewer tokens are not used. nodes: how many to draft; None takes as many as
-    pay on this machine. calibration: how far matches of every length were right so far.
+    Args:
+        shortest: matches of fewer tokens are not used.
+        nodes: how many to draft; None takes as many as pay on this machine.
+        calibration: how far matches of every length were right so far.
     """
 
     shortest: int = 1
@@ -71,19 +73,21 @@ class ContextDraft:
         self.drafter, self.latency = drafter, latency
         self.matcher = Matcher(prompt, drafter.shortest)
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.matcher.read([last_token])
         how = self.drafter
-        return grow(last_token, self, how.calibration, room, nodes=how.nodes, latency=self.latency)
+        return expand_tree(
+            last_token, self, how.calibration, budget, nodes=how.nodes, latency=self.latency
+        )
 
-    def root(self) -> Spot:
-        return self.matcher.spot
+    def root(self) -> MatchCursor:
+        return self.matcher.cursor
 
-    def guesses(self, place: Spot) -> list[Guess]:
-        return [Guess(t, *rated, place) for t, rated in self.matcher.rated(place).items()]
+    def guesses(self, cursor: MatchCursor) -> list[Guess]:
+        return [Guess(t, *rated, cursor) for t, rated in self.matcher.rated(cursor).items()]
 
-    def after(self, guess: Guess) -> Spot:
-        return self.matcher.after(guess.place, guess.token)
+    def after(self, guess: Guess) -> MatchCursor:
+        return self.matcher.after(guess.cursor, guess.token)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         self.drafter.calibration.learn(tree, accepted)
@@ -91,15 +95,20 @@ class ContextDraft:
 
 
 class Replaced(NamedTuple):
-    """Going on as if another token had not come in place of the expected one. match: where that
-    leads. length: of the match that ended there. right: tokens since then that were right."""
+    """Going on as if another token had not come in place of the expected one.
+
+    Attributes:
+        match: where that leads.
+        length: of the match that ended there.
+        right: tokens since then that were right.
+    """
 
     match: Match
     length: int
     right: int
 
 
-class Spot(NamedTuple):
+class MatchCursor(NamedTuple):
     """The end of a path: what it matches in the text, and what it matches but for one token."""
 
     match: Match
@@ -107,35 +116,37 @@ class Spot(NamedTuple):
 
 
 class Matcher:
-    """Guesses from the earlier occurrences of a text's end; `spot` is that end."""
+    """Guesses from the earlier occurrences of a text's end; `cursor` is that end."""
 
     def __init__(self, prompt: Sequence[int], shortest: int = 1):
         self.automaton, self.shortest = SuffixAutomaton(prompt), shortest
-        self.spot = Spot(self.automaton.suffix(), None)
+        self.cursor = MatchCursor(self.automaton.suffix(), None)
 
     def read(self, tokens: Iterable[int]) -> None:
         """The text goes on."""
         for token in tokens:
-            replaced = self.after(self.spot, token).replaced
+            replaced = self.after(self.cursor, token).replaced
             self.automaton.extend([token])
-            self.spot = Spot(self.automaton.suffix(), replaced)
+            self.cursor = MatchCursor(self.automaton.suffix(), replaced)
 
-    def after(self, spot: Spot, token: int) -> Spot:
+    def after(self, cursor: MatchCursor, token: int) -> MatchCursor:
         """Where a path leads that goes on with this token."""
         automaton = self.automaton
-        match, replaced = automaton.follow(spot.match, token), spot.replaced
+        match, replaced = automaton.follow(cursor.match, token), cursor.replaced
         if replaced is not None and token in automaton.next[replaced.match.state]:
             there = automaton.follow(replaced.match, token)
             replaced = Replaced(there, replaced.length, replaced.right + 1)
         else:
             replaced = None
-            if match.length <= spot.match.length >= BROKEN and (likely := self.copies(spot.match)):
+            if match.length <= cursor.match.length >= BROKEN and (
+                likely := self.copies(cursor.match)
+            ):
                 expected = max(likely, key=lambda token: likely[token])
-                there = automaton.follow(spot.match, expected)
-                replaced = Replaced(there, spot.match.length, 0)
+                there = automaton.follow(cursor.match, expected)
+                replaced = Replaced(there, cursor.match.length, 0)
         if replaced is not None and replaced.match.state == match.state and match.length > BROKEN:
             replaced = None  # the match says the same, and is trusted by itself
-        return Spot(match, replaced)
+        return MatchCursor(match, replaced)
 
     def copies(self, match: Match) -> dict[int, float]:
         """Tokens that followed a match, with their shares."""
@@ -145,18 +156,18 @@ class Matcher:
         total = sum(count for _, count in following) + 1
         return {token: (count + (token in latest[:1])) / total for token, count in following}
 
-    def rated(self, spot: Spot) -> dict[int, tuple[float, Hashable]]:
+    def rated(self, cursor: MatchCursor) -> dict[int, tuple[float, Hashable]]:
         """Tokens that may come next, with the probability and the kind of each guess."""
-        found: dict[int, tuple[float, Hashable]] = {}
-        if spot.match.length >= self.shortest:
-            level = min(spot.match.length, len(TRUST) - 1)
-            for token, share in self.copies(spot.match).items():
-                found[token] = TRUST[level] * share, ("context", level)
-        if (replaced := spot.replaced) is not None:
+        rated: dict[int, tuple[float, Hashable]] = {}
+        if cursor.match.length >= self.shortest:
+            level = min(cursor.match.length, len(TRUST) - 1)
+            for token, share in self.copies(cursor.match).items():
+                rated[token] = TRUST[level] * share, ("context", level)
+        if (replaced := cursor.replaced) is not None:
             level = min(replaced.length, max(GOES_ON))
             trust = WENT_ON if replaced.right else GOES_ON[level]
             for token, share in self.copies(replaced.match).items():
-                prob, kind = found.get(token, (0.0, ("replaced", level)))
+                prob, kind = rated.get(token, (0.0, ("replaced", level)))
                 kind = (kind, min(replaced.right, 1))
-                found[token] = 1 - (1 - prob) * (1 - trust * share), kind
-        return found
+                rated[token] = 1 - (1 - prob) * (1 - trust * share), kind
+        return rated

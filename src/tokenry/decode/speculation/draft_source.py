@@ -36,7 +36,11 @@ class Drafted(Protocol):
 
 
 class Source(Protocol):
-    """The draft, for one text. window: tokens that it can read."""
+    """The draft, for one text.
+
+    Attributes:
+        window: tokens that it can read.
+    """
 
     window: int
 

@@ -6,8 +6,9 @@
 texts are those that it would write itself, under padding and in batches too: every processor and
 criterion is shown what `generate` would show it, one row at a time. Sampled texts are the same draw
 by draw for one prompt; the rows of a batch share the draws in another order, and follow the same
-law. What cannot be the same is refused by name: other algorithms (beams, assistants), caches that
-take no tokens back, inputs besides ids, processors that are not known to judge rows by themselves.
+distribution. What cannot be the same is refused by name: other algorithms (beams, assistants),
+caches that take no tokens back, inputs besides ids, processors that are not known to judge rows by
+themselves.
 
 `generate` does not hand the tokenizer on to a function, so stop strings are given here:
 `speculative(Goose(), tokenizer=tokenizer, stop_strings=["\\n\\n"])`. A text that fills the model's
@@ -51,8 +52,10 @@ def speculative(
 ) -> Callable[..., Any]:
     """A function for `generate`'s `custom_generate`.
 
-    kernels: as in `speculate`. streamer: shown the prompt and every token, like one that is given
-    to `generate`. stop_strings: texts end behind one of them, with the tokenizer that spells them.
+    Args:
+        kernels: as in `speculate`.
+        streamer: shown the prompt and every token, like one that is given to `generate`.
+        stop_strings: texts end behind one of them, with the tokenizer that spells them.
     """
     if (stop_strings is None) != (tokenizer is None):
         raise InputError("stop_strings and the tokenizer that spells them go together")
@@ -88,7 +91,7 @@ def speculative(
             shown.put(text[0, -1:].cpu())
             return False
 
-        found = speculate(
+        texts = speculate(
             model,
             [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, real, strict=True)],
             drafter,
@@ -96,20 +99,19 @@ def speculative(
             temperature=float(generation_config.do_sample),  # the processors have the rest
             eos_token_id=[],  # a criterion has it
             row_steering=[
-                (of_row(logits_processor, row, rows), asked(of_row(criteria, row, rows)))
+                (of_row(logits_processor, row, rows), without_scores(of_row(criteria, row, rows)))
                 for row in range(rows)
             ],
             stopping=[stream] if watcher is not None else [],
-            shown=input_ids.tolist(),
+            steering_prompts=input_ids.tolist(),
             cache=policy_cache(model_kwargs.get("past_key_values")),
             kernels=kernels,
         )
         if watcher is not None:
             watcher.end()
-        longest = max(len(text.new_ids) for text in found)
-        pad = generation_config._pad_token_tensor
-        pad = 0 if pad is None else int(pad)
-        filled = [text.new_ids + [pad] * (longest - len(text.new_ids)) for text in found]
+        longest = max(len(text.new_ids) for text in texts)
+        pad = compat.padding_id(generation_config)
+        filled = [text.new_ids + [pad] * (longest - len(text.new_ids)) for text in texts]
         sequences = torch.cat([input_ids, torch.tensor(filled, device=input_ids.device)], dim=1)
         if not generation_config.return_dict_in_generate:
             return sequences
@@ -143,8 +145,8 @@ def check(model: Any, config: Any, synced_gpus: bool, withheld: dict[str, Any]) 
         raise InputError("speculation takes different numbers of passes on every rank; "
                          "gather the model first, or decode without a draft")  # fmt: skip
     wanted = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-    if config.return_dict_in_generate and (asked := [w for w in wanted if getattr(config, w)]):
-        raise InputError(f"speculation does not keep {' and '.join(asked)}")
+    if config.return_dict_in_generate and (refused := [w for w in wanted if getattr(config, w)]):
+        raise InputError(f"speculation does not keep {' and '.join(refused)}")
 
 
 def check_inputs(ids: Tensor, given: dict[str, Any]) -> None:
@@ -182,8 +184,12 @@ def check_batch(config: Any, criteria: Sequence[Any], rows: int) -> None:
 
 
 def of_row(given: Sequence[Any], row: int, rows: int) -> list[Any]:
-    """Processors or criteria for row `row` of `rows`. Raises InputError for one that may tell the
-    rows apart: a class that judges every row by itself says `row_wise = True`."""
+    """Processors or criteria for row `row` of `rows`.
+
+    Raises:
+        InputError: one that may tell the rows apart: a class that judges every row by itself says
+            `row_wise = True`.
+    """
     if rows == 1:
         return list(given)
     for one in given:
@@ -198,7 +204,7 @@ def of_row(given: Sequence[Any], row: int, rows: int) -> list[Any]:
     return [compat.of_row(one, row) for one in given]
 
 
-def asked(criteria: Sequence[Any]) -> list[Callable[[Tensor, Tensor], Any]]:
+def without_scores(criteria: Sequence[Any]) -> list[Callable[[Tensor, Tensor], Any]]:
     """Criteria as `generate` asks them, which shows them scores only if it keeps all."""
     return [lambda ids, _, ask=one: ask(ids, None) for one in criteria]
 

@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.mtp import draft_generator
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree, best_size
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState
-from tokenry.model.heads.fspad import FeatureHead, Memory, features_of
+from tokenry.model.heads.fspad import FeatureHead, KeyValues, features_of
 from tokenry.model.output import last_hidden
 
 
@@ -42,13 +42,18 @@ from tokenry.model.output import last_hidden
 class FSPAD:
     """Drafts by a small head on the model's features; needs a trained one (`train_feature_head`).
 
-    head: None makes an untrained one, whose drafts are as good as none. nodes: drafts verified in a
-    pass, the paper's 60; None takes as many as pay by the machine's measured time of a pass, which
-    on a processor is a handful. depth: of the tree, 6 in the paper. breadth: children of a node and
-    paths continued per depth, 10 in the paper; 1 drafts a chain. temperature: above 0 drafts a
-    chain whose tokens are drawn, and the tree carries the distributions that they were drawn from,
-    which pays when the text is sampled too. seed: of these draws. The prompt is read a second time,
-    for its features.
+    The prompt is read a second time, for its features.
+
+    Args:
+        head: None makes an untrained one, whose drafts are as good as none.
+        nodes: drafts verified in a pass, the paper's 60; None takes as many as pay by the machine's
+            measured time of a pass, which on a processor is a handful.
+        depth: of the tree, 6 in the paper.
+        breadth: children of a node and paths continued per depth, 10 in the paper; 1 drafts a
+            chain.
+        temperature: above 0 drafts a chain whose tokens are drawn, and the tree carries the
+            distributions that they were drawn from, which pays when the text is sampled too.
+        seed: of these draws.
     """
 
     head: FeatureHead | None = field(default=None, compare=False)
@@ -97,7 +102,7 @@ class FeatureDraft:
         self.embed = model.get_input_embeddings()
         self.output = head.output_head(model)
         self.device = self.embed.weight.device
-        self.memory: Memory | None = None  # of pairs (feature, token after it) of the text
+        self.memory: KeyValues | None = None  # of pairs (feature, token after it) of the text
         ids = torch.tensor([list(prompt)], device=self.device)
         # new: features that the head has not read yet [n, d]; follow: the tokens after them, but
         # for the last one's, which `draft` is told
@@ -106,10 +111,10 @@ class FeatureDraft:
         self.seen: Tensor | None = None  # features of the tree in hand, [M, d]
 
     @torch.inference_mode()
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         feature, logits = self._read_text([*self.follow, last_token])
         self.new, self.follow = self.new[:0], []
-        depth = min(self.settings.depth, room)
+        depth = min(self.settings.depth, budget)
         if self.settings.temperature:
             return self._sampled_chain(last_token, depth, feature, logits)
         return self._tree(last_token, depth, feature, logits)
@@ -134,18 +139,18 @@ class FeatureDraft:
     def _read_text(self, follow: list[int]) -> tuple[Tensor, Tensor]:
         """Take the new pairs into the memory; predicted feature and logits at the end, [1, .]."""
         start = 0 if self.memory is None else self.memory[0].shape[2]
-        places = torch.arange(start, start + len(follow), device=self.device)
+        positions = torch.arange(start, start + len(follow), device=self.device)
         known = torch.arange(start + len(follow), device=self.device)
-        feature, answer = self._step(self.new, follow, places, known <= places[:, None])
+        feature, answer = self._step(self.new, follow, positions, known <= positions[:, None])
         return feature[-1:], self._logits(answer[-1:])
 
     def _step(
-        self, features: Tensor, tokens: Sequence[int], places: Tensor, mask: Tensor
+        self, features: Tensor, tokens: Sequence[int], positions: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run the head on pairs [n] and hold their keys; predicted features and answers [n, d]."""
         embedded = self.embed(torch.tensor(tokens, device=self.device))
         feature, answer, self.memory = self.head(
-            features[None], embedded[None], self.memory, places[None], mask[None, None]
+            features[None], embedded[None], self.memory, positions[None], mask[None, None]
         )
         return feature[0], answer[0]
 
@@ -159,23 +164,23 @@ class FeatureDraft:
         start = memory[0].shape[2]  # pairs of the text
         tokens, parents, worth = [last], [-1], [1.0]
         frontier = [0]
-        held: list[int] = []  # nodes whose pairs stand behind the text's in the memory
+        stored: list[int] = []  # nodes whose pairs stand behind the text's in the memory
         lines: dict[int, list[int]] = {0: []}  # of nodes held: the way down to them
         for level in range(1, depth + 1):
             likely, ids = logits.softmax(-1).topk(min(settings.breadth, logits.shape[-1]))
             breadth, first = likely.shape[1], len(tokens)
-            reach = likely * torch.tensor([[worth[node]] for node in frontier], device=self.device)
+            q = likely * torch.tensor([[worth[node]] for node in frontier], device=self.device)
             tokens += self.head.to_ids(ids.flatten().tolist())
             parents += [node for node in frontier for _ in range(breadth)]
-            worth += reach.flatten().tolist()
+            worth += q.flatten().tolist()
             if level == depth:
                 break
-            best = reach.flatten().sort(descending=True, stable=True).indices[: settings.breadth]
+            best = q.flatten().sort(descending=True, stable=True).indices[: settings.breadth]
             frontier = [first + at for at in best.tolist()]
-            held += frontier
+            stored += frontier
             for node in frontier:
                 lines[node] = [*lines[parents[node]], node]
-            inside = torch.tensor([[h in lines[node] for h in held] for node in frontier])
+            inside = torch.tensor([[h in lines[node] for h in stored] for node in frontier])
             seen = torch.ones(len(frontier), start, dtype=torch.bool)
             feature, answer = self._step(
                 feature[best // breadth],
@@ -190,10 +195,10 @@ class FeatureDraft:
         if size is None:
             size = best_size([worth[node] for node in order], self.latency)
         kept = [0, *sorted(order[:size])]
-        place = {node: at for at, node in enumerate(kept)}
+        index_of = {node: at for at, node in enumerate(kept)}
         return TokenTree(
             tuple(tokens[node] for node in kept),
-            tuple(-1 if node == 0 else place[parents[node]] for node in kept),
+            tuple(-1 if node == 0 else index_of[parents[node]] for node in kept),
         )
 
     def _sampled_chain(self, last: int, depth: int, feature: Tensor, logits: Tensor) -> TokenTree:
@@ -209,9 +214,9 @@ class FeatureDraft:
             rows.append(self.head.spread(probs, size))
             tokens += self.head.to_ids([drawn])
             if level < depth:
-                place = torch.tensor([start + level - 1], device=self.device)
+                position = torch.tensor([start + level - 1], device=self.device)
                 mask = torch.ones(1, start + level, dtype=torch.bool, device=self.device)
-                feature, answer = self._step(feature, tokens[-1:], place, mask)
+                feature, answer = self._step(feature, tokens[-1:], position, mask)
                 logits = self._logits(answer)
         self.memory = memory
         parents = tuple(range(-1, len(tokens) - 1))

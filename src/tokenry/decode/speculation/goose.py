@@ -16,20 +16,20 @@ deep, and at every token of it stand the alternatives for the case that it goes 
 A successor's probability is there the one among the k kept, and below .01 it is no branch.
 
 That is `spine_tree`, drafted when `nodes` is given. By default the same two sources meet in the
-library's growth (`growth`): every guess, copied or recycled, has a calibrated rate, and the tree
+library's `tree_expansion`: every guess, copied or recycled, has a calibrated rate, and the tree
 takes the best of them as long as they pay on this machine. Uneven trees come out by themselves; the
 probabilities are the model's own, over the whole vocabulary.
 
 On 15 prompts of the two sets in `benchmarks`, cold, 64 tokens each (SmolLM2-135M), the paper's tree
 gives more tokens per pass (1.7 against 1.4 on prompts that nothing was tuned on, 2.0 against 1.8 on
 the others), but reads up to 100 of them: by the latency curve of two cores it is the slower one by
-a quarter. So growth is the default. Growth on probabilities among the kept is no better (1.37, 1.76
-against 1.37, 1.77).
+a quarter. So expansion is the default. Expansion on probabilities among the kept is no better
+(1.37, 1.76 against 1.37, 1.77).
 
 Source: Goose: Anisotropic Speculation Trees for Training-Free Speculative Decoding (arXiv
-2604.02047). Ours: growth in place of fixed budgets, the suffix automaton there, and that the last
-committed token's successors are filed under its predecessor too. The extension of a chain beyond
-its first 20 tokens is reconstructed.
+2604.02047). Ours: expansion in place of fixed budgets, the suffix automaton there, and that the
+last committed token's successors are filed under its predecessor too. The extension of a chain
+beyond its first 20 tokens is reconstructed.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import drafter
-from tokenry.decode.speculation.context import Matcher, Spot
+from tokenry.decode.speculation.context import MatchCursor, Matcher
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import RANGES, AdjacencyMatrix, likely, table_for
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
-from tokenry.text.ngram_index import NGramPlaces
+from tokenry.text.ngram_index import NGramPositions
 
 Successors = Callable[[int, int], list[tuple[int, float]]]
 """(token before, token) -> likely next tokens and their probabilities, the likeliest first."""
@@ -62,20 +62,23 @@ LONGEST = 100  # tokens of an extended chain
 LONG = 8  # a chain that is trusted
 LEAST = 0.01  # a successor less likely than this is no branch
 DEEPEST = 6  # level of a branch
+CONFIDENT_NODES = 40  # more of them for a chain that is fully trusted
+SPINE_SHARES = (0.15, 0.3, 0.5)  # rho, by the running acceptance of the spine:
+SPINE_ACCEPTANCE = (0.2, 0.4)  # below .2, below .4, above
 TRUST = (0.0, 0.4, 0.6)  # in what was recycled after a token, and after a pair
 BIGRAMS = 1 << 16  # pairs remembered, the oldest forgotten
 
 
-class Place(NamedTuple):
+class PathCursor(NamedTuple):
     """The end of a path: where it stands in the context, and its last two tokens."""
 
-    spot: Spot
+    match: MatchCursor
     before: int
     token: int
 
 
 @dataclass
-class Memory:
+class CopyMemory:
     """What stays from text to text: successors of tokens and of pairs, and the calibration."""
 
     table: AdjacencyMatrix | None = None
@@ -85,9 +88,9 @@ class Memory:
 
     def successors(self, before: int, token: int) -> tuple[int, list[tuple[int, float]]]:
         """What is known after the pair, else after the token alone; and after how many of them."""
-        found = self.pairs.get((before, token))
-        if found is not None:
-            return 2, found
+        after_pair = self.pairs.get((before, token))
+        if after_pair is not None:
+            return 2, after_pair
         assert self.table is not None
         return 1, self.table.row(token)
 
@@ -103,16 +106,19 @@ class Memory:
 class Goose:
     """Copies from the context and recycles tokens; needs no second model and no training.
 
-    k: successors kept per token and per pair of tokens; the paper's is 10. nodes: the paper's tree
-    with this budget (its own is 60), instead of one grown to pay on this machine. width: children
-    of a branch of the paper's tree at depth 1, divided by the depth below; its own is 10. memory:
-    what it has learned so far, with `nodes` or without; replace it to start cold.
+    Args:
+        k: successors kept per token and per pair of tokens; the paper's is 10.
+        nodes: the paper's tree with this budget (its own is 60), instead of one grown to pay on
+            this machine.
+        width: children of a branch of the paper's tree at depth 1, divided by the depth below; its
+            own is 10.
+        memory: what it has learned so far, with `nodes` or without; replace it to start cold.
     """
 
     k: int = 10
     nodes: int | None = None
     width: int = 10
-    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    memory: CopyMemory = field(default_factory=CopyMemory, repr=False, compare=False)
     reads_prompt = False
 
     def __post_init__(self) -> None:
@@ -134,18 +140,18 @@ class GooseDraft:
         self.text = list(prompt)
         self.index = None if drafter.nodes is None else NGramIndex(prompt)
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         self.text.append(last_token)
         if self.index is None:
             self.matcher.read([last_token])
             calibration = self.memory.calibration
-            return grow(last_token, self, calibration, room, latency=self.latency)
+            return expand_tree(last_token, self, calibration, budget, latency=self.latency)
         self.index.extend([last_token])
         chain, agreed = self.index.chain()
         confidence = match_confidence(len(chain), agreed)
         if confidence > 0.6:
             chain = self.index.extended(chain, agreed)
-        return self.shape(chain, confidence).limited(room)
+        return self.shape(chain, confidence).limited(budget)
 
     def shape(self, chain: Sequence[int], confidence: float) -> TokenTree:
         """The paper's tree around a chain."""
@@ -156,27 +162,27 @@ class GooseDraft:
             self.drafter.width,
         )  # fmt: skip
 
-    def root(self) -> Place:
+    def root(self) -> PathCursor:
         before = self.text[-2] if len(self.text) > 1 else -1
-        return Place(self.matcher.spot, before, self.text[-1])
+        return PathCursor(self.matcher.cursor, before, self.text[-1])
 
-    def guesses(self, place: Place) -> list[Guess]:
+    def guesses(self, cursor: PathCursor) -> list[Guess]:
         """Copied and recycled guesses together; one that both make is of a kind of its own."""
-        copied = self.matcher.rated(place.spot)
-        tier, successors = self.memory.successors(place.before, place.token)
+        copied = self.matcher.rated(cursor.match)
+        tier, successors = self.memory.successors(cursor.before, cursor.token)
         recycled = dict(successors)
-        found = []
+        guesses = []
         for token in copied.keys() | recycled.keys():
             copy, p = copied.get(token), recycled.get(token, 0.0)
             prob, kind = TRUST[tier] * p, (tier, bisect(RANGES, p))
             if copy is not None:
                 prob, kind = 1 - (1 - copy[0]) * (1 - prob), (copy[1], tier if p else 0)
-            found.append(Guess(token, prob, kind, place))
-        return found
+            guesses.append(Guess(token, prob, kind, cursor))
+        return guesses
 
-    def after(self, guess: Guess) -> Place:
-        place = guess.place
-        return Place(self.matcher.after(place.spot, guess.token), place.token, guess.token)
+    def after(self, guess: Guess) -> PathCursor:
+        cursor = guess.cursor
+        return PathCursor(self.matcher.after(cursor.match, guess.token), cursor.token, guess.token)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         probs, ids = likely(logits, self.drafter.k)
@@ -203,7 +209,7 @@ class GooseDraft:
                 self.memory.spine += 0.3 * (share - self.memory.spine)
 
 
-class NGramIndex(NGramPlaces):
+class NGramIndex(NGramPositions):
     """Where every n-gram of a text stands, to continue an earlier occurrence of its end."""
 
     def __init__(self, text: Sequence[int], lengths: Sequence[int] = LENGTHS):
@@ -212,9 +218,9 @@ class NGramIndex(NGramPlaces):
     def chain(self, ahead: Sequence[int] = (), most: int = CHAIN) -> tuple[list[int], bool]:
         """What followed the first occurrence of the longest n-gram at the end of text and `ahead`;
         and whether there were several occurrences that all went on with the same token."""
-        places = self.after(ahead)
-        agreed = len(places) > 1 and len({self.text[place] for place in places}) == 1
-        return (self.text[places[0] : places[0] + most] if places else []), agreed
+        starts = self.after(ahead)
+        agreed = len(starts) > 1 and len({self.text[start] for start in starts}) == 1
+        return (self.text[starts[0] : starts[0] + most] if starts else []), agreed
 
     def extended(self, chain: list[int], agreed: bool) -> list[int]:
         """A chain that goes on from its own end; with agreement only as long as there is some."""
@@ -251,13 +257,21 @@ def spine_tree(
     successors: Successors,
     width: int = 10,
 ) -> TokenTree:
-    """The paper's tree (see the module's text). end: the text's last two tokens, or its only one.
-    acceptance: running share of the spine that was accepted. width: children of a branch at depth
-    1, its share at a depth below. Notes: "root", "spine", "branch"."""
+    """The paper's tree (see the module's text).
+
+    Notes: "root", "spine", "branch".
+
+    Args:
+        end: the text's last two tokens, or its only one.
+        acceptance: running share of the spine that was accepted.
+        width: children of a branch at depth 1, its share at a depth below.
+    """
     before, root = (end[-2] if len(end) > 1 else -1), end[-1]
-    budget += int(40 * confidence)
-    ratio = (0.15, 0.3, 0.5)[bisect((0.2, 0.4), acceptance)]
-    length = min(len(chain), int(budget * (ratio + confidence * (1 - ratio))), max(budget - 1, 0))
+    # B = 60 + floor(40 c) nodes, of which the spine gets at most floor(B (rho + c (1 - rho)))
+    budget += int(CONFIDENT_NODES * confidence)
+    ratio = SPINE_SHARES[bisect(SPINE_ACCEPTANCE, acceptance)]
+    most = int(budget * (ratio + confidence * (1 - ratio)))
+    length = min(len(chain), most, max(budget - 1, 0))
     tokens, parents, notes, depths = [root], [-1], ["root"], [0]
     taken: set[tuple[int, int]] = set()
 
@@ -269,11 +283,13 @@ def spine_tree(
         taken.add((parent, token))
         return len(tokens) - 1
 
+    # the spine: nodes 1 to `length`, one below the other
     for token in chain[:length]:
         add(len(tokens) - 1, token, "spine")
+    # half of what is left goes along the spine, the other half to the root
     left = budget - 1 - length
     along = max(1, left // 2) if length and left > 0 else 0
-    growing: deque[tuple[int, float]] = deque()
+    waiting: deque[tuple[int, float]] = deque()  # branches, and their probabilities
 
     def branch(node: int, most: int) -> int:
         """Up to `most` successors of a node as branches; how many there were."""
@@ -283,18 +299,19 @@ def spine_tree(
             if added >= most or p < LEAST:
                 break
             if (node, token) not in taken:
-                growing.append((add(node, token, "branch"), p))
+                waiting.append((add(node, token, "branch"), p))
                 added += 1
         return added
 
     branch(0, left - along)
-    share = along
-    for node, part in enumerate(harmonic_split(along, length), start=1):
-        share -= branch(node, min(part, share))
-    while growing and len(tokens) < budget:
-        node, p = growing.popleft()
+    # 1/i of the spine's share to its i-th token; what a token does not use is used by later ones
+    for node, share in enumerate(harmonic_split(along, length), start=1):
+        along -= branch(node, min(share, along))
+    # then breadth first: min(ceil(p left), floor(10 / d)) successors of a branch at depth d
+    while waiting and len(tokens) < budget:
+        node, p = waiting.popleft()
         if depths[node] < DEEPEST:
-            room = budget - len(tokens)
-            wide = max(1, min(math.ceil(room * p), width // depths[node]))
-            branch(node, min(wide, room))
+            left = budget - len(tokens)
+            children = max(1, min(math.ceil(left * p), width // depths[node]))
+            branch(node, min(children, left))
     return TokenTree(tuple(tokens), tuple(parents), tuple(notes))

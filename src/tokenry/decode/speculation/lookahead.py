@@ -17,8 +17,8 @@ Source: Lookahead: An Inference Acceleration Framework for LLMs with Lossless Ge
 are full; the prompt's trie is dropped with its text, where the paper sets its counts to 0; the
 nodes are found best first, without visiting the rest of the trie; texts are not cut at an
 end-of-text token, which chat prompts have inside. Without a number of nodes the tree grows where it
-pays on this machine (see `growth`), a guess being as likely as its share of f, times how much a
-match of that many tokens is trusted (as in `context`).
+pays on this machine (see `tree_expansion`), a guess being as likely as its share of f, times how
+much a match of that many tokens is trusted (as in `context`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from torch import Tensor
 
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import VocabularyError
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import TRUST
 from tokenry.decode.speculation.latency import latency_curve
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow, preorder
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree, preorder
 from tokenry.decode.speculation.trie_cache import Node, TrieCache
 from tokenry.decode.speculation.verify import Accepted
 
@@ -46,7 +46,7 @@ BREADTH = 16  # guesses below one node of a tree that is fitted to the machine
 
 
 @dataclass
-class Memory:
+class BranchMemory:
     """What a drafter has learned: branches of generated texts, and how far shares hold."""
 
     outputs: TrieCache | None = None
@@ -58,10 +58,14 @@ class Memory:
 class Lookahead:
     """Drafts from a trie of the prompt and of earlier outputs; needs no second model.
 
-    branch_length: how deep a draft may be. nodes: how many to draft (the paper's is 64); None takes
-    as many as pay on this machine. mode: "hier" drafts a tree, "one" a chain. query_length: tokens
-    that have to match at most. output_weight: w. memory: what it has learned so far; give
-    `Memory(TrieCache.load(path))` to start from a saved trie, `Memory()` to start cold.
+    Args:
+        branch_length: how deep a draft may be.
+        nodes: how many to draft (the paper's is 64); None takes as many as pay on this machine.
+        mode: "hier" drafts a tree, "one" a chain.
+        query_length: tokens that have to match at most.
+        output_weight: w.
+        memory: what it has learned so far; give `BranchMemory(TrieCache.load(path))` to start from
+            a saved trie, `BranchMemory()` to start cold.
     """
 
     branch_length: int = 12
@@ -69,7 +73,7 @@ class Lookahead:
     mode: Literal["hier", "one"] = "hier"
     query_length: int = 2
     output_weight: float = 1e-4
-    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    memory: BranchMemory = field(default_factory=BranchMemory, repr=False, compare=False)
     reads_prompt = False
 
     def __post_init__(self) -> None:
@@ -111,16 +115,16 @@ class LookaheadDraft:
         self.text = list(prompt)
         self.written = 0  # generated tokens
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         if not self.written:  # the first one comes with the prompt's pass
             self._write([last_token])
         how = self.drafter
         query = self.text[-how.query_length :]
-        depth = min(room, how.branch_length)
+        depth = min(budget, how.branch_length)
         if how.nodes is not None:
             return retrieve(*self.tries, query, how.nodes, depth, how.mode, how.output_weight)
         calibration = how.memory.calibration
-        return grow(last_token, self, calibration, depth, latency=self.latency)
+        return expand_tree(last_token, self, calibration, depth, latency=self.latency)
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
         self._write(accepted.tokens)
@@ -132,54 +136,54 @@ class LookaheadDraft:
         self.text += tokens
         self.written += len(tokens)
 
-    def root(self) -> tuple[int, Place]:
+    def root(self) -> tuple[int, TrieCursor]:
         """How long the longest match of the text's end is that was followed by anything, and where
         it leads."""
         query = self.text[-self.drafter.query_length :]
-        return next(iter(matches(*self.tries, query)), (0, Place(None, None)))
+        return next(iter(matches(*self.tries, query)), (0, TrieCursor(None, None)))
 
-    def guesses(self, place: tuple[int, Place]) -> list[Guess]:
-        length, above = place
+    def guesses(self, cursor: tuple[int, TrieCursor]) -> list[Guess]:
+        length, above = cursor
         weight, take = self.drafter.output_weight, BREADTH if self.drafter.mode == "hier" else 1
         scored = [(mixed(child, weight), token, child) for token, child in above.followers()]
         total = sum(score for score, _, _ in scored)
         if not total > 0:
             return []
-        found = []
+        guesses = []
         for score, token, child in heapq.nlargest(take, scored, key=lambda entry: entry[0]):
             share = score / total
             level = min(length, len(TRUST) - 1)
             kind = ("trie", child.prompt is not None, min(level, 4), bisect(SHARES, share))
-            found.append(Guess(token, TRUST[level] * share, kind, place))
-        return found
+            guesses.append(Guess(token, TRUST[level] * share, kind, cursor))
+        return guesses
 
-    def after(self, guess: Guess) -> tuple[int, Place]:
-        length, above = guess.place
+    def after(self, guess: Guess) -> tuple[int, TrieCursor]:
+        length, above = guess.cursor
         return length + 1, above.behind(guess.token)
 
 
 # ---- retrieval
 
 
-class Place(NamedTuple):
+class TrieCursor(NamedTuple):
     """One continuation in both tries."""
 
     prompt: Node | None
     output: Node | None
 
-    def followers(self) -> Iterator[tuple[int, Place]]:
+    def followers(self) -> Iterator[tuple[int, TrieCursor]]:
         """The tokens that came next, the prompt's first, and where they lead."""
         mine = self.prompt.children if self.prompt else {}
         theirs = self.output.children if self.output else {}
         for token, node in mine.items():
-            yield token, Place(node, theirs.get(token))
+            yield token, TrieCursor(node, theirs.get(token))
         for token, node in theirs.items():
             if token not in mine:
-                yield token, Place(None, node)
+                yield token, TrieCursor(None, node)
 
-    def behind(self, token: int) -> Place:
+    def behind(self, token: int) -> TrieCursor:
         """Where one of them leads."""
-        return Place(*(above.children.get(token) if above else None for above in self))
+        return TrieCursor(*(above.children.get(token) if above else None for above in self))
 
 
 def retrieve(
@@ -194,11 +198,11 @@ def retrieve(
     """At most `nodes` continuations of the tokens `query`, at most `depth` deep, as a draft on top
     of its last token."""
     tree = TokenTree((query[-1],), (-1,))
-    for _, place in matches(prompt, outputs, query):
+    for _, cursor in matches(prompt, outputs, query):
         if mode == "one":
-            tree = chain(query[-1], place, min(nodes, depth), output_weight)
+            tree = chain(query[-1], cursor, min(nodes, depth), output_weight)
         else:
-            tree = branches(query[-1], place, nodes, depth, output_weight)
+            tree = branches(query[-1], cursor, nodes, depth, output_weight)
         if len(tree) > min(nodes, depth):
             break
     return tree
@@ -206,45 +210,47 @@ def retrieve(
 
 def matches(
     prompt: TrieCache, outputs: TrieCache, query: Sequence[int]
-) -> Iterator[tuple[int, Place]]:
+) -> Iterator[tuple[int, TrieCursor]]:
     """Where the query leads, then its shorter ends, as far as anything follows there; and how many
     tokens they have."""
     for start in range(len(query)):
-        place = Place(prompt.find(query[start:]), outputs.find(query[start:]))
-        if next(place.followers(), None):
-            yield len(query) - start, place
+        cursor = TrieCursor(prompt.find(query[start:]), outputs.find(query[start:]))
+        if next(cursor.followers(), None):
+            yield len(query) - start, cursor
 
 
-def mixed(place: Place, output_weight: float) -> float:
-    inside = place.prompt.count if place.prompt else 0.0
-    outside = place.output.count if place.output else 0.0
+def mixed(cursor: TrieCursor, output_weight: float) -> float:
+    inside = cursor.prompt.count if cursor.prompt else 0.0
+    outside = cursor.output.count if cursor.output else 0.0
     return (1 - output_weight) * inside + output_weight * outside
 
 
-def chain(root: int, place: Place, length: int, output_weight: float) -> TokenTree:
+def chain(root: int, cursor: TrieCursor, length: int, output_weight: float) -> TokenTree:
     """Always on with the largest f."""
     tokens = [root]
     while len(tokens) <= length:
-        best = max(place.followers(), key=lambda pair: mixed(pair[1], output_weight), default=None)
+        best = max(cursor.followers(), key=lambda pair: mixed(pair[1], output_weight), default=None)
         if best is None:
             break
         tokens.append(best[0])
-        place = best[1]
+        cursor = best[1]
     return TokenTree.chain(tokens)
 
 
-def branches(root: int, place: Place, nodes: int, depth: int, output_weight: float) -> TokenTree:
+def branches(
+    root: int, cursor: TrieCursor, nodes: int, depth: int, output_weight: float
+) -> TokenTree:
     """The `nodes` continuations of largest f, half of them at most by f_out alone. Counts never
     grow along a branch, so a heap finds them."""
     tokens, parents, scores = [root], [-1], [0.0]
     known: dict[tuple[int, int], int] = {}
 
-    def take(limit: int, weigh: Callable[[Place], float]) -> None:
-        # (-f, of equal ones the latest, parent, token, its place, its depth)
-        heap: list[tuple[float, int, int, int, Place, int]] = []
+    def take(limit: int, weigh: Callable[[TrieCursor], float]) -> None:
+        # (-f, of equal ones the latest, parent, token, its cursor, its depth)
+        heap: list[tuple[float, int, int, int, TrieCursor, int]] = []
         entries = 0
 
-        def offer(parent: int, above: Place, level: int) -> None:
+        def offer(parent: int, above: TrieCursor, level: int) -> None:
             nonlocal entries
             if level > depth:
                 return
@@ -256,7 +262,7 @@ def branches(root: int, place: Place, nodes: int, depth: int, output_weight: flo
                     entries += 1
                     heapq.heappush(heap, (-score, -entries, parent, token, child, level))
 
-        offer(0, place, 1)
+        offer(0, cursor, 1)
         while heap and len(tokens) <= limit:
             _, _, parent, token, child, level = heapq.heappop(heap)
             if (parent, token) not in known:
@@ -266,8 +272,8 @@ def branches(root: int, place: Place, nodes: int, depth: int, output_weight: flo
                 scores.append(mixed(child, output_weight))
             offer(known[parent, token], child, level + 1)
 
-    take(nodes // 2, lambda found: found.output.count if found.output else 0.0)
-    take(nodes, lambda found: mixed(found, output_weight))
+    take(nodes // 2, lambda cursor: cursor.output.count if cursor.output else 0.0)
+    take(nodes, lambda cursor: mixed(cursor, output_weight))
     levels = TokenTree(tuple(tokens), tuple(parents)).depths
     order = sorted(range(len(tokens)), key=lambda node: (levels[node], -scores[node], node))
     tree = TokenTree(tuple(tokens), tuple(parents)).select(order)

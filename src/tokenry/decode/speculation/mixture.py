@@ -1,7 +1,7 @@
 """Mixture: several drafters guess, and the model reads the best of all their guesses.
 
 Every drafter drafts its own tree for the text. The trees are laid over each other: a path that two
-of them guess is one path. A node then counts, as in `growth`,
+of them guess is one path. A node then counts, as in `tree_expansion`,
 
     q_n = q_parent(n) · rate(n),      p(n) = 1 - Π_d (1 - p_d(n)) over the drafters d that made n,
 
@@ -17,7 +17,7 @@ the model's own distribution per token. (Trees that a drafter sampled lose their
 with them the greater acceptance that these give to sampled texts.)
 
 Source: ours; that guesses of several sources make one tree is Goose's idea (arXiv 2604.02047),
-whose two sources share one growth instead.
+whose two sources share one tree expansion instead.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from torch import Tensor
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.context import ContextNGrams
 from tokenry.decode.speculation.latency import latency_curve
 from tokenry.decode.speculation.recycling import TokenRecycling
-from tokenry.decode.speculation.speculate import Draft, Drafter, ReadingDraft
-from tokenry.decode.speculation.tree import TokenTree, best_size, reach
+from tokenry.decode.speculation.speculate import Draft, Drafter, ReadingDraft, drafter
+from tokenry.decode.speculation.tree import TokenTree, best_size, path_probabilities
 from tokenry.decode.speculation.tree_expansion import MOST_NODES, Calibration, Guess, preorder
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model.decoding import DecodingState
@@ -55,8 +54,10 @@ class Mixture:
     """Drafts the best guesses of several drafters; at most one of them may read its trees itself,
     as `mtp` and `fspad` do.
 
-    drafters: two or more. nodes: how many guesses to read; None takes as many as pay on this
-    machine. calibration: how far guesses of every origin were right so far.
+    Args:
+        drafters: two or more.
+        nodes: how many guesses to read; None takes as many as pay on this machine.
+        calibration: how far guesses of every origin were right so far.
     """
 
     drafters: tuple[Drafter, ...] = field(default_factory=context_and_recycling)
@@ -91,12 +92,12 @@ class MixtureDraft:
         self.mixture, self.drafts, self.latency = mixture, drafts, latency
         self.notes: list[Sequence[Any]] = []  # per drafter, its notes on its own last tree
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        trees = [draft.draft(last_token, room).limited(room) for draft in self.drafts]
+    def draft(self, last_token: int, budget: int) -> TokenTree:
+        trees = [draft.draft(last_token, budget).limited(budget) for draft in self.drafts]
         self.notes = [tree.notes for tree in trees]
         tree = overlaid(trees)
         rates = [1.0, *map(self.mixture.calibration.rate, tree.notes[1:])]
-        worth = reach(tree.parents, rates)
+        worth = path_probabilities(tree.parents, rates)
         order = sorted(range(1, len(tree)), key=lambda node: (-worth[node], node))
         if self.mixture.nodes is None:
             size = best_size([worth[node] for node in order[:MOST_NODES]], self.latency)
@@ -120,7 +121,7 @@ class MixtureDraft:
         own = self.notes[number]
         if not own:
             return ()
-        made = ((note.place or {}).get(number) for note in tree.notes)
+        made = ((note.cursor or {}).get(number) for note in tree.notes)
         return tuple(
             Guess(token, 0.0, "another drafter's", None) if node is None else own[node]
             for token, node in zip(tree.tokens, made, strict=True)
@@ -135,31 +136,31 @@ class ReadingMixtureDraft(MixtureDraft):
         mixture: Mixture,
         drafts: Sequence[Draft],
         latency: Mapping[int, float],
-        reader: ReadingDraft,
+        reading: ReadingDraft,
     ):
         super().__init__(mixture, drafts, latency)
-        self.reader = reader
+        self.reading = reading
 
     def read(self, state: DecodingState, tree: TokenTree) -> Tensor:
-        return self.reader.read(state, tree)
+        return self.reading.read(state, tree)
 
 
 def overlaid(trees: Sequence[TokenTree]) -> TokenTree:
-    """All paths of several trees with one root, each once. A node's note is a guess whose place
+    """All paths of several trees with one root, each once. A node's note is a guess whose cursor
     says which of the trees have it, and as which of their nodes."""
     tokens, parents = [trees[0].tokens[0]], [-1]
     made: list[dict[int, int]] = [dict.fromkeys(range(len(trees)), 0)]
-    found: dict[tuple[int, int], int] = {}  # (parent, token) -> node
+    node_of: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     for number, tree in enumerate(trees):
-        place = [0]  # of the tree's nodes among all
+        index_of = [0]  # of the tree's nodes among all
         for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
-            at = found.setdefault((place[parent], token), len(tokens))
+            at = node_of.setdefault((index_of[parent], token), len(tokens))
             if at == len(tokens):
                 tokens.append(token)
-                parents.append(place[parent])
+                parents.append(index_of[parent])
                 made.append({})
-            made[at].setdefault(number, len(place))
-            place.append(at)
+            made[at].setdefault(number, len(index_of))
+            index_of.append(at)
     notes = [Guess(tokens[0], 1.0, None, made[0])]
     for token, makers in zip(tokens[1:], made[1:], strict=True):
         guesses = {number: guessed(trees[number], node) for number, node in makers.items()}

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import one_of, within
-from tokenry.core.registry import drafter
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted
 from tokenry.model import compat
@@ -44,11 +44,18 @@ STREAM = 0x2545F491  # keeps the drafts' draws apart from a verification with th
 class MTP:
     """Drafts by the model itself, from masks; needs a trained predictor (`train_mtp`).
 
-    predictor: the trained masks, adapter and sampler; None makes an untrained one, whose drafts are
-    as good as none. k: masks used, at most the predictor's; None takes all (an untrained one has 8,
-    as in the paper). mode: see the module's text. temperature: 0 drafts the likeliest tokens; above
-    0 draws them, and the tree carries the distributions that they were drawn from, which pays when
-    the text is sampled too. seed: of these draws. reads_prompt: always False.
+    Args:
+        predictor: the trained masks, adapter and sampler; None makes an untrained one, whose drafts
+            are as good as none.
+        k: masks used, at most the predictor's; None takes all (an untrained one has 8, as in the
+            paper).
+        mode: see the module's text.
+        temperature: 0 drafts the likeliest tokens; above 0 draws them, and the tree carries the
+            distributions that they were drawn from, which pays when the text is sampled too.
+        seed: of these draws.
+
+    Attributes:
+        reads_prompt: always False.
     """
 
     predictor: MaskPredictor | None = field(default=None, compare=False)
@@ -90,10 +97,10 @@ class MaskDraft:
         self.states: Tensor | None = None  # [k, d], those of the last accepted token
 
     @torch.inference_mode()
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         """A chain: the masks' tokens, each told the one before it."""
         tokens, proposals = [last_token], []
-        for state in () if self.states is None else self.states[:room]:
+        for state in () if self.states is None else self.states[:budget]:
             logits = self.predictor.logits(self.model, state[None], torch.tensor(tokens[-1:]))[0]
             if self.settings.temperature:
                 probs = (logits / self.settings.temperature).softmax(-1).cpu()
@@ -146,6 +153,6 @@ class MaskDraft:
 
 
 def draft_generator(seed: int) -> torch.Generator:
-    """For drafts that are drawn. It must run on from text to text: a text has the model's law over
-    all the drafts that might have been drawn for it, not given one of them."""
+    """For drafts that are drawn. It must run on from text to text: a text has the model's
+    distribution over all the drafts that might have been drawn for it, not given one of them."""
     return torch.Generator().manual_seed(STREAM + seed)

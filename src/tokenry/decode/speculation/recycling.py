@@ -12,7 +12,7 @@ the same token the accepted one wins, then the last. The table lives on across p
 Source: Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token
 Recycling (arXiv 2408.08696). Ours: nodes below a token that was never read are not drafted. The
 table keeps the successors' probabilities too, and by default the tree is not the template but grows
-where it pays on this machine (see `growth`).
+where it pays on this machine (see `tree_expansion`).
 """
 
 import itertools
@@ -28,10 +28,10 @@ from torch import Tensor
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, VocabularyError
 from tokenry.core.files import replacing
-from tokenry.core.registry import drafter
 from tokenry.decode.speculation.latency import latency_curve
+from tokenry.decode.speculation.speculate import drafter
 from tokenry.decode.speculation.tree import TokenTree, TreeTemplate
-from tokenry.decode.speculation.tree_expansion import Calibration, Guess, grow
+from tokenry.decode.speculation.tree_expansion import Calibration, Guess, expand_tree
 from tokenry.decode.speculation.verify import Accepted
 
 RANGES = (0.1, 0.3, 0.6, 0.9)
@@ -41,8 +41,10 @@ OBSERVED = 0.5  # what a successor that was only seen in the prompt's text count
 class AdjacencyMatrix:
     """Likely successors of every token.
 
-    ids: [V, k] int32. probs: [V, k], their probabilities when they were last predicted, 0 where
-    nothing is known. Both are zero at first.
+    Attributes:
+        ids: [V, k] int32.
+        probs: [V, k], their probabilities when they were last predicted, 0 where nothing is known.
+            Both are zero at first.
     """
 
     def __init__(self, vocab_size: int, k: int = 8):
@@ -67,9 +69,9 @@ class AdjacencyMatrix:
         """Write the rows of a tree's tokens, [M, k] each: of repeated tokens the accepted one
         stays, then the last."""
         writer = {tokens[node]: node for node in (*range(len(tokens)), *accepted.path)}
-        place, rows = torch.tensor(list(writer)), list(writer.values())
-        self.ids[place] = ids[rows].to(torch.int32)
-        self.probs[place] = probs[rows]
+        written, rows = torch.tensor(list(writer)), list(writer.values())
+        self.ids[written] = ids[rows].to(torch.int32)
+        self.probs[written] = probs[rows]
 
     def observe(self, text: Sequence[int]) -> None:
         """Move each token's actual successor to the front of its row, in the text's order."""
@@ -109,7 +111,7 @@ class AdjacencyMatrix:
 
 
 @dataclass
-class Memory:
+class SuccessorMemory:
     """What a drafter has learned: the table, and how far its probabilities hold."""
 
     table: AdjacencyMatrix | None = None
@@ -121,18 +123,21 @@ class Memory:
 class TokenRecycling:
     """Drafts from recycled tokens; needs no second model and no training.
 
-    k: successors kept per token; the paper's is 8. nodes: how many to draft; None takes as many as
-    pay on this machine, best first. template: the paper's way, these nodes of ranks, always.
-    learn_prompt: "tokens" reads successors off the prompt's text, "logits" takes the model's
-    predictions on it (costs the output layer on the whole prompt), "nothing" is the paper's code.
-    memory: what it has learned so far; replace it to start cold.
+    Args:
+        k: successors kept per token; the paper's is 8.
+        nodes: how many to draft; None takes as many as pay on this machine, best first.
+        template: the paper's way, these nodes of ranks, always.
+        learn_prompt: "tokens" reads successors off the prompt's text, "logits" takes the model's
+            predictions on it (costs the output layer on the whole prompt), "nothing" is the paper's
+            code.
+        memory: what it has learned so far; replace it to start cold.
     """
 
     k: int = 8
     nodes: int | None = None
     template: TreeTemplate | None = field(default=None, repr=False)
     learn_prompt: Literal["nothing", "tokens", "logits"] = "tokens"
-    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    memory: SuccessorMemory = field(default_factory=SuccessorMemory, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         within(self, "[1, inf)", "k", integer=True)
@@ -165,19 +170,21 @@ class RecyclingDraft:
         self.table, self.calibration = drafter.table, drafter.memory.calibration
         self.last = 0
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
+    def draft(self, last_token: int, budget: int) -> TokenTree:
         if self.drafter.template is not None:
-            return self.drafter.template.unroll(last_token, self.table.known, room)
+            return self.drafter.template.unroll(last_token, self.table.known, budget)
         self.last = last_token
         nodes = self.drafter.nodes
-        return grow(last_token, self, self.calibration, room, nodes=nodes, latency=self.latency)
+        return expand_tree(
+            last_token, self, self.calibration, budget, nodes=nodes, latency=self.latency
+        )
 
     def root(self) -> int:
         return self.last
 
-    def guesses(self, place: int) -> list[Guess]:
-        """A place is the token itself."""
-        return [Guess(t, p, bisect(RANGES, p), place) for t, p in self.table.row(place)]
+    def guesses(self, cursor: int) -> list[Guess]:
+        """A cursor is the token itself."""
+        return [Guess(t, p, bisect(RANGES, p), cursor) for t, p in self.table.row(cursor)]
 
     def after(self, guess: Guess) -> int:
         return guess.token

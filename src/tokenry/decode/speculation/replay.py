@@ -17,7 +17,12 @@ from tokenry.decode.speculation.verify import Accepted
 
 def replay(model: Any, drafter: Drafter, prompt: Sequence[int], text: Sequence[int]) -> list[int]:
     """Tokens that each step adds to `text`, what was generated after `prompt`; its first token
-    comes with the prompt's pass. model: read for its vocabulary and its latency, if at all."""
+    comes
+    with the prompt's pass.
+
+    Args:
+        model: read for its vocabulary and its latency, if at all.
+    """
     draft, at, steps = drafter.begin(model, prompt), 1, []
     while at < len(text):
         tree = draft.draft(text[at - 1], len(text) - at - 1)

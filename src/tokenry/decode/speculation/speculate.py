@@ -30,6 +30,7 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
+from tokenry.core.registry import Role
 from tokenry.decode.speculation.latency import quick_kernels
 from tokenry.decode.speculation.tree import TokenTree
 from tokenry.decode.speculation.verify import Accepted, draw, walk
@@ -44,10 +45,14 @@ PROMPT_CHUNK = 1 << 24  # logits held at once while a drafter learns from the pr
 
 
 class Drafter(Protocol):
-    """Guesses what comes next. It may guess anything: the text does not depend on it.
+    """The role: a tree of guesses at the next tokens, of which the model keeps the path that it
+    confirms; the text does not depend on them.
 
     What it learns from every text lives in the drafter, what it knows of one text in the `Draft`
-    that `begin` returns. reads_prompt: whether `update` should be called with the prompt's logits.
+    that `begin` returns.
+
+    Attributes:
+        reads_prompt: whether `update` should be called with the prompt's logits.
     """
 
     @property
@@ -58,11 +63,14 @@ class Drafter(Protocol):
         ...
 
 
+drafter = Role("drafter", Drafter, ("tokenry.decode.speculation",))
+
+
 class Draft(Protocol):
     """The guesses for one text."""
 
-    def draft(self, last_token: int, room: int) -> TokenTree:
-        """A tree whose root is the last committed token, at most `room` tokens deep."""
+    def draft(self, last_token: int, budget: int) -> TokenTree:
+        """A tree whose root is the last committed token, at most `budget` tokens deep."""
         ...
 
     def update(self, tree: TokenTree, logits: Tensor, accepted: Accepted) -> None:
@@ -87,12 +95,15 @@ Prune = Callable[[Sequence[int], TokenTree], TokenTree]
 class Speculation:
     """A generated text and what it took.
 
-    ids: prompt and continuation. accept_lengths: tokens that each step added (accepted ones and the
-    bonus token). nodes: tokens of this text read by each step. forward_calls: passes, the prompt's
-    included, which gives the first token. seconds: of the whole call, all texts of the batch
-    together; the first one with a drafter that fits its trees to the machine includes the
-    measuring, unless `latency_curve` was called before. window_full: the text is as long as the
-    model's window, which ended it.
+    Args:
+        ids: prompt and continuation.
+        accept_lengths: tokens that each step added (accepted ones and the bonus token).
+        nodes: tokens of this text read by each step.
+        forward_calls: passes, the prompt's included, which gives the first token.
+        seconds: of the whole call, all texts of the batch together; the first one with a drafter
+            that fits its trees to the machine includes the measuring, unless `latency_curve` was
+            called before.
+        window_full: the text is as long as the model's window, which ended it.
     """
 
     ids: list[int]
@@ -144,7 +155,7 @@ def speculate(
     processors: Sequence[Processor] = (),
     stopping: Sequence[Stopping] = (),
     row_steering: Sequence[tuple[Sequence[Processor], Sequence[Stopping]]] | None = None,
-    shown: Sequence[Sequence[int]] | None = None,
+    steering_prompts: Sequence[Sequence[int]] | None = None,
     prune: Prune | None = None,
     cache: Any = None,
     generator: torch.Generator | None = None,
@@ -155,17 +166,21 @@ def speculate(
 
     A text that fills the model's window ends there; its `window_full` and a warning say so.
 
-    temperature: 0 is greedy. eos_token_id: None takes those of the model's generation settings, an
-    empty list none. processors: transformers' LogitsProcessors; each sees, for every token of the
-    text in turn, what plain decoding would show it, and never a rejected guess. stopping:
-    transformers' StoppingCriteria, asked after every token. Both see one row at a time; those that
-    must not be shared by the rows come in row_steering, (processors, stopping) of every prompt.
-    shown: the prompts as they see them, such as with padding; None: as they are. prune: cuts
-    guesses that cannot be accepted, such as those a constraint rejects, before the model reads
-    them; trees that were sampled stay whole. cache: an empty one of a cache policy that keeps every
-    token, for one prompt. kernels: whether to read with kernels for few rows (`packed`), which cost
-    the linear layers' memory again; None uses them where they are faster on this machine. on_step:
-    called with each tree and the walk through it.
+    Args:
+        temperature: 0 is greedy.
+        eos_token_id: None takes those of the model's generation settings, an empty list none.
+        processors: transformers' LogitsProcessors; each sees, for every token of the text in turn,
+            what plain decoding would show it, and never a rejected guess.
+        stopping: transformers' StoppingCriteria, asked after every token. Both see one row at a
+            time; those that must not be shared by the rows come in row_steering, (processors,
+            stopping) of every prompt.
+        steering_prompts: the prompts as they see them, such as with padding; None: as they are.
+        prune: cuts guesses that cannot be accepted, such as those a constraint rejects, before the
+            model reads them; trees that were sampled stay whole.
+        cache: an empty one of a cache policy that keeps every token, for one prompt.
+        kernels: whether to read with kernels for few rows (`packed`), which cost the linear layers'
+            memory again; None uses them where they are faster on this machine.
+        on_step: called with each tree and the walk through it.
     """
     started = time.perf_counter()
     check(model, prompts, max_new_tokens, cache)
@@ -179,7 +194,7 @@ def speculate(
                 temperature, top_p, (*more[0], *processors), (*more[1], *stopping), ends, generator
             )
             limit = new_tokens_within(model, len(prompt), max_new_tokens)
-            seen = prompt if shown is None else shown[row]
+            seen = prompt if steering_prompts is None else steering_prompts[row]
             draft = drafter.begin(model, prompt)
             texts.append(Text(list(prompt), list(seen), limit, choosing, draft, device))
         if len(texts) > 1 and isinstance(texts[0].draft, ReadingDraft):
@@ -193,10 +208,10 @@ def speculate(
             step(state, alive, prune, on_step)
             alive = drop_finished(state, alive)
     seconds = time.perf_counter() - started
-    found = [text.result(seconds, max_new_tokens) for text in texts]
-    if any(text.window_full for text in found):
+    results = [text.result(seconds, max_new_tokens) for text in texts]
+    if any(text.window_full for text in results):
         warn_of_window(model)
-    return found
+    return results
 
 
 def step(
@@ -206,9 +221,9 @@ def step(
     on_step: Callable[[TokenTree, Accepted], None] | None,
 ) -> None:
     """Draft a tree for every text, read them in one pass, and keep what the model confirms."""
-    trees = [text.draft.draft(text.last, text.room - 1) for text in texts]
-    trees = [tree.limited(text.room - 1) for tree, text in zip(trees, texts, strict=True)]
-    if prune is not None:  # a guess that was drawn has to be judged, or the law changes
+    trees = [text.draft.draft(text.last, text.budget - 1) for text in texts]
+    trees = [tree.limited(text.budget - 1) for tree, text in zip(trees, texts, strict=True)]
+    if prune is not None:  # a guess that was drawn has to be judged, or the distribution changes
         trees = [
             tree if tree.proposals is not None else prune(text.ids, tree)
             for tree, text in zip(trees, texts, strict=True)
@@ -219,15 +234,15 @@ def step(
         for text, tree, rows in zip(texts, trees, logits, strict=True)
     ]
     if state.undecided:
-        longest = max(len(found.path) for found in walks)
-        state.keep([[*found.path, *[-1] * (longest - len(found.path))] for found in walks])
-    for text, tree, rows, found in zip(texts, trees, logits, walks, strict=True):
-        text.draft.update(tree, rows[: len(tree)], found)
-        text.accept_lengths.append(len(found.tokens))
+        longest = max(len(accepted.path) for accepted in walks)
+        state.keep([[*accepted.path, *[-1] * (longest - len(accepted.path))] for accepted in walks])
+    for text, tree, rows, accepted in zip(texts, trees, logits, walks, strict=True):
+        text.draft.update(tree, rows[: len(tree)], accepted)
+        text.accept_lengths.append(len(accepted.tokens))
         text.nodes.append(len(tree))
         text.passes += 1
         if on_step:
-            on_step(tree, found)
+            on_step(tree, accepted)
 
 
 def check(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache: Any) -> None:
@@ -269,7 +284,7 @@ class Text:
     def __init__(
         self,
         prompt: list[int],
-        shown: list[int],
+        steering_prompt: list[int],
         new: int,
         choosing: Choosing,
         draft: Draft,
@@ -277,10 +292,10 @@ class Text:
     ):
         self.ids, self.prompt_length = prompt, len(prompt)
         self.choosing, self.draft = choosing, draft
-        # what processors see: the prompt as it is shown, and the new tokens
-        self.tensor = torch.zeros(1, len(shown) + new, dtype=torch.long, device=device)
-        self.tensor[0, : len(shown)] = torch.tensor(shown)
-        self.hidden = len(shown) - len(prompt)  # tokens that the model does not read
+        # what processors see: the prompt as they are shown it, and the new tokens
+        self.tensor = torch.zeros(1, len(steering_prompt) + new, dtype=torch.long, device=device)
+        self.tensor[0, : len(steering_prompt)] = torch.tensor(steering_prompt)
+        self.hidden = len(steering_prompt) - len(prompt)  # tokens that the model does not read
         self.finished, self.cut_off, self.passes = False, False, 0
         self.accept_lengths: list[int] = []
         self.nodes: list[int] = []
@@ -290,7 +305,7 @@ class Text:
         return self.ids[-1]
 
     @property
-    def room(self) -> int:
+    def budget(self) -> int:
         """Tokens that still fit."""
         return self.tensor.shape[1] - self.hidden - len(self.ids)
 
@@ -312,7 +327,7 @@ class Text:
         self.ids.append(token)
         stopped = [bool(stop(self.written, scores)) for stop in how.stopping]  # all are asked
         ended = token in how.ends or any(stopped)
-        self.cut_off = not ended and not self.room
+        self.cut_off = not ended and not self.budget
         self.finished = ended or self.cut_off
         return token
 

@@ -31,12 +31,17 @@ PRIOR_RATES = (0.45, 0.1, 0.05, 0.035, 0.025, 0.02, 0.015, 0.01)
 
 @dataclass(frozen=True)
 class TokenTree:
-    """A drafted tree. tokens: M ids, the root first. parents: M indices, -1 for the root, every
-    parent before its children. Of two children with one token only the first counts.
+    """A drafted tree.
 
-    notes: what the drafter wants to know of each node again when it is told how the tree fared; one
-    per node, or none. proposals: [M, V], for trees that were sampled: row n is the distribution
-    that node n's token was drawn from, given that its earlier siblings were not (see `rejection`).
+    Of two children with one token only the first counts.
+
+    Args:
+        tokens: M ids, the root first.
+        parents: M indices, -1 for the root, every parent before its children.
+        notes: what the drafter wants to know of each node again when it is told how the tree fared;
+            one per node, or none.
+        proposals: [M, V], for trees that were sampled: row n is the distribution that node n's
+            token was drawn from, given that its earlier siblings were not (see `rejection`).
     """
 
     tokens: tuple[int, ...]
@@ -74,10 +79,10 @@ class TokenTree:
 
     def select(self, nodes: Sequence[int]) -> "TokenTree":
         """The tree of these nodes only, in this order; each with its parent before it."""
-        place = {-1: -1} | {node: at for at, node in enumerate(nodes)}
+        index_of = {-1: -1} | {node: at for at, node in enumerate(nodes)}
         return TokenTree(
             tuple(self.tokens[node] for node in nodes),
-            tuple(place[self.parents[node]] for node in nodes),
+            tuple(index_of[self.parents[node]] for node in nodes),
             tuple(self.notes[node] for node in nodes) if self.notes else (),
             None if self.proposals is None else self.proposals[list(nodes)],
         )
@@ -99,20 +104,22 @@ class TokenTree:
     @cached_property
     def children(self) -> Mapping[tuple[int, int], int]:
         """(node, token) -> the child of `node` that guesses `token`."""
-        found: dict[tuple[int, int], int] = {}
+        nodes: dict[tuple[int, int], int] = {}
         for node, parent in enumerate(self.parents[1:], start=1):
-            found.setdefault((parent, self.tokens[node]), node)
-        return found
+            nodes.setdefault((parent, self.tokens[node]), node)
+        return nodes
 
 
 @dataclass(frozen=True)
 class TreeTemplate:
     """A tree of ranks: node (r1, ..., rd) is successor r_d of node (r1, ..., r_{d-1}).
 
-    paths: the draft nodes in any order; prefix-closed, without repeats. They are kept in preorder,
-    lowest rank first: the chain 0, 00, 000, ..., which is accepted most often, then lies at the
-    front, and keeping it in the cache moves nothing. Arrays over nodes have the root in front, with
-    parent and rank -1 and depth 0.
+    They are kept in preorder, lowest rank first: the chain 0, 00, 000, ..., which is accepted most
+    often, then lies at the front, and keeping it in the cache moves nothing. Arrays over nodes have
+    the root in front, with parent and rank -1 and depth 0.
+
+    Attributes:
+        paths: the draft nodes in any order; prefix-closed, without repeats.
     """
 
     paths: tuple[tuple[int, ...], ...]
@@ -140,8 +147,8 @@ class TreeTemplate:
 
     @cached_property
     def parents(self) -> tuple[int, ...]:
-        place = {path: node for node, path in enumerate(((), *self.paths))}
-        return (-1, *(place[path[:-1]] for path in self.paths))
+        index_of = {path: node for node, path in enumerate(((), *self.paths))}
+        return (-1, *(index_of[path[:-1]] for path in self.paths))
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -177,42 +184,45 @@ class TreeTemplate:
     ) -> TokenTree:
         """The template's nodes on top of the token `root`, as far as there are successors and down
         to this depth."""
-        found, rows = {0: root}, {}
+        tokens, rows = {0: root}, {}
         for node in range(1, len(self) + 1):
-            parent = found.get(self.parents[node])
+            parent = tokens.get(self.parents[node])
             if parent is None or self.depths[node] > depth:
                 continue
             row = rows[parent] if parent in rows else rows.setdefault(parent, successors(parent))
             if self.ranks[node] < len(row):
-                found[node] = row[self.ranks[node]]
-        place = {-1: -1} | {node: at for at, node in enumerate(found)}
-        parents = tuple(place[self.parents[node]] for node in found)
-        return TokenTree(tuple(found.values()), parents)
+                tokens[node] = row[self.ranks[node]]
+        index_of = {-1: -1} | {node: at for at, node in enumerate(tokens)}
+        parents = tuple(index_of[self.parents[node]] for node in tokens)
+        return TokenTree(tuple(tokens.values()), parents)
 
     def truncate(self, nodes: int, rates: Sequence[float] = PRIOR_RATES) -> "TreeTemplate":
         """The `nodes` most probable nodes (see the module's text); rates[r] is rank r's.
 
         Ties go to the shallower node, then to the earlier one.
         """
-        worth = reach(self.parents, [rates[min(rank, len(rates) - 1)] for rank in self.ranks])[1:]
+        by_node = [rates[min(rank, len(rates) - 1)] for rank in self.ranks]
+        worth = path_probabilities(self.parents, by_node)[1:]
         order = sorted(range(len(self)), key=lambda at: (-worth[at], self.depths[at + 1]))[:nodes]
         return TreeTemplate(tuple(self.paths[node] for node in order))
 
 
-def reach(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
+def path_probabilities(parents: Sequence[int], rates: Sequence[float]) -> list[float]:
     """q_n = q_parent(n) · rate_n for every node; 1 for the root, whose rate is not read."""
-    found = [1.0] * len(parents)
+    probabilities = [1.0] * len(parents)
     for node in range(1, len(parents)):
-        found[node] = found[parents[node]] * rates[node]
-    return found
+        probabilities[node] = probabilities[parents[node]] * rates[node]
+    return probabilities
 
 
 def best_size(worth: Sequence[float], latency: Mapping[int, float]) -> int:
     """How many draft nodes give the most expected tokens per second.
 
-    worth: q of the draft nodes, in falling order. latency: seconds of a pass by its number of
-    tokens (root included), read by linear interpolation and, above its last point, by the slope of
-    the last two. An empty curve means that passes cost the same: every node is taken.
+    Args:
+        worth: q of the draft nodes, in falling order.
+        latency: seconds of a pass by its number of tokens (root included), read by linear
+            interpolation and, above its last point, by the slope of the last two. An empty curve
+            means that passes cost the same: every node is taken.
     """
     best = BestSize(latency, len(worth))
     for value in worth:
@@ -221,10 +231,13 @@ def best_size(worth: Sequence[float], latency: Mapping[int, float]) -> int:
 
 
 class BestSize:
-    """`best_size`, found while the nodes come, and whether more can change it. most: nodes at most.
+    """`best_size`, found while the nodes come, and whether more can change it.
 
     The speed (E + j w) / t(m + 1 + j) of a tree that m nodes and j others worth w each make is
     monotone in j between two points of the curve, so it is largest at one of them, or at an end.
+
+    Args:
+        most: nodes at most.
     """
 
     def __init__(self, latency: Mapping[int, float], most: int):
@@ -240,7 +253,7 @@ class BestSize:
         if speed > self.speed or not self.knots:
             self.size, self.speed = self.count, speed
 
-    def may_grow(self, value: float) -> bool:
+    def may_improve(self, value: float) -> bool:
         """Whether more nodes, none worth more than this, could make a faster tree."""
         tokens = self.count + 1
         return not self.knots or any(

@@ -1,7 +1,7 @@
-"""Growing a draft tree where it pays: most accepted tokens per second on this machine.
+"""Expanding a draft tree where it pays: most accepted tokens per second on this machine.
 
-A source says, for the place at the end of a path, which tokens may come next and how likely each
-is. `grow` puts guesses into a tree, the likeliest path first:
+A source says, for the cursor at the end of a path, which tokens may come next and how likely each
+is. `expand_tree` puts guesses into a tree, the likeliest path first:
 
     q_n = q_parent(n) · rate(n),        rate(n) = p(n) · (hits(kind) + a) / (Σ p over kind + b),
 
@@ -29,34 +29,43 @@ MOST_NODES = 48  # no machine measured here gains from more
 
 
 class Guess(NamedTuple):
-    """A possible next token. prob: how likely its source holds it. kind: which guesses it is
-    calibrated with. place: where it was made, from which its source finds what comes behind it."""
+    """A possible next token.
+
+    Attributes:
+        prob: how likely its source holds it.
+        kind: which guesses it is calibrated with.
+        cursor: where it was made, from which its source finds what comes behind it.
+    """
 
     token: int
     prob: float
     kind: Hashable
-    place: Any
+    cursor: Any
 
 
 class Source(Protocol):
-    """Where guesses come from. Several guesses of one place must be of different tokens."""
+    """Where guesses come from. Several guesses of one cursor must be of different tokens."""
 
     def root(self) -> Any:
-        """The place at the end of the text."""
+        """The cursor at the end of the text."""
         ...
 
-    def guesses(self, place: Any) -> list[Guess]: ...
+    def guesses(self, cursor: Any) -> list[Guess]: ...
 
     def after(self, guess: Guess) -> Any:
-        """The place behind a guess. Few guesses are ever gone on from, so it is asked late."""
+        """The cursor behind a guess. Few guesses are ever gone on from, so it is asked late."""
         ...
 
 
 @dataclass
 class Calibration:
-    """How often the guesses of every kind came true. strength: what the source's own probability
-    counts, in guesses of probability 1, against what was observed. fade: how much of the older
-    observations is kept with every new one."""
+    """How often the guesses of every kind came true.
+
+    Args:
+        strength: what the source's own probability counts, in guesses of probability 1, against
+            what was observed.
+        fade: how much of the older observations is kept with every new one.
+    """
 
     strength: float = 4.0
     fade: float = 0.98
@@ -86,19 +95,20 @@ class Calibration:
                 self.count(tree.notes[node], tree.tokens[node] == truth[parent])
 
 
-def grow(
+def expand_tree(
     root: int,
     source: Source,
     calibration: Calibration,
-    room: int,
+    budget: int,
     *,
     nodes: int | None = None,
     latency: Mapping[int, float] | None = None,
 ) -> TokenTree:
-    """The tree on top of the token `root`, at most `room` deep; its notes are the guesses.
+    """The tree on top of the token `root`, at most `budget` deep; its notes are the guesses.
 
-    nodes: how many to draft; None takes as many as pay by `latency`, seconds of a pass by its
-    number of tokens.
+    Args:
+        nodes: how many to draft; None takes as many as pay by `latency`, seconds of a pass by its
+            number of tokens.
     """
     in_range("nodes", nodes, "[0, inf)", integer=True, optional=True)
     most = MOST_NODES if nodes is None else nodes
@@ -106,11 +116,11 @@ def grow(
     heap: list[tuple[float, int, int, Guess]] = []
     entries = 0
 
-    def offer(parent: int, depth: int, reach: float, place: Any) -> None:
+    def offer(parent: int, depth: int, above: float, cursor: Any) -> None:
         nonlocal entries
-        if depth < room:
-            for guess in source.guesses(place):
-                worth = reach * calibration.rate(guess)
+        if depth < budget:
+            for guess in source.guesses(cursor):
+                worth = above * calibration.rate(guess)
                 if worth > 0:
                     entries += 1
                     heapq.heappush(heap, (-worth, entries, parent, guess))
@@ -119,7 +129,7 @@ def grow(
     notes: list[Guess | None] = [None]
     best = BestSize(latency or {} if nodes is None else {}, most)
     offer(0, 0, 1.0, source.root())
-    while heap and best.count < most and best.may_grow(-heap[0][0]):
+    while heap and best.count < most and best.may_improve(-heap[0][0]):
         loss, _, parent, guess = heapq.heappop(heap)
         best.add(-loss)
         tokens.append(guess.token)

@@ -43,7 +43,11 @@ class Node:
 
 
 class Tree(Node):
-    """What followed one token. size: its nodes."""
+    """What followed one token.
+
+    Attributes:
+        size: its nodes.
+    """
 
     __slots__ = ("size",)
 
@@ -55,9 +59,11 @@ class Tree(Node):
 class TrieCache:
     """Counted branches after every token.
 
-    branch_length: tokens kept after each token. tree_nodes: how large one token's tree may be when
-    it is pruned; None for no limit. max_nodes: the same for all trees together; a node takes some
-    200 bytes. vocab_size: of the model whose tokens these are, None until that is known.
+    Args:
+        branch_length: tokens kept after each token.
+        tree_nodes: how large one token's tree may be when it is pruned; None for no limit.
+        max_nodes: the same for all trees together; a node takes some 200 bytes.
+        vocab_size: of the model whose tokens these are, None until that is known.
     """
 
     def __init__(
@@ -147,7 +153,11 @@ class TrieCache:
 
     @classmethod
     def load(cls, path: str | Path) -> TrieCache:
-        """Read what `save` wrote. Raises InputError for a file that is none of these."""
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file that is none of these.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:

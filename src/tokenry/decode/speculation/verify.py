@@ -6,11 +6,11 @@ the child of n that guesses x. Without such a child, x is the bonus token and th
     greedy      x = argmax logits[n]
     sampling    x ~ p_n = softmax(logits[n] / temperature), cut to its top-p nucleus
 
-Each x has exactly the law that it has without a draft, whatever the tree guesses, so the text is
-lossless. Sampling is the rule of speculative sampling for drafts that are point masses: accepting
-the first child c with probability p(c), else setting p(c) to 0, renormalising and trying the next
-one, takes child c with probability p(c) and another token x as the bonus with probability p(x). One
-draw from p has that law.
+Each x has exactly the distribution that it has without a draft, whatever the tree guesses, so the
+text is lossless. Sampling is the rule of speculative sampling for drafts that are point masses:
+accepting the first child c with probability p(c), else setting p(c) to 0, renormalising and trying
+the next one, takes child c with probability p(c) and another token x as the bonus with probability
+p(x). One draw from p has that distribution.
 
 Only the nodes on the walk are looked at, and each token costs one draw. With one generator a text
 is therefore the same with any draft.
@@ -31,15 +31,23 @@ Choice = Callable[[int, Tensor], int | None]
 
 
 class Accepted(NamedTuple):
-    """path: nodes from the root to the last accepted one. tokens: what follows the root, one per
-    node of `path`; the last is the bonus token, unless the walk was stopped."""
+    """
+    Attributes:
+        path: nodes from the root to the last accepted one.
+        tokens: what follows the root, one per node of `path`; the last is the bonus token, unless
+            the walk was stopped.
+    """
 
     path: list[int]
     tokens: list[int]
 
 
 def verify_greedy(tree: TokenTree, logits: Tensor) -> Accepted:
-    """The longest path of the tree that greedy decoding takes. logits: [M, V]."""
+    """The longest path of the tree that greedy decoding takes.
+
+    Args:
+        logits: [M, V].
+    """
     return walk(tree, logits, lambda _, row: int(row.argmax()))
 
 
@@ -50,7 +58,11 @@ def verify_sampling(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Accepted:
-    """A path that follows the law of sampling from the model. logits: [M, V]."""
+    """A path that follows the distribution of sampling from the model.
+
+    Args:
+        logits: [M, V].
+    """
     return walk(tree, logits, lambda _, row: draw(row, temperature, top_p, generator))
 
 
@@ -76,10 +88,14 @@ def draw(
 ) -> int:
     """One token from softmax(logits / temperature); the most probable one at temperature 0.
 
-    logits: [V]. top_p: draw from the smallest set of most probable tokens that holds this much.
-    proposed: tokens that were themselves drawn, and from what; the token then has the same law, and
-    is one of them as often as possible (see `rejection`). Raises ConstraintError where no token is
-    possible.
+    Args:
+        logits: [V].
+        top_p: draw from the smallest set of most probable tokens that holds this much.
+        proposed: tokens that were themselves drawn, and from what; the token then has the same
+            distribution, and is one of them as often as possible (see `rejection`).
+
+    Raises:
+        ConstraintError: no token is possible.
     """
     in_range("temperature", temperature, "[0, inf)")
     in_range("top_p", top_p, "(0, 1]")

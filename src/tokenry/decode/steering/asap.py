@@ -26,25 +26,27 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
-from tokenry.core.registry import controller
 from tokenry.decode.constraints.base import Constraint, State, refuse
 from tokenry.decode.samplers.asap import Remembered, RememberedState, distinct_nodes
 from tokenry.decode.samplers.base import DEAD, fitted_mask
 from tokenry.decode.samplers.prefix_trie import Node, visit
+from tokenry.decode.steering.base import Example, controller
 
 Row = tuple[int, ...]
 
 
-@controller("asap", paper=17)
+@controller("asap", paper=17, examples=lambda: _examples())
 class ASApProcessor(LogitsProcessor):
     """Masks by a constraint and corrects for what is known of the future.
 
-    constraint: None leaves everything as it is. prompt_length: columns of `input_ids` that are the
-    prompt, padding included. max_new_tokens: the limit given to `generate`, so that the last token
-    ends the text and what the limit makes impossible is learned; None: texts may be cut off.
-    memory: the tries of another processor for the same model and constraint. when_empty: what to do
-    where nothing is left, "raise" a ConstraintError or "end" the text, unfinished as it is; either
-    way the dead end is avoided from then on.
+    Args:
+        constraint: None leaves everything as it is.
+        prompt_length: columns of `input_ids` that are the prompt, padding included.
+        max_new_tokens: the limit given to `generate`, so that the last token ends the text and what
+            the limit makes impossible is learned; None: texts may be cut off.
+        memory: the tries of another processor for the same model and constraint.
+        when_empty: what to do where nothing is left, "raise" a ConstraintError or "end" the text,
+            unfinished as it is; either way the dead end is avoided from then on.
     """
 
     def __init__(
@@ -72,28 +74,28 @@ class ASApProcessor(LogitsProcessor):
             return scores
         rows: list[Row] = [tuple(row) for row in input_ids.tolist()]
         states = [self._state(row) for row in rows]
-        going = [place for place, state in enumerate(states) if not state.finished]
-        self._before = {rows[place]: (states[place], None) for place in range(len(rows))}
+        going = [index for index, state in enumerate(states) if not state.finished]
+        self._before = {rows[index]: (states[index], None) for index in range(len(rows))}
         if not going:
             return scores
-        nodes, where, first = distinct_nodes([states[place] for place in going])
-        firsts = [going[place] for place in first]
-        masks = torch.stack([fitted_mask(states[place], scores.shape[-1]) for place in firsts])
+        nodes, where, first = distinct_nodes([states[index] for index in going])
+        firsts = [going[index] for index in first]
+        masks = torch.stack([fitted_mask(states[index], scores.shape[-1]) for index in firsts])
         log_p = scores[firsts].double().log_softmax(-1)
         log_p = log_p.masked_fill(~masks.to(scores.device), DEAD)  # [n, V]
         log_future = visit(nodes, log_p).masked_fill(log_p.isneginf(), DEAD)
-        self._before |= {rows[place]: (states[place], log_p[n]) for n, place in enumerate(firsts)}
+        self._before |= {rows[index]: (states[index], log_p[n]) for n, index in enumerate(firsts)}
         steered = scores.clone()
         steered[going] += log_future[where].to(scores.dtype)
-        empty = [place for place in going if bool(steered[place].isneginf().all())]
+        empty = [index for index in going if bool(steered[index].isneginf().all())]
         if empty and self.when_empty == "raise":
             raise ConstraintError(
                 f"nothing can follow in row {empty[0]} after {list(rows[empty[0]][-8:])}: the "
                 'constraint, and what is left of the logits, allow no token; when_empty="end" '
                 "ends such texts"
             )
-        for place in empty:
-            steered[place, sorted(self.constraint.eos)] = 0.0
+        for index in empty:
+            steered[index, sorted(self.constraint.eos)] = 0.0
         return steered
 
     def _state(self, row: Row) -> RememberedState:
@@ -146,3 +148,14 @@ class _Ended:
 
     def advance(self, token: int) -> State:
         raise refuse(token, "after the end")
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.constraints.grammar import Grammar
+
+    return [
+        Example(
+            lambda t, length, _: ASApProcessor(Grammar.regex("[a-z ]*", t), length),
+            lambda t, length, _: ASApProcessor(None, length),
+        )
+    ]

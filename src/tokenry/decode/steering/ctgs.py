@@ -20,7 +20,7 @@ Generation Studio (arXiv 2306.15926). The paper's masks judge each token's strin
 (`token_mask` here); those that hold for the words of the text are ours.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -29,30 +29,32 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, ShapeError
-from tokenry.core.registry import controller
 from tokenry.decode.constraints.words import WordConstraint, WordState
+from tokenry.decode.steering.base import Example, controller
 from tokenry.decode.steering.word_filters import AllOf, AnyWord, WordFilter
+from tokenry.text.vocabulary import token_bytes
 
 Row = tuple[int, ...]
 
 
-@controller("ctgs", paper=62)
+@controller("ctgs", paper=62, examples=lambda: _examples())
 class VocabFilterProcessor(LogitsProcessor):
     """Keeps every word of a generated text within a filter; for `logits_processor=[...]`.
 
         no_e = VocabFilterProcessor(WithoutLetters("e"), tokenizer)
         model.generate(**inputs, logits_processor=[no_e])
 
-    filter: a `WordFilter`, a `WordConstraint` built before, or None (every text, the identity).
-    prompt_length: how many columns of `input_ids`, padding included, are the prompt, whose words
-        are not judged. None: a row that does not continue a row seen one or more steps before, in
-        this or any other place of the batch, is taken for a prompt.
-    when_empty: what to do where no token survives (the logits may have been masked before). "raise"
-        a ConstraintError, or "end" the text with an end-of-sequence token.
-    options: those of `WordConstraint` (lexicon, eos, always_allow, spelling, wordless,
-        cache_size).
-
     Rows whose text has ended are left alone. Finding the state of a row costs one token's reading.
+
+    Args:
+        filter: a `WordFilter`, a `WordConstraint` built before, or None (every text, the identity).
+        prompt_length: how many columns of `input_ids`, padding included, are the prompt, whose
+            words are not judged. None: a row that does not continue a row seen one or more steps
+            before, in this or any other place of the batch, is taken for a prompt.
+        when_empty: what to do where no token survives (the logits may have been masked before).
+            "raise" a ConstraintError, or "end" the text with an end-of-sequence token.
+        options: those of `WordConstraint` (lexicon, eos, always_allow, spelling, wordless,
+            cache_size).
     """
 
     def __init__(
@@ -176,13 +178,22 @@ def token_mask(
 
 def vocab_strings(tokenizer: Any) -> list[str]:
     """The string of every token, leading space kept; "" for special tokens."""
-    from tokenry.text.vocabulary import token_bytes
-
-    pieces: Sequence[bytes] = token_bytes(tokenizer)
-    return [piece.decode(errors="replace") for piece in pieces]
+    return [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
 
 
 def accepts_everything(filter: WordFilter) -> bool:
     """Whether a filter is the empty one."""
     empty = isinstance(filter, AllOf) and all(map(accepts_everything, filter.parts))
     return empty or isinstance(filter, AnyWord)
+
+
+def _examples() -> list[Example]:
+    from tokenry.decode.steering.word_filters import Length, WithoutLetters
+
+    words = WithoutLetters("e") | Length(2, 2)
+    return [
+        Example(
+            lambda t, length, _: VocabFilterProcessor(words, t, prompt_length=length),
+            lambda t, *_: VocabFilterProcessor(None, t),
+        )
+    ]

@@ -14,25 +14,29 @@ Source: Limits of n-gram Style Control for LLMs via Logit-Space Injection (arXiv
 smoothing and weights are reconstructed.
 """
 
+from typing import Any
+
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import VocabularyError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import Example, controller
 from tokenry.text.ngrams import NOTHING, NGramModel
 
 
-@controller("ngram-style", paper=167)
+@controller("ngram-style", paper=167, examples=lambda: _examples())
 class NGramStyle(LogitsProcessor):
     """Pulls generated text towards the n-grams of a corpus; for `logits_processor=[...]`.
 
         ngrams = NGramModel.fit([tokenizer(text)["input_ids"] for text in corpus], len(tokenizer))
         model.generate(**inputs, logits_processor=[NGramStyle(ngrams, 0.1)], do_sample=True)
 
-    strength: λ >= 0. renormalise: divide by the sum of the weights of the orders that match, so
-        that contexts seen and unseen count alike (the paper drops the others' weight).
-    pad_token_id: with it, padding at the left of a row is no context.
+    Args:
+        strength: λ >= 0.
+        renormalise: divide by the sum of the weights of the orders that match, so that contexts
+            seen and unseen count alike (the paper drops the others' weight).
+        pad_token_id: with it, padding at the left of a row is no context.
     """
 
     def __init__(
@@ -68,3 +72,13 @@ class NGramStyle(LogitsProcessor):
         known = steered[:, : self.ngrams.vocab_size]  # a model pads its output beyond that
         known.copy_(known.float() + self.strength * boost)
         return steered
+
+
+def _examples() -> list[Example]:
+    texts = ["the cat sat on the mat", "there is a theory that they gather"]
+
+    def styled(tokenizer: Any, strength: float) -> NGramStyle:
+        ngrams = NGramModel.fit([tokenizer(text)["input_ids"] for text in texts], len(tokenizer))
+        return NGramStyle(ngrams, strength, pad_token_id=tokenizer.pad_token_id)
+
+    return [Example(lambda t, *_: styled(t, 0.4), lambda t, *_: styled(t, 0.0))]

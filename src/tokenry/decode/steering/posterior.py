@@ -21,6 +21,7 @@ al., 2010). Fitting u at each step of decoding is ours.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,31 +29,32 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import ConstraintError, InputError, ShapeError, VocabularyError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import Example, controller
 
 STEPS = 60
 TOLERANCE = 1e-10  # of E_q[φ] - ε, relative to the largest |φ - ε|
 RIDGE = 1e-14
 
 
-@controller("posterior", paper=4)
+@controller("posterior", paper=4, examples=lambda: _examples())
 class PosteriorControl(LogitsProcessor):
     """Keeps expected token features below a bound at every step; for `logits_processor=[...]`.
 
         φ = event_features(len(tokenizer), answer=[...], nonanswer=[...])
         model.generate(**inputs, logits_processor=[PosteriorControl(φ, epsilon=0.0)])
 
-    features: φ, [V] or [K, V]; tokens that a model pads its vocabulary with have 0.
-    multiplier: u, a number or [K], used as it is. epsilon: ε, a number or [K]; u is then fitted.
-        Give one of the two.
-    when_infeasible: what to do at a step where no distribution over the possible tokens satisfies
-        the constraints: "raise" a ConstraintError, or take the "closest", one constraint after
-        the other at its least possible expectation.
-    sampling_temperature: the temperature that is applied to the logits afterwards; the constraints
-        hold for the distribution that is drawn from.
-
     This steers step by step. The posterior of whole texts under a given u, p(y) exp(-u Σ_t φ(y_t)),
     is another distribution: `generate(..., critic=control.potential)` samples that one.
+
+    Args:
+        features: φ, [V] or [K, V]; tokens that a model pads its vocabulary with have 0.
+        multiplier: u, a number or [K], used as it is.
+        epsilon: ε, a number or [K]; u is then fitted. Give one of the two.
+        when_infeasible: what to do at a step where no distribution over the possible tokens
+            satisfies the constraints: "raise" a ConstraintError, or take the "closest", one
+            constraint after the other at its least possible expectation.
+        sampling_temperature: the temperature that is applied to the logits afterwards; the
+            constraints hold for the distribution that is drawn from.
     """
 
     def __init__(
@@ -133,7 +135,8 @@ def event_features(
 ) -> Tensor:
     """φ [V]: 1 for tokens of non-answer events, -1 for tokens of answer events, 0 for all others.
 
-    Raises InputError for a token that is in both.
+    Raises:
+        InputError: a token that is in both.
     """
     answer, nonanswer = set(answer), set(nonanswer)
     if both := answer & nonanswer:
@@ -160,8 +163,13 @@ def fitted_tilt(
     """u·φ `[B, V]` at the u that solve the dual; inf where only tokens of less φ can satisfy a
     constraint.
 
-    logprob: float64 `[B, V]`. features: `[K, V]`. epsilon: `[K]`. Raises ConstraintError when a row
-    has no solution, unless when_infeasible is "closest".
+    Args:
+        logprob: float64 `[B, V]`.
+        features: `[K, V]`.
+        epsilon: `[K]`.
+
+    Raises:
+        ConstraintError: a row has no solution, unless when_infeasible is "closest".
     """
     possible = logprob > -math.inf
     barred = torch.zeros_like(logprob)  # inf on tokens that no solution can have
@@ -192,8 +200,13 @@ def fitted_tilt(
 def maximise_dual(logprob: Tensor, features: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """The u >= 0 `[B, K]` that maximise g(u), and whether each row came to rest `[B]`.
 
-    logprob: `[B, V]`; features: `[K, V]`; epsilon: `[B, K]`. Newton steps on the coordinates that
-    are not held at 0, shortened until g grows. g' = E_q[φ] - ε, and -g'' is φ's covariance under q.
+    Newton steps on the coordinates that are not held at 0, shortened until g grows. g' = E_q[φ] -
+    ε, and -g'' is φ's covariance under q.
+
+    Args:
+        logprob: `[B, V]`.
+        features: `[K, V]`.
+        epsilon: `[B, K]`.
     """
     possible = (logprob > -math.inf)[:, None]
     gap = torch.where(possible, features - epsilon[..., None], 0.0)  # [B, K, V]
@@ -247,3 +260,10 @@ def by_group(logprob: Tensor, group: Tensor, groups: int) -> Tensor:
     """Log of the mass of each group `[B, M]`, from log-probabilities `[B, V]` and `group` `[V]`."""
     mass = torch.zeros(len(logprob), groups, dtype=logprob.dtype, device=logprob.device)
     return mass.index_add_(1, group, logprob.exp()).log()
+
+
+def _examples() -> list[Example]:
+    def bounded(tokenizer: Any, epsilon: float) -> PosteriorControl:
+        return PosteriorControl(torch.linspace(-1, 1, len(tokenizer)), epsilon=epsilon)
+
+    return [Example(lambda t, *_: bounded(t, -0.3), lambda t, *_: bounded(t, 1.0))]

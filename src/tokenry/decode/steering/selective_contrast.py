@@ -33,8 +33,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extrapolate import extrapolated
-from tokenry.core.registry import controller
 from tokenry.decode.branches import Branch
+from tokenry.decode.steering.base import Example, controller
 
 Space = Literal["prob", "logit"]
 Negative = Sequence[int] | Callable[[list[int]], Sequence[int]]
@@ -54,7 +54,8 @@ def selective_contrast(
 ) -> tuple[Tensor, Tensor]:
     """(scores [B, V], active bool [B]) from the logits of the two prompts [B, V].
 
-    threshold: of s √V, or of s itself if not `scale_free`; 0 never contrasts, inf always does.
+    Args:
+        threshold: of s √V, or of s itself if not `scale_free`; 0 never contrasts, inf always does.
     """
     if logits_pos.shape != logits_neg.shape:
         raise ShapeError(f"logits of {list(logits_pos.shape)} and {list(logits_neg.shape)}")
@@ -86,7 +87,7 @@ def distribution_spread(logits: Tensor, scale_free: bool = False) -> Tensor:
     return spread * logits.shape[-1] ** 0.5 if scale_free else spread
 
 
-@controller("uscd", paper=161)
+@controller("uscd", paper=161, examples=lambda: _examples())
 class SelectiveContrastProcessor(LogitsProcessor):
     """Contrasts a prompt with another, where the model is uncertain; for `logits_processor=[...]`.
 
@@ -94,15 +95,19 @@ class SelectiveContrastProcessor(LogitsProcessor):
         contrast = SelectiveContrastProcessor(model, lame)
         model.generate(**inputs, logits_processor=[contrast])
 
-    negative: the ids of the other prompt, one for all rows, or a function from a row's prompt ids
-        (padding included) to its other prompt's. None: nothing is contrasted.
-    prompt_length: how many columns of `input_ids`, padding included, are the prompt. None: those of
-        the first call.
-    weight, keep_ratio, threshold, space, scale_free: as for `selective_contrast`; the paper also
-        uses keep_ratio 1/3 and threshold 0.63.
-
     One processor serves one call of `generate`. Put it before processors that cut tokens off.
     `branch` counts the passes of the other prompt; rows whose gate is shut keep their logits.
+
+    Args:
+        negative: the ids of the other prompt, one for all rows, or a function from a row's prompt
+            ids (padding included) to its other prompt's. None: nothing is contrasted.
+        prompt_length: how many columns of `input_ids`, padding included, are the prompt. None:
+            those of the first call.
+        weight: as for `selective_contrast`; the paper also uses keep_ratio 1/3 and threshold 0.63.
+        keep_ratio: as `weight`.
+        threshold: as `weight`.
+        space: as `weight`.
+        scale_free: as `weight`.
     """
 
     def __init__(
@@ -198,3 +203,13 @@ def strip_examples(prompt: str) -> str:
         elif not inside and not ASSERTION.match(line):
             kept.append(line)
     return "".join(kept)
+
+
+def _examples() -> list[Example]:
+    made = SelectiveContrastProcessor
+    return [
+        Example(
+            lambda _, length, model: made(model, [5, 6], prompt_length=length),
+            lambda *_: made(None, None),
+        )
+    ]

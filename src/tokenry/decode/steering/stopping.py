@@ -20,6 +20,7 @@ control, the floor and the bound are derived here.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,30 +28,32 @@ from transformers import LogitsProcessor
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError, VocabularyError
-from tokenry.core.registry import controller
+from tokenry.decode.steering.base import Example, controller
 
 Floor = float | Callable[[int], float]
 
 
-@controller("stopping", paper=66)
+@controller("stopping", paper=66, examples=lambda: _examples())
 class StoppingControl(LogitsProcessor):
     """Sets the odds of ending a text apart from everything else; for `logits_processor=[...]`.
 
         short = StoppingControl([tokenizer.eos_token_id], floor=0.1, start=50, prompt_length=T)
         model.generate(**inputs, logits_processor=[short], do_sample=True)
 
-    stop: ids of the tokens that end a text. temperature: τ > 0; above 1 the odds come nearer to
-        even. bias: b; below 0 texts grow longer.
-    floor: h in [0, 1], the least chance of stopping once `start` tokens were generated; or a
-        function from the number of generated tokens n to h_n (`ramp`), asked from `start` on.
-    prompt_length: columns of `input_ids`, padding included, that are the prompt; needed to count
-        generated tokens, that is with a floor by function or a start above 0.
-    sampling_temperature: the temperature that is applied to the logits afterwards; the floor and s
-        are those of the distribution that is drawn from.
-
     A stop that another processor has forbidden (-inf) stays forbidden, and a row whose tokens all
     stop is left alone. A top-k or top-p filter that comes later may drop a stop that the floor
     leaves improbable. Call `bound` for the expected length that a floor guarantees.
+
+    Args:
+        stop: ids of the tokens that end a text.
+        temperature: τ > 0; above 1 the odds come nearer to even.
+        bias: b; below 0 texts grow longer.
+        floor: h in [0, 1], the least chance of stopping once `start` tokens were generated; or a
+            function from the number of generated tokens n to h_n (`ramp`), asked from `start` on.
+        prompt_length: columns of `input_ids`, padding included, that are the prompt; needed to
+            count generated tokens, that is with a floor by function or a start above 0.
+        sampling_temperature: the temperature that is applied to the logits afterwards; the floor
+            and s are those of the distribution that is drawn from.
     """
 
     def __init__(
@@ -158,3 +161,13 @@ def ramp(start: int, end: int) -> Callable[[int], float]:
 def _check_hazard(hazard: float) -> float:
     in_range("floor", hazard, "[0, 1]")
     return hazard
+
+
+def _examples() -> list[Example]:
+    options: dict[str, Any] = {"bias": -1.0, "floor": 0.3, "start": 2}
+    return [
+        Example(
+            lambda t, length, _: StoppingControl([t.eos_token_id], prompt_length=length, **options),
+            lambda t, *_: StoppingControl([t.eos_token_id]),
+        )
+    ]

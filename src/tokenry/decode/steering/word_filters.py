@@ -37,7 +37,8 @@ from tokenry.core.errors import ConstraintError
 class WordFilter(ABC):
     """A predicate on words. Subclasses are frozen dataclasses, so their repr names the filter.
 
-    lettered: the fields that hold letters of words.
+    Attributes:
+        lettered: the fields that hold letters of words.
     """
 
     exact: bool = False
@@ -363,15 +364,15 @@ def check_letters(name: str, letters: str) -> None:
 
 def spelled_set(letters: str, spell: Callable[[str], str]) -> str:
     """A set of letters, spelled; one that is folded into another of them is that one ("eé")."""
-    found, letters = "", unicodedata.normalize("NFC", letters)
+    symbols, letters = "", unicodedata.normalize("NFC", letters)
     for letter in letters:
         try:
-            found += spell(letter)
+            symbols += spell(letter)
         except ConstraintError:
             base = unicodedata.normalize("NFD", letter)[0]
             if base == letter or base not in letters:
                 raise
-    return found
+    return symbols
 
 
 def letter_count(word: str) -> int:

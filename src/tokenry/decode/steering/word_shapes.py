@@ -117,12 +117,12 @@ class LetterAt(WordFilter):
     Negative positions count from the end: `LetterAt((-1, "e"))` accepts "bugle".
     """
 
-    places: tuple[tuple[int, str], ...]
+    positions: tuple[tuple[int, str], ...]
     exact: ClassVar[bool] = True
 
-    def __init__(self, *places: tuple[int, str]):
-        object.__setattr__(self, "places", places)
-        for index, letter in places:
+    def __init__(self, *positions: tuple[int, str]):
+        object.__setattr__(self, "positions", positions)
+        for index, letter in positions:
             in_range("a position of LetterAt", index, "(-inf, inf)", integer=True)
             check_letters(f"the letter of LetterAt at {index}", letter)
             if len(unicodedata.normalize("NFC", letter)) != 1:
@@ -130,8 +130,8 @@ class LetterAt(WordFilter):
                     f"at {index} LetterAt has {letter!r}; it must be one letter: give each letter "
                     "its own position, or take StartsWith or EndsWith"
                 )
-        wanted = dict(places)
-        for index, letter in places:
+        wanted = dict(positions)
+        for index, letter in positions:
             if wanted[index] != letter:
                 raise ConstraintError(
                     f"no word has {letter!r} and {wanted[index]!r} at {index} at once"
@@ -141,29 +141,29 @@ class LetterAt(WordFilter):
         letters = letters_of(word)
         size = len(letters)
         return all(
-            -size <= index < size and letters[index] == letter for index, letter in self.places
+            -size <= index < size and letters[index] == letter for index, letter in self.positions
         )
 
     def prefix(self, prefix: str) -> bool:
         letters = letters_of(prefix)
         return all(
             letters[index : index + 1] in ("", letter)
-            for index, letter in self.places
+            for index, letter in self.positions
             if index >= 0
         )
 
     def residual(self, prefix: str) -> Hashable:
         letters = letters_of(prefix)
-        first = max((index + 1 for index, _ in self.places), default=0)
-        last = max((-index for index, _ in self.places), default=0)
+        first = max((index + 1 for index, _ in self.positions), default=0)
+        last = max((-index for index, _ in self.positions), default=0)
         size = min(len(letters), max(first, last, 0))
         return size, letters[len(letters) - min(size, last) :] if last > 0 else ""
 
     def letters(self) -> frozenset[str] | None:
-        return frozenset(letter for _, letter in self.places)
+        return frozenset(letter for _, letter in self.positions)
 
     def spelled(self, spell: Callable[[str], str]) -> WordFilter:
-        return LetterAt(*((index, spell(letter)) for index, letter in self.places))
+        return LetterAt(*((index, spell(letter)) for index, letter in self.positions))
 
 
 def edit_row(word: str, target: str) -> list[int]:
@@ -171,9 +171,9 @@ def edit_row(word: str, target: str) -> list[int]:
     row = list(range(len(target) + 1))
     for count, letter in enumerate(word, start=1):
         corner, row[0] = row[0], count
-        for place, wanted in enumerate(target, start=1):
-            best = min(corner + (letter != wanted), row[place] + 1, row[place - 1] + 1)
-            corner, row[place] = row[place], best
+        for column, wanted in enumerate(target, start=1):
+            best = min(corner + (letter != wanted), row[column] + 1, row[column - 1] + 1)
+            corner, row[column] = row[column], best
     return row
 
 

@@ -11,57 +11,66 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
-from tokenry.learn.objective import PAIR_SIDES
+from tokenry.learn.objective import PAIR
 
 
 @dataclass(frozen=True)
 class PreferenceCollator:
     """Dataset rows -> the fields of a TokenBatch: a block of rows for each side.
 
-    sides: which completions, in this order; none makes a batch of prompts, left-padded, for
-    rollouts. columns: "token.NAME" and "row.NAME", which become "column.NAME" [rows, T], [rows].
+    completions: which of a row, in this order. prompts: also the prompts alone, left-padded, for
+    rollouts; without completions they are all there is. columns: "token.NAME" and "row.NAME", which
+    become "column.NAME" [rows, T], [rows].
     The row's `{side}_target` says which of the completion's tokens count; without it, all do.
     `reference_logprob` is there when the rows carry precomputed log-probabilities.
     """
 
     pad_id: int
     padding_side: Literal["left", "right"] = "right"
-    sides: tuple[str, ...] = PAIR_SIDES
+    completions: tuple[str, ...] = PAIR
     columns: tuple[str, ...] = ()
+    prompts: bool = False
 
     @classmethod
     def of(
-        cls, tokenizer: Any, sides: Sequence[str] = PAIR_SIDES, columns: Sequence[str] = ()
+        cls,
+        tokenizer: Any,
+        completions: Sequence[str] = PAIR,
+        columns: Sequence[str] = (),
+        prompts: bool = False,
     ) -> PreferenceCollator:
         pad_id = tokenizer.pad_token_id
         known = next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0)
-        return cls(known, sides=tuple(sides), columns=tuple(columns))
+        return cls(known, completions=tuple(completions), columns=tuple(columns), prompts=prompts)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        if not self.sides:
+        fields: dict[str, Tensor] = {}
+        if self.prompts or not self.completions:
             prompts = TokenBatch.from_ids(
                 [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
             )
-            return {"prompts": prompts.ids, "prompts_attention": prompts.attention}
-        ids, targets, completions = [], [], []
-        for side in self.sides:
+            fields = {"prompts": prompts.ids, "prompts_attention": prompts.attention}
+        if not self.completions:
+            return fields
+        ids, targets, answers = [], [], []
+        for side in self.completions:
             for row in rows:
                 prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
                 ids.append([*prompt, *completion])
                 counts = row.get(f"{side}_target") or [True] * len(completion)
                 targets.append([False] * len(prompt) + list(counts))
-                completions.append([False] * len(prompt) + [True] * len(completion))
+                answers.append([False] * len(prompt) + [True] * len(completion))
         batch = TokenBatch.from_ids(
             ids,
             targets,
             pad_id=self.pad_id,
             padding_side=self.padding_side,
-            group=[*range(len(rows))] * len(self.sides),
+            group=[*range(len(rows))] * len(self.completions),
         )
         assert batch.group is not None
         layout = {"pad_id": self.pad_id, "padding_side": self.padding_side}
-        behind = TokenBatch.from_ids(ids, completions, **layout).target  # [rows, T]
-        fields = {
+        behind = TokenBatch.from_ids(ids, answers, **layout).target  # [rows, T]
+        fields |= {
             "ids": batch.ids,
             "attention": batch.attention,
             "target": batch.target,
@@ -69,13 +78,13 @@ class PreferenceCollator:
         }
         for column in self.columns:
             kind, name = column.split(".", 1)
-            values = [row[f"{side}_{name}"] for side in self.sides for row in rows]
+            values = [row[f"{side}_{name}"] for side in self.completions for row in rows]
             fields[f"column.{name}"] = (
                 _per_token(values, behind, batch.target, name)
                 if kind == "token"
                 else torch.tensor(values).float()
             )
-        references = [f"reference_{side}_logprob" for side in self.sides]
+        references = [f"reference_{side}_logprob" for side in self.completions]
         if all(row.get(name) is not None for row in rows for name in references):
             logprobs = [row[name] for name in references for row in rows]
             fields["reference_logprob"] = _per_token(

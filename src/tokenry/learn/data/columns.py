@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenry.core.errors import InputError
-from tokenry.learn.objective import PAIR_SIDES
+from tokenry.learn.objective import PAIR
 
 ROUNDING = 1e-3  # a log-probability of 0 in half precision
 
 
 def as_dataset(
     rows: Sequence[dict[str, Any]],
-    sides: Sequence[str] = PAIR_SIDES,
+    completions: Sequence[str] = PAIR,
     columns: Sequence[str] = (),
 ) -> Any:
-    """A `datasets.Dataset` of the texts, the ids of `sides`, and the columns that are needed.
+    """A `datasets.Dataset` of the texts, the ids of `completions`, and the columns that are needed.
 
     columns: "token.NAME" and "row.NAME". `{side}_target` goes along where a part of a completion
     does not count, and the reference's log-probabilities where all rows have them.
@@ -28,17 +28,21 @@ def as_dataset(
 
     names = ("prompt", "chosen", "rejected")
     texts = [name for name in names if all(isinstance(row.get(name), str) for row in rows)]
-    wanted = [*(texts if sides else texts[:1]), "prompt_ids", *(f"{side}_ids" for side in sides)]
-    wanted += _reference_columns(rows, sides)
+    wanted = [
+        *(texts if completions else texts[:1]),
+        "prompt_ids",
+        *(f"{side}_ids" for side in completions),
+    ]
+    wanted += _reference_columns(rows, completions)
     for row in rows:
-        for side in sides:
+        for side in completions:
             if not row.get(f"{side}_ids"):
                 raise InputError(f'{row["place"]}: "{side}" has no tokens')
             for column in columns:
                 check_column(row, side, *column.split(".", 1))
-    wanted += [f"{side}_{column.split('.', 1)[1]}" for column in columns for side in sides]
+    wanted += [f"{side}_{column.split('.', 1)[1]}" for column in columns for side in completions]
     kept = [{name: row[name] for name in wanted} for row in rows]
-    for side in sides:
+    for side in completions:
         if any(f"{side}_target" in row for row in rows):
             for row, fields in zip(rows, kept, strict=True):
                 every = [True] * len(row[f"{side}_ids"])
@@ -60,28 +64,30 @@ def check_reference(row: dict[str, Any], side: str, tokens: int) -> None:
             f"completion tokens (end token included), got {size}: it was made with another "
             "tokenizer, template or maximum length; make it anew, or remove the column"
         )
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value > ROUNDING:
             raise InputError(
-                f'"{field}" must be finite log-probabilities, 0 or below, got {value!r} at {place}'
+                f'"{field}" must be finite log-probabilities, 0 or below, got {value!r} '
+                f"at {position}"
             )
 
 
-def _reference_columns(rows: Sequence[dict[str, Any]], sides: Sequence[str]) -> list[str]:
+def _reference_columns(rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[str]:
     """The columns of reference log-probabilities, if every row has them all.
 
     Raises InputError when some rows have them and others not, or one side and not another.
     """
-    names = [f"reference_{side}_logprob" for side in sides]
+    names = [f"reference_{side}_logprob" for side in completions]
     lacking = [(row, name) for row in rows for name in names if row.get(name) is None]
     if not lacking:
         return names
-    computed = set(sides) - {*PAIR_SIDES, "completion"}  # which come with no columns of the data
+    # which come with no columns of the data
+    computed = set(completions) - {*PAIR, "completion"}
     if not computed and len(lacking) < len(names) * len(rows):
         row, name = lacking[0]
         raise InputError(
-            f'{row["place"]}: "{name}" is missing, while other rows or sides have their reference '
+            f'{row["place"]}: "{name}" is missing, while other rows have their reference '
             "log-probabilities: give all of them or none"
         )
     return []
@@ -103,10 +109,10 @@ def check_column(row: dict[str, Any], side: str, kind: str, name: str) -> None:
             f"{len(row[f'{side}_ids'])} completion tokens (end token included), got {length}"
         )
     numbers = value if isinstance(value, list | tuple) else [value]
-    for place, number in enumerate(numbers):
+    for position, number in enumerate(numbers):
         good = isinstance(number, int | float) and math.isfinite(number)
         if not good or (name.endswith("weight") and number < 0):
             bound = " and not negative" if name.endswith("weight") else ""
             raise InputError(
-                f'{row["place"]}: "{field}" must be finite{bound}, got {number!r} at {place}'
+                f'{row["place"]}: "{field}" must be finite{bound}, got {number!r} at {position}'
             )

@@ -60,9 +60,9 @@ def check_kind(kind: str, accepts: Collection[str]) -> None:
         raise InputError(f"kind is {kind!r}; for these data it must be {known}")
 
 
-def check_fields(row: Mapping[str, Any], kind: str, sides: Collection[str]) -> None:
+def check_fields(row: Mapping[str, Any], kind: str, completions: Collection[str]) -> None:
     """Raise InputError naming the first field that a row of this kind lacks."""
-    for name in sides if kind == "preference" else _fields(kind):
+    for name in completions if kind == "preference" else _fields(kind):
         if row.get(name) is None:
             raise InputError(
                 f'the field "{name}" is missing; the row has {_names(row)}{_hint(row)}'

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenry.learn.data.columns import as_dataset
 from tokenry.learn.data.rows import Skipped, read_rows
-from tokenry.learn.objective import PAIR_SIDES
+from tokenry.learn.objective import PAIR
 
 
 def preference_rows(
@@ -24,19 +24,19 @@ def preference_rows(
     tokenizer: Any,
     *,
     prompts_only: bool = False,
-    sides: Sequence[str] = PAIR_SIDES,
+    completions: Sequence[str] = PAIR,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], Skipped]:
     """Rows with texts, prompt_ids, chosen_ids, rejected_ids and their own further columns.
 
-    source, options: as for `read_rows`. sides: the completions that a row must have. prompts_only:
+    source, options: as for `read_rows`. completions: those that a row must have. prompts_only:
     what on-policy objectives want; completions, where there are any, are not looked at.
     Raises InputError naming the place and the field of the first row that cannot be used.
     """
     kind = "prompt" if prompts_only else "preference"
     if options.get("kind", "auto") == "auto":
         options["kind"] = kind
-    read = read_rows(source, tokenizer, accepts=(kind,), sides=sides, **options)
+    read = read_rows(source, tokenizer, accepts=(kind,), completions=completions, **options)
     return read.rows, read.skipped
 
 

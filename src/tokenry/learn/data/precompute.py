@@ -1,8 +1,9 @@
-"""Annotation: columns of the data that are computed once, before training.
+"""Precomputed columns of the data: computed once, before training.
 
 Token rewards that the reference gives itself, weights of fields in a JSON answer, sampled anchors,
 markers: whatever does not change while the policy is trained is a column of the dataset. An
-objective that needs such columns has `annotate(rows, context)`; the context is what it works with.
+objective that needs such columns has `precompute(rows, context)`; the context is what it works
+with.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from tokenry.learn.reference import Reference
 
 
 @dataclass(frozen=True)
-class Annotation:
-    """What an annotating objective may use.
+class PrecomputeContext:
+    """What `precompute` of an objective may use.
 
-    tokenizer: of the policy. model: the policy as it is before training. reference: the frozen
-    model that the policy is held to, or None. frozen: further frozen models by name. seed: of any
-    drawing. batch_size: rows scored at once.
+    Args:
+        tokenizer: of the policy.
+        model: the policy as it is before training.
+        reference: the frozen model that the policy is held to, or None.
+        frozen: further frozen models by name.
+        seed: of any drawing.
+        batch_size: rows scored at once.
     """
 
     tokenizer: Any
@@ -40,7 +45,7 @@ class Annotation:
         completions: Sequence[Sequence[int]],
     ) -> list[list[float]]:
         """log p of every completion token behind its prompt, ids joined and never re-tokenized."""
-        found: list[list[float]] = []
+        logprobs: list[list[float]] = []
         device = _device(source)
         for start in range(0, len(prompts), self.batch_size):
             batch = joined_batch(
@@ -48,10 +53,10 @@ class Annotation:
                 completions[start : start + self.batch_size],
             )
             logprob = source(batch.to(device), ("logprob",)).need("logprob").cpu()
-            found += [
+            logprobs += [
                 row[wanted].tolist() for row, wanted in zip(logprob, batch.target, strict=True)
             ]
-        return found
+        return logprobs
 
     def offsets(self, row: Mapping[str, Any], side: str) -> list[tuple[int, int]]:
         """(first, last + 1) characters of `row[side]` that each id of `{side}_ids` covers.
@@ -63,18 +68,18 @@ class Annotation:
         text, ids = row[side], list(row[f"{side}_ids"])
         prompt = row.get("prompt", "") if side != "prompt" else ""
         for before in dict.fromkeys((prompt, "")):  # sampled completions stand for themselves
-            spans = _found(self.tokenizer, before, text, ids)
+            spans = _spans(self.tokenizer, before, text, ids)
             if spans is not None:
                 return spans + [(len(text), len(text))] * (len(ids) - len(spans))
         raise InputError(f'the text of "{side}" is not what its token ids were made from')
 
 
-def _found(tokenizer: Any, before: str, text: str, ids: list[int]) -> list[tuple[int, int]] | None:
+def _spans(tokenizer: Any, before: str, text: str, ids: list[int]) -> list[tuple[int, int]] | None:
     """The spans in `text` of those first `ids` that are tokens of `before + text`, or None."""
     encoded = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
     known, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     size = len(before)
-    first = next((place for place, (_, end) in enumerate(offsets) if end > size), len(known))
+    first = next((number for number, (_, end) in enumerate(offsets) if end > size), len(known))
     for start in range(first, -1, -1):  # both completions of a pair begin with the same token
         shared = min(len(known) - start, len(ids))
         if shared and known[start : start + shared] == ids[:shared]:
@@ -90,7 +95,8 @@ def joined_batch(
 ) -> TokenBatch:
     """Rows of prompt and completion ids. The completions are the targets, or what counts of them.
 
-    counts: for each completion which of its tokens count, or None for all of them.
+    Args:
+        counts: for each completion which of its tokens count, or None for all of them.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, completions, strict=True)]
     target = [
@@ -102,16 +108,18 @@ def joined_batch(
     return TokenBatch.from_ids(rows, target)
 
 
-def annotate(objective: Any, rows: list[dict[str, Any]], context: Annotation) -> list[dict]:
+def precompute(
+    objective: Any, rows: list[dict[str, Any]], context: PrecomputeContext
+) -> list[dict]:
     """The rows with the columns that the objective computes; the rows given stay as they are."""
-    if not hasattr(objective, "annotate") or not rows:
+    if not rows:
         return rows
-    annotated = objective.annotate([copy.copy(row) for row in rows], context)
-    if len(annotated) != len(rows):
+    computed = objective.precompute([copy.copy(row) for row in rows], context)
+    if len(computed) != len(rows):
         raise InputError(
-            f"{type(objective).__name__}.annotate turned {len(rows)} rows into {len(annotated)}"
+            f"{type(objective).__name__}.precompute turned {len(rows)} rows into {len(computed)}"
         )
-    return annotated
+    return computed
 
 
 def _device(source: Any) -> Any:

@@ -33,7 +33,7 @@ from tokenry.learn.data.fields import (
 )
 from tokenry.learn.data.kinds import KINDS, SUPERVISED, check_fields, check_kind, kind_of
 from tokenry.learn.data.sources import Row, read_source
-from tokenry.learn.objective import PAIR_SIDES
+from tokenry.learn.objective import PAIR
 
 BadRows = Literal["error", "skip"]
 NAMES = {
@@ -158,13 +158,13 @@ def read_rows(
     as_chat: bool = False,
     bad_rows: BadRows = "error",
     accepts: Collection[str] = KINDS,
-    sides: Sequence[str] = PAIR_SIDES,
+    completions: Sequence[str] = PAIR,
 ) -> DataRows:
     """Read training data of any kind.
 
     source: a file, a pipe, a folder or rows, as `learn.data.sources` reads them. kind, max_length,
     truncate, as_chat, bad_rows: see `DataOptions`. accepts: the kinds that can be used; "auto"
-    takes the one that the first usable row is of. sides: the completions that preference rows must
+    takes the one that the first usable row is of. completions: those that preference rows must
     have.
 
     Raises InputError naming the place (line, item or row) and the field of the first row that
@@ -173,12 +173,12 @@ def read_rows(
     options = DataOptions(kind, max_length, truncate, as_chat, bad_rows)
     check_kind(kind, accepts)
     read = read_source(source)
-    reader = _Reader(tokenizer, options, tuple(sides))
+    parser = _RowParser(tokenizer, options, tuple(completions))
     chosen, rows, skipped = None if kind == "auto" else kind, [], Skipped()
     for place, row in read.rows:
         try:
             chosen = chosen or kind_of(row, place, accepts)
-            fields = reader.read(row, chosen)
+            fields = parser.read(row, chosen)
         except InputError as error:
             why = str(error) if str(error).startswith(place) else f"{place}: {error}"
             if bad_rows != "skip":
@@ -199,8 +199,8 @@ def read_rows(
         read.form,
         read.sha256,
         skipped,
-        reader.crossing,
-        reader.ended,
+        parser.crossing,
+        parser.ended,
         template_hash(tokenizer),
     )
 
@@ -228,17 +228,17 @@ def template_hash(tokenizer: Any) -> str | None:
     return None if template is None else hashlib.sha256(repr(template).encode()).hexdigest()
 
 
-class _Reader:
+class _RowParser:
     """Rows of one source -> fields with token ids; counts what is to be reported."""
 
-    def __init__(self, tokenizer: Any, options: DataOptions, sides: tuple[str, ...]):
-        self.tokenizer, self.options, self.sides = tokenizer, options, sides
+    def __init__(self, tokenizer: Any, options: DataOptions, completions: tuple[str, ...]):
+        self.tokenizer, self.options, self.completions = tokenizer, options, completions
         self.crossing = self.ended = 0
 
     def read(self, row: Row, kind: str) -> Row:
         if kind == "prompt":
             return self._prompt(row)
-        check_fields(row, kind, self.sides)
+        check_fields(row, kind, self.completions)
         if kind in SUPERVISED:
             tokens = self._supervised(row, kind).trimmed()
             tokens = truncated(tokens, self.options.max_length, self.options.truncate)
@@ -248,7 +248,7 @@ class _Reader:
             if not isinstance(row["label"], bool):
                 raise InputError(f'"label" must be true or false, got {row["label"]!r}')
             return self._completions(row, ("completion",)) | {"completion_label": row["label"]}
-        return self._completions(row, self.sides)
+        return self._completions(row, self.completions)
 
     def _supervised(self, row: Row, kind: str) -> Tokens:
         if kind == "text":
@@ -263,38 +263,38 @@ class _Reader:
         prompt, (answer,) = prompt_and_answers(row, ["completion"], as_chat=self.options.as_chat)
         return self._tokens(row, prompt, answer)[0]
 
-    def _completions(self, row: Row, sides: tuple[str, ...]) -> Row:
+    def _completions(self, row: Row, names: tuple[str, ...]) -> Row:
         """Texts and ids of one prompt and its completions."""
-        prompt, answers = prompt_and_answers(row, sides, as_chat=self.options.as_chat)
+        prompt, answers = prompt_and_answers(row, names, as_chat=self.options.as_chat)
         sided, texts = [], {}
-        for side, answer in zip(sides, answers, strict=True):
-            tokens, texts["prompt"], texts[side] = self._tokens(row, prompt, answer)
+        for name, answer in zip(names, answers, strict=True):
+            tokens, texts["prompt"], texts[name] = self._tokens(row, prompt, answer)
             sided.append(tokens)
         pair = joined_pair(sided)
         completions = list(zip(pair.completions, pair.target, strict=True))
-        start, completions = self._fitted(pair.prompt, completions, sides)
+        start, completions = self._fitted(pair.prompt, completions, names)
         ids = [completion for completion, _ in completions]
         if len(ids) > 1 and all(completion == ids[0] for completion in ids):
             raise InputError(
-                f"{' and '.join(quoted(sides))} are the same tokens within "
+                f"{' and '.join(quoted(names))} are the same tokens within "
                 f"max_length={self.options.max_length}"
             )
         fields: Row = {**texts, "prompt_ids": start}
         if not isinstance(prompt, str):
             fields["prompt_messages"] = prompt
-        for side, (completion, target) in zip(sides, completions, strict=True):
+        for name, (completion, target) in zip(names, completions, strict=True):
             if not any(target):
-                raise InputError(f'no token of "{side}" is left to score; raise max_length')
-            fields[f"{side}_ids"] = completion
-            if not all(target) or f"{side}_target" in row:
-                fields[f"{side}_target"] = target
-            check_reference(row, side, len(completion))
+                raise InputError(f'no token of "{name}" is left to score; raise max_length')
+            fields[f"{name}_ids"] = completion
+            if not all(target) or f"{name}_target" in row:
+                fields[f"{name}_target"] = target
+            check_reference(row, name, len(completion))
         self._count(pair.crossing, sided)
         return fields
 
     def _prompt(self, row: Row) -> Row:
-        if row.get("prompt") is None and all(row.get(side) is not None for side in PAIR_SIDES):
-            prompt: Value = prompt_and_answers(row, PAIR_SIDES, as_chat=self.options.as_chat)[0]
+        if row.get("prompt") is None and all(row.get(name) is not None for name in PAIR):
+            prompt: Value = prompt_and_answers(row, PAIR, as_chat=self.options.as_chat)[0]
         else:
             check_fields(row, "prompt", ())
             prompt = value_of(row, "prompt")
@@ -319,20 +319,20 @@ class _Reader:
         self,
         prompt: list[int],
         completions: list[tuple[list[int], list[bool]]],
-        sides: Sequence[str],
+        names: Sequence[str],
     ) -> tuple[list[int], list[tuple[list[int], list[bool]]]]:
         """The rules of `truncate`, with one prompt for all completions."""
         limit, truncate = self.options.max_length, self.options.truncate
-        sizes = dict(zip(sides, (len(ids) for ids, _ in completions), strict=True))
-        longest = max(sizes, key=lambda side: sizes[side], default="prompt")
+        sizes = dict(zip(names, (len(ids) for ids, _ in completions), strict=True))
+        longest = max(sizes, key=lambda name: sizes[name], default="prompt")
         excess = 0 if limit is None else len(prompt) + sizes.get(longest, 0) - limit
         if limit is None or excess <= 0:
             return prompt, completions
         if truncate == "prompt" and excess < len(prompt):
             return prompt[excess:], completions
         if truncate == "completion" and len(prompt) < limit:
-            room = limit - len(prompt)
-            return prompt, [(ids[:room], target[:room]) for ids, target in completions]
+            left = limit - len(prompt)
+            return prompt, [(ids[:left], target[:left]) for ids, target in completions]
         field = "prompt" if len(prompt) >= limit else longest
         also = f" and {longest} {sizes[longest]}" if sizes else ""
         raise InputError(

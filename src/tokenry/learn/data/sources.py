@@ -11,7 +11,6 @@ only because another row has them are dropped from messages and tools.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import io
@@ -23,18 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError
+from tokenry.core.files import decoded
 
 Row = dict[str, Any]
 Rows = list[tuple[str, Row]]
 
 STRUCTURED = ("prompt", "chosen", "rejected", "completion", "messages", "tools")
-BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 OTHER_FORMS = (
     (b"\x28\xb5\x2f\xfd", "zstandard-compressed"),
     (b"BZh", "bzip2-compressed"),
@@ -91,23 +84,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def decoded(raw: bytes, title: str) -> str:
-    """Bytes as text: UTF-8, or what a byte order mark says. Raises InputError."""
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if raw.startswith(mark)), "utf-8")
-    if encoding.startswith("utf-8") and b"\0" in raw:
-        raise InputError(
-            f"{title} is not text: byte {raw.index(0)} is 0; if it is UTF-16, save it as UTF-8 or "
-            "with a byte order mark"
-        )
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{title} is not {encoding.removesuffix('-sig').upper()} text: {error.reason} at byte "
-            f"{error.start}"
-        ) from None
 
 
 def _parsed(raw: bytes, title: str) -> tuple[Rows, str]:

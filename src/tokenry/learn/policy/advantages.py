@@ -25,6 +25,7 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision, masked_mean, masked_sum
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ShapeError
+from tokenry.learn.policy.groups import over_group
 
 
 @torch.no_grad()
@@ -68,19 +69,17 @@ def positional_baseline(
     returns = masked(returns, mask)
     if returns.ndim != 2:
         raise ShapeError(f"a baseline over a batch needs returns [B, T], got {[*returns.shape]}")
-    place = (mask.cumsum(-1) - 1).clamp_min(0)
-    by_place = torch.zeros_like(returns).scatter_add(1, place, returns)
-    present = torch.zeros_like(returns).scatter_add(1, place, mask.to(returns.dtype))
-    peers = torch.zeros(len(returns), dtype=torch.long, device=returns.device)
-    if group is not None:
-        peers = group.unique(return_inverse=True)[1]
+    order = (mask.cumsum(-1) - 1).clamp_min(0)
+    by_order = torch.zeros_like(returns).scatter_add(1, order, returns)
+    present = torch.zeros_like(returns).scatter_add(1, order, mask.to(returns.dtype))
+    peers = torch.zeros_like(mask[:, 0], dtype=torch.long) if group is None else group
 
     def total(of: Tensor) -> Tensor:
-        sums = of.new_zeros(int(peers.max()) + 1, of.shape[1]).index_add(0, peers, of)[peers]
+        sums = over_group(of, peers)
         return sums - of if leave_one_out else sums
 
-    mean = total(by_place) / total(present).clamp_min(1.0)
-    return masked(mean.gather(1, place), mask)
+    mean = total(by_order) / total(present).clamp_min(1.0)
+    return masked(mean.gather(1, order), mask)
 
 
 @torch.no_grad()

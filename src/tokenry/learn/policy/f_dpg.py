@@ -35,11 +35,11 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.advantages import masked
 from tokenry.learn.policy.surrogate import LARGEST_LOG_RATIO, importance_ratio
 from tokenry.learn.policy.target import RunningTarget, prompt_keys
@@ -60,12 +60,12 @@ def pseudo_reward(policy_logprob: Tensor, log_target: Tensor, divergence: FDiver
 
 @objective("f-dpg", paper=171)
 @dataclass(frozen=True)
-class FDPG:
+class FDPG(Objective):
     """f-divergence Distributional Policy Gradient. On-policy; the rewards define the target.
 
     Z belongs to a prompt and is a mean over its samples: draw many of each (or use one prompt).
 
-    f_divergence: a name of `core.divergence` or an `FDivergence`: D(target || policy).
+    f_divergence: a name of `core.divergences` or an `FDivergence`: D(target || policy).
     weights: one per reward function, for the target a exp(weights . rewards); (1 / beta,) is RL
         with a KL penalty of beta, and `target.fit_weights` finds those that give the rewards
         wanted means. Empty (the default): the one reward is a constraint, met where it is positive.
@@ -103,7 +103,7 @@ class FDPG:
         kind = self.f_divergence
         return divergence_named(kind) if isinstance(kind, str) else kind
 
-    def parts(self, model: Any) -> RunningTarget:
+    def modules(self, model: Any) -> RunningTarget:
         """Running state beside the policy: no weights."""
         return RunningTarget(self.window, self.prompts)
 
@@ -113,21 +113,21 @@ class FDPG:
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: RunningTarget | None = None,
+        modules: RunningTarget | None = None,
         **_: object,
     ) -> TokenBatch:
         """The batch with advantages, and each sample's share of the divergences to the target."""
-        if reference is None or parts is None:
-            raise InputError("f-DPG needs a reference, the target's base, and its own `parts`")
+        if reference is None or modules is None:
+            raise InputError("f-DPG needs a reference, the target's base, and its own `modules`")
         old = masked(policy.need("logprob"), batch.target)
         base = masked(reference.need("logprob"), batch.target)
         log_q, log_target = old.sum(-1), base.sum(-1) + self.log_score(batch.column("reward"))
-        log_z = parts.log_z(prompt_keys(batch), log_target - log_q)
+        log_z = modules.log_z(prompt_keys(batch), log_target - log_q)
         known = log_z > -math.inf  # no update before the first sample that the target allows
         log_target = log_target - log_z.masked_fill(~known, 0.0)
         reward = pseudo_reward(log_q, log_target, self.divergence_to)
-        advantage = (reward - parts.baseline(reward)).masked_fill(~known, 0.0)
-        parts.remember(reward[known])
+        advantage = (reward - modules.baseline(reward)).masked_fill(~known, 0.0)
+        modules.remember(reward[known])
         log_u = (log_target - log_q).clamp_max(LARGEST_LOG_RATIO)
         columns = {
             f"to_target/{name}": divergence_named(name).f(log_u)

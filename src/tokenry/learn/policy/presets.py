@@ -17,31 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
-from tokenry.learn.policy.axes import (
-    KL,
-    Clip,
-    GroupAdvantage,
-    RolloutBatch,
-    SequenceRatio,
-    TokenRatio,
-    Truncated,
-)
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
-
-
-def some_spread(rollouts: RolloutBatch, advantage: Tensor) -> Tensor:
-    """True on the completions of groups whose rewards differ, [B]."""
-    reward = rollouts.total_reward
-    peers = rollouts.group.unique(return_inverse=True)[1]
-    count = int(peers.max()) + 1
-    most = reward.new_full((count,), -torch.inf).scatter_reduce(0, peers, reward, "amax")
-    least = reward.new_full((count,), torch.inf).scatter_reduce(0, peers, reward, "amin")
-    return (most > least)[peers]
+from tokenry.learn.policy.groups import GroupAdvantage, some_spread
+from tokenry.learn.policy.regularizers import KL
+from tokenry.learn.policy.surrogate import Clip, SequenceRatio, TokenRatio, Truncated
 
 
 def pull(beta: float, corrected: bool = False) -> KL | None:

@@ -16,19 +16,19 @@ in multi-objective RLHF. Reconstructed: how user weights are mixed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenry.core.aggregate import full_precision
-from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
-from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.orchestrator import PreferenceOrchestrator, prompt_states
 from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.returns import Reward, TokenReward
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 
 
 def weighted_reward(weights: Tensor, rewards: Tensor) -> Tensor:
@@ -38,6 +38,59 @@ def weighted_reward(weights: Tensor, rewards: Tensor) -> Tensor:
             f"weights {[*weights.shape]} and rewards {[*rewards.shape]} must both be [B, K]"
         )
     return (full_precision(weights) * full_precision(rewards)).sum(-1)
+
+
+@dataclass(frozen=True)
+class OrchestratedReward:
+    """The axis: several rewards as one, on the last token, under weights that suit the prompt.
+
+    penalty: puts it there, with the pull to the reference. The others are `PRO`'s.
+    """
+
+    penalty: TokenReward
+    orchestrator: PreferenceOrchestrator | str | None = None
+    user_weights: tuple[float, ...] | None = None
+    user_share: float = 0.0
+
+    module_name: ClassVar[str] = "orchestrator"
+
+    @property
+    def rollout_needs(self) -> tuple[str, ...]:
+        plain = self.penalty.rollout_needs
+        return plain if self.orchestrator is None else (*plain, "reference.hidden")
+
+    def module(self, model: Any) -> PreferenceOrchestrator | None:
+        """The orchestrator, frozen."""
+        given = self.orchestrator
+        if isinstance(given, str):
+            given = PreferenceOrchestrator.load(given)
+        return None if given is None else given.requires_grad_(False)
+
+    def weights(self, rollouts: RolloutBatch, count: int) -> Tensor:
+        """The weights of each row's prompt, [B, count]."""
+        device = rollouts.mask.device
+        own = torch.full((count,), 1 / count, device=device)
+        if self.user_weights is not None:
+            own = torch.tensor(self.user_weights, device=device)
+        predicted = own.expand(len(rollouts.mask), -1)
+        if self.orchestrator is not None:
+            states = prompt_states(rollouts.batch, rollouts.scores("reference"))
+            predicted = rollouts.module(self)(states)
+        if predicted.shape[-1] != count or len(own) != count:
+            raise ShapeError(
+                f"{count} rewards, but the orchestrator weighs {predicted.shape[-1]} and "
+                f"user_weights are {len(own)}"
+            )
+        return (1 - self.user_share) * predicted + self.user_share * own
+
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
+        rewards = rollouts.reward.reshape(len(rollouts.mask), -1)  # [B, K]
+        weights = self.weights(rollouts, rewards.shape[-1])
+        if self.orchestrator is not None:
+            rewards = cast(PreferenceOrchestrator, rollouts.module(self)).stats.normalise(rewards)
+        mixed = weighted_reward(weights, rewards)
+        rollouts.keep(reward=mixed, weights=weights)
+        return self.penalty.of(rollouts, mixed)
 
 
 @objective("pro", paper=141)
@@ -72,57 +125,6 @@ class PRO(PPO):
         return 2 if self.user_weights is None else len(self.user_weights)
 
     @property
-    def rollout_needs(self) -> tuple[str, ...]:
-        plain = super().rollout_needs
-        return plain if self.orchestrator is None else (*plain, "reference.hidden")
-
-    def parts(self, model: Any) -> nn.ModuleDict:
-        """PPO's parts and, frozen, the orchestrator."""
-        made = super().parts(model)
-        if self.orchestrator is not None:
-            given = self.orchestrator
-            if isinstance(given, str):
-                given = PreferenceOrchestrator.load(given)
-            made["orchestrator"] = given.requires_grad_(False)
-        return made
-
-    @torch.no_grad()
-    def weights(
-        self, batch: TokenBatch, reference: Scores | None, parts: nn.ModuleDict | None, count: int
-    ) -> Tensor:
-        """The weights of each row's prompt, [B, K]."""
-        rows, device = len(batch.ids), batch.ids.device
-        own = torch.full((count,), 1 / count, device=device)
-        if self.user_weights is not None:
-            own = torch.tensor(self.user_weights, device=device)
-        predicted = own.expand(rows, -1)
-        if self.orchestrator is not None:
-            if parts is None or reference is None:
-                raise InputError(
-                    "the orchestrator needs parts=objective.parts(model) and the reference's "
-                    'scores with "hidden"'
-                )
-            predicted = parts["orchestrator"](prompt_states(batch, reference))
-        if predicted.shape[-1] != count or len(own) != count:
-            raise ShapeError(
-                f"{count} rewards, but the orchestrator weighs {predicted.shape[-1]} and "
-                f"user_weights are {len(own)}"
-            )
-        return (1 - self.user_share) * predicted + self.user_share * own
-
-    def prepare(
-        self,
-        batch: TokenBatch,
-        policy: Scores,
-        reference: Scores | None,
-        parts: nn.ModuleDict | None = None,
-        **others: Any,
-    ) -> TokenBatch:
-        rewards = batch.column("reward")
-        rewards = rewards[:, None] if rewards.ndim == 1 else rewards  # [B, K]
-        weights = self.weights(batch, reference, parts, rewards.shape[-1])
-        if self.orchestrator is not None and parts is not None:
-            orchestrator = cast(PreferenceOrchestrator, parts["orchestrator"])
-            rewards = orchestrator.stats.normalise(rewards)
-        mixed = batch.with_columns(reward=weighted_reward(weights, rewards), weights=weights)
-        return super().prepare(mixed, policy, reference, parts, **others)
+    def reward(self) -> Reward:
+        penalty = TokenReward(self.kl, self.reward_clamp)
+        return OrchestratedReward(penalty, self.orchestrator, self.user_weights, self.user_share)

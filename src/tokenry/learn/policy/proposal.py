@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.divergence import FORWARD_KL
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError
 from tokenry.decode.constraints.base import Constraint
 from tokenry.decode.generate import Prompt, prompt_ids
@@ -39,8 +39,9 @@ from tokenry.decode.samplers.base import DEAD
 from tokenry.decode.samplers.guard import start
 from tokenry.decode.samplers.rejection import Plain, reject
 from tokenry.decode.samplers.request import Request
-from tokenry.decode.samplers.smc import Samples, run_smc
-from tokenry.learn.fit import check_precision
+from tokenry.decode.samplers.samples import Samples
+from tokenry.decode.samplers.smc import run_smc
+from tokenry.learn.fit import fit
 from tokenry.learn.policy.f_dpg import f_dpg_loss, pseudo_reward
 from tokenry.learn.policy.target import RunningTarget
 from tokenry.learn.reference import evaluating
@@ -110,57 +111,84 @@ def train_proposal(
     policy.eval()  # what is drawn and what is differentiated are one distribution: no dropout
     without_adapter = getattr(policy, "disable_adapter", nullcontext)
     ids = prompt_ids(tokenizer, prompt)
-    fit = _Fit(policy, ids, sorted(constraint.eos), rows, learning_rate)
-    generator = torch.Generator().manual_seed(seed)
+    ends, generator = sorted(constraint.eos), torch.Generator().manual_seed(seed)
 
     def request(model: Any, read: list[int]) -> Request:
         return Request(
             start(model, read),
             constraint,
-            prompt_ids=tuple(fit.prompt),
+            prompt_ids=tuple(ids),
             max_new_tokens=max_new_tokens,
             must_end=must_end,
             generator=generator,
         )
 
+    def parts(texts: list[Text]) -> Iterator[tuple[slice, Tensor]]:
+        """Log-probabilities of texts under the policy, a few at a time."""
+        for first in range(0, len(texts), rows):
+            part = slice(first, first + rows)
+            yield part, policy_logprobs(policy, ids, *columns(texts[part]), ends)
+
+    @torch.no_grad()
+    def logprobs(model: Any, texts: list[Text]) -> Tensor:
+        """float64 [n] on the CPU."""
+        each = [torch.zeros(0, dtype=torch.float64)]
+        for first in range(0, len(texts), rows):
+            part = columns(texts[first : first + rows])
+            each.append(policy_logprobs(model, ids, *part, ends).double().cpu())
+        return torch.cat(each)
+
+    warm: list[Text] = []
     points: list[ProposalPoint] = []
+    partition = RunningTarget(window=1, prompts=1)
+
+    def likelihood() -> Iterator[Tensor]:
+        chosen = torch.randperm(len(warm), generator=generator)[:samples].tolist()
+        for _, own in parts([warm[at] for at in chosen]):
+            yield (-own / len(chosen)).sum()
+
+    @torch.no_grad()
+    def draw() -> tuple[list[Text], Tensor]:
+        """Texts of the policy that satisfy the constraint, and their log a, log q, log Z [K, 3]."""
+        valid = alive(run_smc(request(policy, ids), samples, Plain(), ess_threshold=0.0))
+        log_q = logprobs(policy, valid)
+        with without_adapter():
+            log_target = logprobs(base, valid)
+        log_ratio = torch.full((samples,), -math.inf, dtype=torch.float64)
+        log_ratio[: len(valid)] = log_target - log_q
+        log_z = partition.log_z([0] * samples, log_ratio)[: len(valid)]
+        excess = log_target - log_q - log_z
+        points.append(
+            ProposalPoint(
+                len(points) + 1,
+                acceptance=len(valid) / samples,
+                z=float(partition.log_total.exp() / partition.count),
+                kl=float((excess.exp() * excess).sum() / samples),
+            )
+        )
+        if observe:
+            observe(points[-1])
+        return valid, torch.stack([log_target, log_q, log_z], -1)
+
+    def gradient() -> Iterator[Tensor]:
+        valid, given = draw()
+        for part, own in parts(valid):
+            yield (dpg_loss(own, *given[part].to(own).unbind(-1)) / samples).sum()
+
     with evaluating(base):
         if warm_prompt is not None and warm_steps:
             with without_adapter():
                 asked = request(base, prompt_ids(tokenizer, warm_prompt))
                 warm = alive(reject(asked, warm_texts, max_trials=max_trials))
-            for _ in range(warm_steps):
-                chosen = torch.randperm(len(warm), generator=generator)[:samples].tolist()
-                count = len(chosen)
-                fit.step([warm[at] for at in chosen], lambda own, _, count=count: -own / count)
-        partition = RunningTarget(window=1, prompts=1)
-        for step in range(1, steps + 1):
-            valid = alive(run_smc(request(policy, ids), samples, Plain(), ess_threshold=0.0))
-            log_q = fit.logprobs(policy, valid)
-            with without_adapter():
-                log_target = fit.logprobs(base, valid)
-            log_ratio = torch.full((samples,), -math.inf, dtype=torch.float64)
-            log_ratio[: len(valid)] = log_target - log_q
-            log_z = partition.log_z([0] * samples, log_ratio)[: len(valid)]
-            excess = log_target - log_q - log_z
-            points.append(
-                ProposalPoint(
-                    step,
-                    acceptance=len(valid) / samples,
-                    z=float(partition.log_total.exp() / partition.count),
-                    kl=float((excess.exp() * excess).sum() / samples),
-                )
-            )
-            if observe:
-                observe(points[-1])
-            if valid:
-                given = torch.stack([log_target, log_q, log_z], -1)  # [K, 3]
-                fit.step(
-                    valid,
-                    lambda own, part, given=given: (
-                        dpg_loss(own, *given[part].to(own).unbind(-1)) / samples
-                    ),
-                )
+        first = warm_steps if warm else 0
+        fit(
+            lambda step, _: likelihood() if step < first else gradient(),
+            policy,
+            steps=first + steps,
+            learning_rate=learning_rate,
+            optimizer=torch.optim.Adam,
+            seed=generator,
+        )
     return policy.eval(), points
 
 
@@ -192,40 +220,6 @@ def policy_logprobs(
     lengths = torch.tensor([len(text) for text in texts], device=device)
     end = logprobs[torch.arange(len(texts), device=device), lengths][:, list(ends)].logsumexp(-1)
     return read.sum(-1) + torch.where(torch.tensor(ended, device=device), end, 0.0)
-
-
-class _Fit:
-    """The optimizer of a policy, and its steps on whole texts."""
-
-    def __init__(
-        self, policy: Any, prompt: list[int], ends: list[int], rows: int, learning_rate: float
-    ):
-        self.policy, self.prompt, self.ends, self.rows = policy, prompt, ends, rows
-        self.weights = [weight for weight in policy.parameters() if weight.requires_grad]
-        if not self.weights:
-            raise InputError("no weight of the model is to be trained: requires_grad is False")
-        check_precision(self.weights, "the policy")
-        self.optimizer = torch.optim.Adam(self.weights, lr=learning_rate)
-
-    @torch.no_grad()
-    def logprobs(self, model: Any, texts: list[Text]) -> Tensor:
-        """float64 [n] on the CPU: log-probability of texts under a model, without gradient."""
-        found = [torch.zeros(0, dtype=torch.float64)]
-        for first in range(0, len(texts), self.rows):
-            part = columns(texts[first : first + self.rows])
-            found.append(policy_logprobs(model, self.prompt, *part, self.ends).double().cpu())
-        return torch.cat(found)
-
-    @torch.enable_grad()
-    def step(self, texts: list[Text], loss: Callable[[Tensor, slice], Tensor]) -> None:
-        """One step down the sum of loss(log pi of some texts, which ones), a few at a time."""
-        self.optimizer.zero_grad()
-        for first in range(0, len(texts), self.rows):
-            part = slice(first, first + self.rows)
-            own = policy_logprobs(self.policy, self.prompt, *columns(texts[part]), self.ends)
-            loss(own, part).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
 
 
 def alive(samples: Samples) -> list[Text]:

@@ -29,7 +29,7 @@ RewardFunction = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How completions are sampled, and how often they are used.
+    """Where completions come from, and how often they are used.
 
     samples: completions of each prompt, whole, in [1, inf). max_new_tokens: their longest, whole,
     in [1, inf). temperature: of the policy's distribution, in (0, inf); other than 1 the samples
@@ -37,6 +37,9 @@ class RolloutSettings:
     whole, in [1, inf). minibatches: optimizer steps of an update, whole, in [1, inf), each on an
     equal part of the completions. The trainer takes
     updates * minibatches optimizer steps on the completions of one step's prompts.
+    source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name".
+    share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
+    data's. None: all of an on-policy objective's, none of one that learns from given texts.
     """
 
     samples: int = 4
@@ -44,11 +47,19 @@ class RolloutSettings:
     temperature: float = 1.0
     updates: int = 1
     minibatches: int = 1
+    source: Any = "plain"
+    share: float | None = None
 
     def __post_init__(self) -> None:
         counts = ("samples", "max_new_tokens", "updates", "minibatches")
         within(self, "[1, inf)", *counts, integer=True)
         within(self, "(0, inf)", "temperature")
+        within(self, "[0, 1]", "share", optional=True)
+
+    @property
+    def from_data(self) -> bool:
+        """Whether some completions are the data's."""
+        return self.share is not None and self.share < 1
 
     @property
     def steps(self) -> int:
@@ -83,15 +94,41 @@ def sample_rollouts(
         temperature=settings.temperature,
         leave=False,
     )
-    width = max(map(len, drawn))
-    completions = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in drawn])
-    lengths = torch.tensor([len(row) for row in drawn])
-    new = (torch.arange(width) < lengths[:, None]).to(prompts.device)
+    return rollout_rows(prompts, attention, rows, drawn, pad_id=pad_id)
+
+
+def rollout_rows(
+    prompts: Tensor,
+    attention: Tensor,
+    of: Sequence[int] | Tensor,
+    completions: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[bool]] | None = None,
+    *,
+    pad_id: int = 0,
+    **columns: Tensor,
+) -> TokenBatch:
+    """Rollouts from their parts: prompts as they are padded, and completions behind them.
+
+    Args:
+        prompts: [B, T]. of: [N], the prompt of each completion, its `group`.
+        attention: [B, T]. of: [N], the prompt of each completion, its `group`.
+        completions: N lists of ids. chosen: which of them the policy chose, the targets; None: all.
+        columns: of the completions, [N, ...].
+    """
+    device = prompts.device
+    rows = torch.as_tensor(of, dtype=torch.long, device=device)
+    width = max(map(len, completions))
+
+    def padded(lists: Sequence[Sequence[Any]], value: int | bool) -> Tensor:
+        return torch.tensor([[*row, *[value] * (width - len(row))] for row in lists], device=device)
+
+    new = padded([[True] * len(row) for row in completions], False)
     old = attention.bool()[rows]
-    ids = torch.cat([prompts[rows], completions.to(prompts.device)], 1)
+    ids = torch.cat([prompts[rows], padded(completions, pad_id)], 1)
     mask = torch.cat([old, new], 1)
-    target = torch.cat([torch.zeros_like(old), new], 1)
-    return TokenBatch(torch.where(mask, ids, pad_id), mask, target, rows)
+    own = new if chosen is None else padded(chosen, False)
+    target = torch.cat([torch.zeros_like(old), own], 1)
+    return TokenBatch(torch.where(mask, ids, pad_id), mask, target, rows, columns)
 
 
 def reward_rollouts(
@@ -102,11 +139,13 @@ def reward_rollouts(
     Raises InputError naming the function and the text when a reward is not a finite number.
     """
     rewards = []
-    prompt_mask = batch.attention & ~batch.target
+    begun = (
+        batch.target.cumsum(-1) > 0
+    )  # what others wrote between the policy's turns belongs to it
     for row in range(len(batch.ids)):
         prompt, completion = (
             tokenizer.decode(batch.ids[row][mask[row]].tolist(), skip_special_tokens=True)
-            for mask in (prompt_mask, batch.target)
+            for mask in (batch.attention & ~begun, batch.attention & begun)
         )
         rewards.append([_checked(function, prompt, completion, row) for function in functions])
     values = torch.tensor(rewards, device=batch.ids.device).float()

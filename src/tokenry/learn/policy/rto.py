@@ -20,17 +20,17 @@ code's order (scale, clip, then KL and final reward) and its defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
-from tokenry.core.scores import Scores
+from tokenry.learn.objective import objective
 from tokenry.learn.policy.advantages import masked
-from tokenry.learn.policy.ppo import PPO, logprob_of
+from tokenry.learn.policy.ppo import PPO
+from tokenry.learn.policy.returns import Reward
+from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.token_rewards import token_rewards
 
 
@@ -62,6 +62,32 @@ def rto_token_rewards(
     )
 
 
+@dataclass(frozen=True)
+class DenseReward:
+    """The axis: `rto_token_rewards` of the rollouts; see `RTO` for the fields."""
+
+    beta1: float = 0.05
+    dense_clip: float = 0.05
+    reward_weight: float = 1.0
+    kl: float = 0.01
+    reward_clamp: float | None = 10.0
+
+    rollout_needs: ClassVar[tuple[str, ...]] = ("reference.logprob", "dpo.logprob")
+
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
+        return rto_token_rewards(
+            rollouts.logprob_of("dpo"),
+            rollouts.logprob_of("reference"),
+            rollouts.old_logprob,
+            rollouts.mask,
+            self.reward_weight * rollouts.reward,
+            beta1=self.beta1,
+            dense_clip=self.dense_clip,
+            kl=self.kl,
+            reward_clamp=self.reward_clamp,
+        )
+
+
 @objective("rto", paper=83)
 @dataclass(frozen=True)
 class RTO(PPO):
@@ -85,25 +111,7 @@ class RTO(PPO):
         within(self, "[0, inf)", "beta1", "dense_clip", "reward_weight")
 
     @property
-    def rollout_needs(self) -> tuple[str, ...]:
-        return (*super().rollout_needs, "dpo.logprob")
-
-    def rewards(
-        self,
-        batch: TokenBatch,
-        policy: Scores,
-        reference: Scores | None,
-        dpo: Scores | None = None,
-        **others: Any,
-    ) -> Tensor:
-        return rto_token_rewards(
-            logprob_of("DPO policy (dpo=...)", dpo),
-            logprob_of("reference", reference),
-            policy.need("logprob"),
-            batch.target,
-            self.reward_weight * batch.column("reward"),
-            beta1=self.beta1,
-            dense_clip=self.dense_clip,
-            kl=self.kl,
-            reward_clamp=self.reward_clamp,
+    def reward(self) -> Reward:
+        return DenseReward(
+            self.beta1, self.dense_clip, self.reward_weight, self.kl, self.reward_clamp
         )

@@ -26,9 +26,8 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.tasks.verifiers.programs import ConstraintSet
@@ -72,7 +71,7 @@ def rank_loss(
 
 @objective("act", paper=9)
 @dataclass(frozen=True)
-class ACT:
+class ACT(Objective):
     """Alignment with automatic constraint verification.
 
     margin: how much larger p must be per unit of CSR, nats per token, in [0, inf); 0 is the plain
@@ -113,11 +112,11 @@ class ACT:
             )
 
     @property
-    def sides(self) -> tuple[str, ...]:
+    def completions(self) -> tuple[str, ...]:
         sampled = tuple(f"sample_{number}" for number in range(self.samples))
-        return sampled or PAIR_SIDES
+        return sampled or PAIR
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds the samples and `{side}_csr`: those of the constraints, where there are any."""
         rows = [dict(row) for row in rows]
         tokenizer = context.tokenizer
@@ -131,12 +130,12 @@ class ACT:
                 temperature=self.temperature,
                 seed=context.seed,
             )
-            for row, completions in zip(rows, drawn, strict=True):
-                for side, ids in zip(self.sides, completions, strict=True):
+            for row, answers in zip(rows, drawn, strict=True):
+                for side, ids in zip(self.completions, answers, strict=True):
                     row[f"{side}_ids"] = ids
                     row.pop(f"{side}_target", None)
                     row[side] = tokenizer.decode(ids, skip_special_tokens=True)
-        for side, default in zip(self.sides, (1.0, 0.0, *[0.0] * self.samples), strict=False):
+        for side, default in zip(self.completions, (1.0, 0.0, *[0.0] * self.samples), strict=False):
             rates = [default] * len(rows)
             if self.constraints:
                 groups = [row.get("constraint_group", f"row {n}") for n, row in enumerate(rows)]

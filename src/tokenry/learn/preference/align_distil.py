@@ -22,7 +22,7 @@ Source: AlignDistil: Token-Level Language Model Alignment as Adaptive Policy Dis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,14 +30,16 @@ from torch import Tensor
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import REVERSE_KL, TOTAL_VARIATION, FDivergence
 from tokenry.core.divergence import divergence as logits_divergence
+from tokenry.core.divergences import REVERSE_KL, TOTAL_VARIATION
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.extrapolate import extrapolate
-from tokenry.core.fused import fused_divergence
-from tokenry.core.registry import objective
+from tokenry.core.f_divergence import FDivergence
+from tokenry.core.fused_divergence import fused_divergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
+from tokenry.learn.policy.gradient import PolicyGradient, Preset
+from tokenry.learn.policy.terms import Auxiliary
 
 Against = Literal["reverse", "reference"]
 SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
@@ -45,7 +47,7 @@ SMALLEST_WEIGHT = 1e-3  # the loss divides by w_t
 
 @objective("align-distil-offline", paper=118)
 @dataclass(frozen=True)
-class OfflineAlignDistil:
+class OfflineAlignDistil(Objective):
     """AlignDistil on the completions of the preference data, chosen and rejected alike.
 
     beta: the reward's scale, in (0, inf); multiplies the loss.
@@ -107,7 +109,7 @@ class OfflineAlignDistil:
 
 @objective("align-distil", paper=118)
 @dataclass(frozen=True)
-class AlignDistil(OfflineAlignDistil):
+class AlignDistil(Preset, OfflineAlignDistil):
     """AlignDistil on the policy's own samples, one per prompt in the paper; it needs no rewards.
 
     The parameters are those of `OfflineAlignDistil`; scale is 15 by default.
@@ -115,14 +117,11 @@ class AlignDistil(OfflineAlignDistil):
 
     scale: float = 15.0
 
-    rollout_needs: ClassVar[tuple[str, ...]] = ()
     num_rewards: ClassVar[int] = 0
 
-    def prepare(
-        self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: Any
-    ) -> TokenBatch:
-        """The samples are all that the loss takes from a rollout."""
-        return batch
+    def composed(self) -> PolicyGradient:
+        loss = OfflineAlignDistil(self.beta, self.scale, self.weight, self.against)
+        return PolicyGradient(None, aggregation="sequence-mean", terms=(Auxiliary(loss),))
 
 
 @torch.no_grad()

@@ -28,9 +28,8 @@ from tokenry.core.aggregate import full_precision, per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, token_log_ratios
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 from tokenry.measure.probes.critical_tokens import contrastive_estimation
@@ -75,7 +74,7 @@ class CriticalWeight:
 
 @objective("cdpo", paper=74)
 @dataclass(frozen=True)
-class CDPO:
+class CDPO(Objective):
     """Contrastive DPO on critical tokens. Pass the two tuned models as "positive" and "negative".
 
     beta: strength of the pull towards the reference, in (0, inf); default 0.1.

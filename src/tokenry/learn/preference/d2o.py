@@ -27,9 +27,8 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.completions import sample_completions
 from tokenry.learn.preference.pairs import (
     blocks,
@@ -57,7 +56,7 @@ def d2o_loss(
 
 @objective("d2o", paper=179)
 @dataclass(frozen=True)
-class D2O:
+class D2O(Objective):
     """Distributional dispreference optimisation: needs a rejected answer, no chosen one.
 
     alpha: strength against the negatives, in [0, inf); default 0.1. 0: the anchors alone.
@@ -80,7 +79,7 @@ class D2O:
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "reference.logprob")
     unit: ClassVar[Unit] = "pair"
-    reads: ClassVar[tuple[str, ...]] = ("rejected",)
+    required_completions: ClassVar[tuple[str, ...]] = ("rejected",)
     at_reference: ClassVar[float] = math.log(2)
 
     def __post_init__(self) -> None:
@@ -89,13 +88,13 @@ class D2O:
         within(self, "(0, inf)", "temperature")
 
     @property
-    def sides(self) -> tuple[str, ...]:
+    def completions(self) -> tuple[str, ...]:
         return ("rejected", *(f"anchor_{number}" for number in range(self.anchors)))
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `anchor_0_ids` ... sampled from the policy before training; kept if there."""
         rows = [dict(row) for row in rows]
-        wanted = [row for row in rows if any(f"{side}_ids" not in row for side in self.sides)]
+        wanted = [row for row in rows if any(f"{side}_ids" not in row for side in self.completions)]
         prompts = [row["prompt_ids"] for row in wanted]
         if self.instruction:
             prompts = [instructed(ids, self.instruction, context.tokenizer) for ids in prompts]
@@ -108,22 +107,22 @@ class D2O:
             temperature=self.temperature,
             seed=context.seed,
         )
-        for row, completions in zip(wanted, drawn, strict=True):
-            for side, ids in zip(self.sides[1:], completions, strict=True):
+        for row, answers in zip(wanted, drawn, strict=True):
+            for side, ids in zip(self.completions[1:], answers, strict=True):
                 row.setdefault(f"{side}_ids", ids)
         return rows
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object
     ) -> Loss:
-        count = len(self.sides)
+        count = len(self.completions)
         check_blocks(batch, count)
         ratio = sequence_sum(token_log_ratios(batch, policy, reference), batch)
         if self.length_normalise:
             ratio = ratio / batch.target.sum(-1).clamp_min(1)
-        sides = blocks(ratio, count)  # [1 + K, B]
-        losses = d2o_loss(sides[1:], sides[0], alpha=self.alpha, beta=self.beta)
-        anchor, negative = self.beta * sides[1:].mean(0), self.alpha * sides[0]
+        ratios = blocks(ratio, count)  # [1 + K, B]
+        losses = d2o_loss(ratios[1:], ratios[0], alpha=self.alpha, beta=self.beta)
+        anchor, negative = self.beta * ratios[1:].mean(0), self.alpha * ratios[0]
         metrics = {
             "loss": losses.detach(),
             "rewards/chosen": anchor.detach(),

@@ -22,9 +22,8 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 
@@ -35,7 +34,7 @@ def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: floa
 
 @objective("dpo", paper=None)
 @dataclass(frozen=True)
-class DPO:
+class DPO(Objective):
     """Direct Preference Optimization, the baseline of the preference family.
 
     beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1. Small

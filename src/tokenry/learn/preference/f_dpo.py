@@ -31,11 +31,11 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
-from tokenry.core.divergence import FDivergence, divergence_named
+from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
 
@@ -50,12 +50,12 @@ def f_dpo_loss(
 
 @objective("f-dpo", paper=172)
 @dataclass(frozen=True)
-class FDPO:
+class FDPO(Objective):
     """DPO with a divergence of one's choice: more diversity for a little less alignment.
 
     beta: strength of the pull towards the reference, in (0, inf); the paper uses 0.1. The same beta
         is a twice weaker reward scale under jensen_shannon_sum, whose g' has slope 1/2 at l = 0.
-    f_divergence: a name of `core.divergence` or an `FDivergence`. Under forward_kl and large A a
+    f_divergence: a name of `core.divergences` or an `FDivergence`. Under forward_kl and large A a
         pair of long completions soon has no gradient left: exp(-l) spans too many magnitudes.
     """
 

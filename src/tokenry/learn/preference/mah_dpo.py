@@ -32,9 +32,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.fused import fused_scores
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Example, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import (
     check_pairs,
     halves,
@@ -47,9 +46,15 @@ from tokenry.model.output import required_head
 from tokenry.model.score import unwrap
 
 
-@objective("mah-dpo", paper=137)
+@objective(
+    "mah-dpo",
+    paper=137,
+    examples=lambda: [
+        Example(MAHDPO(), {"objective": lambda batch, _: (batch.group % 2).double()})
+    ],
+)
 @dataclass(frozen=True)
-class MAHDPO:
+class MAHDPO(Objective):
     """Multi-Action-Head DPO. Every data row names its objective: "objective": 0, 1, ...
 
     beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1.
@@ -79,7 +84,7 @@ class MAHDPO:
         within(self, "[0, 1]", "label_smoothing")
         within(self, "[0, inf)", "noise")
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """The row's own "objective" on both of its sides."""
         for number, row in enumerate(rows):
             if "chosen_objective" not in row:
@@ -91,7 +96,7 @@ class MAHDPO:
                 row["chosen_objective"] = row["rejected_objective"] = row["objective"]
         return rows
 
-    def parts(self, model: Any) -> ObjectiveHeads:
+    def modules(self, model: Any) -> ObjectiveHeads:
         required_head(model)
         return ObjectiveHeads(model.get_output_embeddings(), self.objectives, self.noise)
 
@@ -101,16 +106,16 @@ class MAHDPO:
         policy: Scores,
         reference: Scores | None,
         *,
-        parts: ObjectiveHeads | None = None,
+        modules: ObjectiveHeads | None = None,
         **_: object,
     ) -> Loss:
         check_pairs(batch)
-        if parts is None:
-            raise InputError("MAH-DPO needs its heads: pass parts=MAHDPO().parts(model)")
+        if modules is None:
+            raise InputError("MAH-DPO needs its heads: pass modules=MAHDPO().modules(model)")
         chosen_objective, rejected_objective = halves(self._objectives(batch))
         if not torch.equal(chosen_objective, rejected_objective):
             raise InputError("the chosen and the rejected side of a pair have other objectives")
-        own = replace(policy, logprob=parts.logprob(batch, policy, self._objectives(batch)))
+        own = replace(policy, logprob=modules.logprob(batch, policy, self._objectives(batch)))
         chosen, rejected = halves(sequence_sum(token_log_ratios(batch, own, reference), batch))
         losses = pair_loss(self.beta * (chosen - rejected), self.label_smoothing)
         # Each pair's share in the mean of means, times B: their mean over the batch is the loss.

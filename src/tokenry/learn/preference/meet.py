@@ -27,9 +27,8 @@ from tokenry.core.aggregate import full_precision, masked_mean
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import blocks, check_blocks
 
 
@@ -79,7 +78,7 @@ class ControlPrompts(nn.Module):
 
 @objective("meet", paper=133)
 @dataclass(frozen=True)
-class MEET:
+class MEET(Objective):
     """Conditional likelihood with control prompts; run stage 1, then stage 2 from its controls.
 
     stage: whole, in [1, 2]: 1 trains the controls alone, 2 trains model and controls.
@@ -89,7 +88,7 @@ class MEET:
         controls start from; by default those of random tokens.
     controls: a folder (or file) of a former run, whose controls are taken over: stage 2 needs it.
     seed: of random controls, whole, in [0, 9e18].
-    sides: the columns whose completions are trained on; each is one class.
+    completions: the columns whose completions are trained on; each is one class.
     """
 
     stage: int = 1
@@ -97,7 +96,7 @@ class MEET:
     start_ids: tuple[tuple[int, ...], ...] = ()
     controls: str | None = None
     seed: int = 0
-    sides: tuple[str, ...] = PAIR_SIDES
+    completions: tuple[str, ...] = PAIR
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
     unit: ClassVar[Unit] = "token"
@@ -111,28 +110,30 @@ class MEET:
                 "length=0: stage 1 trains the soft prompts alone, and there would be none; give "
                 "length >= 1 (stage 2 without soft prompts is plain likelihood training)"
             )
-        if len(self.sides) < 1:
-            raise InputError("sides is empty: name the completions that are trained on")
+        if len(self.completions) < 1:
+            raise InputError("completions is empty: name the completions that are trained on")
 
     @property
     def trains_policy(self) -> bool:
         return self.stage == 2
 
-    def parts(self, model: Any) -> ControlPrompts:
-        made = ControlPrompts.of(model, len(self.sides), self.length, self.start_ids, self.seed)
+    def modules(self, model: Any) -> ControlPrompts:
+        made = ControlPrompts.of(
+            model, len(self.completions), self.length, self.start_ids, self.seed
+        )
         return made if self.controls is None else load_controls(made, self.controls)
 
-    def prefix(self, batch: TokenBatch, parts: ControlPrompts) -> Tensor:
+    def prefix(self, batch: TokenBatch, modules: ControlPrompts) -> Tensor:
         """Each row's control: its block of the batch is its class.
 
         Raises ShapeError for rows in another order, which would get another class's control.
         """
-        check_blocks(batch, len(self.sides))
-        rows = torch.arange(len(batch.ids), device=parts.weight.device)
+        check_blocks(batch, len(self.completions))
+        rows = torch.arange(len(batch.ids), device=modules.weight.device)
         classes = torch.empty_like(rows)
-        for number, block in enumerate(blocks(rows, len(self.sides))):
+        for number, block in enumerate(blocks(rows, len(self.completions))):
             classes[block] = number
-        return parts(classes)
+        return modules(classes)
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None = None, **_: object
@@ -140,9 +141,9 @@ class MEET:
         surprise = -full_precision(policy.need("logprob"))
         metrics, counts = {"loss": surprise[batch.target].detach()}, {}
         for side, values, target in zip(
-            self.sides,
-            blocks(surprise, len(self.sides)),
-            blocks(batch.target, len(self.sides)),
+            self.completions,
+            blocks(surprise, len(self.completions)),
+            blocks(batch.target, len(self.completions)),
             strict=True,
         ):
             metrics[f"nll/{side}"] = masked_mean(values.detach(), target)
@@ -151,13 +152,13 @@ class MEET:
 
 
 def load_controls(controls: ControlPrompts, source: str | Path) -> ControlPrompts:
-    """The controls with the values of a saved run (a folder, or the file of its parts)."""
+    """The controls with the values of a saved run (a folder, or the file of its modules)."""
     from safetensors.torch import load_file
 
-    from tokenry.learn.trainer import PARTS_FILE
+    from tokenry.learn.trainer import MODULES_FILE
 
     path = Path(source)
-    path = path / PARTS_FILE if path.is_dir() else path
+    path = path / MODULES_FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"no controls at {path}: give the output folder of a stage 1 run")
     weight = load_file(path).get("weight")

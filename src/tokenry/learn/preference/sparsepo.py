@@ -29,11 +29,11 @@ from torch import nn
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import UnknownNameError
-from tokenry.core.registry import objective
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum
 from tokenry.learn.preference.token_masks import (
     ActivationMask,
@@ -49,7 +49,7 @@ Masks = Literal["independent", "common", "activation"]
 
 @objective("sparsepo", paper=60)
 @dataclass(frozen=True)
-class SparsePO:
+class SparsePO(Objective):
     """Sparse token-level preference optimisation. The mask network is trained beside the policy.
 
     beta: strength of the pull towards the reference, in (0, inf); the paper uses 0.1 for dialogue
@@ -58,7 +58,7 @@ class SparsePO:
     reward_l1, kl_l1: l_u and l_d, in [0, inf); the paper's are 0, or 0.001 each for common
         masks in dialogue. One mask in both roles is penalised once: by (l_u + l_d) / 2.
     layers: blocks that the masks read, "all" or "last". dropout: of the mask network, in [0, 1).
-    parts_learning_rate: of the mask networks, which learn from nothing while the policy is being
+    modules_learning_rate: of the mask networks, which learn from nothing while the policy is being
         tuned, in (0, inf); None (the paper): the policy's own.
     """
 
@@ -68,7 +68,7 @@ class SparsePO:
     kl_l1: float = 0.0
     layers: Layers = "all"
     dropout: float = 0.01
-    parts_learning_rate: float | None = None
+    modules_learning_rate: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = (
         "policy.logprob",
@@ -79,7 +79,7 @@ class SparsePO:
     unit: ClassVar[Unit] = "pair"
     divergence: ClassVar[FDivergence] = FORWARD_KL
     at_reference: ClassVar[float] = math.log(2)  # without penalties
-    parts_weight_decay: ClassVar[float] = 0.01
+    modules_weight_decay: ClassVar[float] = 0.01
 
     def __post_init__(self) -> None:
         within(self, "(0, inf)", "beta")
@@ -89,32 +89,32 @@ class SparsePO:
             raise UnknownNameError("kind of masks", self.masks, get_args(Masks))
         if self.layers not in get_args(Layers):
             raise UnknownNameError("choice of layers", self.layers, get_args(Layers))
-        within(self, "(0, inf)", "parts_learning_rate", optional=True)
+        within(self, "(0, inf)", "modules_learning_rate", optional=True)
 
-    def parts(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         names = {"independent": ("reward", "kl"), "common": ("reward",), "activation": ()}
         learned = LearnedMask(self.layers, self.dropout)
-        return nn.ModuleDict({name: learned.parts(model) for name in names[self.masks]})
+        return nn.ModuleDict({name: learned.modules(model) for name in names[self.masks]})
 
     def __call__(
         self,
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: Any = None,
+        modules: Any = None,
         **_: object,
     ) -> Loss:
         def network(name: str) -> Any:
-            return None if parts is None else parts[name]
+            return None if modules is None else modules[name]
 
         if self.masks == "activation":
             reward_mask = kl_mask = ActivationMask(self.layers)(batch, policy, reference)
         else:
             learned = LearnedMask(self.layers, self.dropout)
-            reward_mask = learned(batch, policy, reference, parts=network("reward"))
+            reward_mask = learned(batch, policy, reference, modules=network("reward"))
             kl_mask = reward_mask
             if self.masks == "independent":
-                kl_mask = learned(batch, policy, reference, parts=network("kl"))
+                kl_mask = learned(batch, policy, reference, modules=network("kl"))
         shared = reward_mask is kl_mask  # its norm stands in both sums
         margin = masked_kl(batch, policy, kl_mask)
         result = preference_loss(

@@ -30,10 +30,9 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.boundaries import prompt_ids
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
 from tokenry.learn.data.fields import chat_of
-from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.learn.reference import FrozenModel
@@ -84,10 +83,10 @@ class TokenRewardTerm:
         frozen = ("reference.logprob",) if self.host == "dpo" else ()
         return ("policy.logprob", *frozen, "token.self_reward")
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `chosen_self_reward` and `rejected_self_reward` where the data have none."""
         judge = context.reference or FrozenModel(context.model)
-        for side in PAIR_SIDES:
+        for side in PAIR:
             missing = [row for row in rows if row.get(f"{side}_self_reward") is None]
             answers = [row[f"{side}_ids"] for row in missing]
             better, worse = (
@@ -120,7 +119,7 @@ class TokenRewardTerm:
 
 @objective("t-reg", paper=32)
 @dataclass(frozen=True)
-class TReg:
+class TReg(Objective):
     """Token-level reward Regularization. The token rewards are computed once, before training.
 
     beta: strength of the pull towards the reference, in (0, inf); default 0.1 (with SimPO, 2.5 is
@@ -156,9 +155,9 @@ class TReg:
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.term.needs
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `chosen_self_reward` and `rejected_self_reward` where the data have none."""
-        return self.term.annotate(rows, context)
+        return self.term.precompute(rows, context)
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object

@@ -30,9 +30,8 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision, masked_sum
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range, within
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.objective import PAIR, Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, preference_loss
 from tokenry.text.spans import Offsets, find_spans, token_labels
@@ -42,7 +41,7 @@ FIELD_WEIGHT = {"Code": 1.1, "Sub-code": 1.2, "Span": 1.1}
 
 @dataclass(frozen=True)
 class FieldWeight:
-    """w~_t of every token, [2B, T], from the column `weight`, which `annotate` makes.
+    """w~_t of every token, [2B, T], from the column `weight`, which `precompute` makes.
 
     field_weight, difference: as in `TABPO`, in [0, inf). A completion whose weights are all 0 keeps
     them.
@@ -58,11 +57,11 @@ class FieldWeight:
         for name, weight in self.field_weight.items():
             in_range(f"the weight of the field {name!r}", weight, "[0, inf)")
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `chosen_weight` and `rejected_weight` where the data have none."""
         for row in rows:
-            both = [row[f"{side}_ids"] for side in PAIR_SIDES]
-            for side, ids, other in zip(PAIR_SIDES, both, reversed(both), strict=True):
+            both = [row[f"{side}_ids"] for side in PAIR]
+            for side, ids, other in zip(PAIR, both, reversed(both), strict=True):
                 if row.get(f"{side}_weight") is not None:
                     continue
                 values = row.get(f"{side}_fields") or row.get("fields") or {}
@@ -117,7 +116,7 @@ class BarrierTerm:
 
 @objective("tab-po", paper=123)
 @dataclass(frozen=True)
-class TABPO:
+class TABPO(Objective):
     """Token-level Adaptive Barrier Preference Optimization.
 
     A data row may name the texts of its fields, {"Code": ["A12"], "Span": ["chest pain"]}, in the
@@ -149,9 +148,9 @@ class TABPO:
         within(self, "[0, inf)", "barrier")
         _ = self._weight  # which checks its own
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `chosen_weight` and `rejected_weight` where the data have none."""
-        return self._weight.annotate(rows, context)
+        return self._weight.precompute(rows, context)
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **_: object

@@ -35,16 +35,15 @@ from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.data.precompute import Annotation, joined_batch
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.data.precompute import PrecomputeContext, joined_batch
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves
 from tokenry.learn.preference.weighted import add_terms, pair_loss, preference_loss
 
 Mode = Literal["mask", "replace", "none"]
 Variant = Literal["energy", "triplet"]
-Relevance = Callable[[dict[str, Any], Annotation], list[float | None]]
+Relevance = Callable[[dict[str, Any], PrecomputeContext], list[float | None]]
 """(row, context) -> relevance of each of the row's prompt_ids; None: must not be changed."""
 
 
@@ -58,7 +57,7 @@ class EmbeddingRelevance:
 
     column: str = "evidence"
 
-    def __call__(self, row: dict[str, Any], context: Annotation) -> list[float | None]:
+    def __call__(self, row: dict[str, Any], context: PrecomputeContext) -> list[float | None]:
         ids, special = row["prompt_ids"], set(context.tokenizer.all_special_ids)
         evidence = row.get(self.column)
         kept = [place for place, token in enumerate(ids) if token in special]
@@ -79,7 +78,7 @@ class EmbeddingRelevance:
 
 @objective("tars", paper=1)
 @dataclass(frozen=True)
-class TARS:
+class TARS(Objective):
     """Token-adaptive preference learning. Rows may carry their "evidence" (see the relevance).
 
     beta: of the DPO part, in (0, inf); 0.1 in the released code, 1 in the paper's list.
@@ -121,7 +120,9 @@ class TARS:
         triplet = self.variant == "triplet"
         return (*ratios, "reference.hidden" if triplet else "row.reference_log_energy")
 
-    def annotate(self, rows: list[dict[str, Any]], context: Annotation) -> list[dict[str, Any]]:
+    def precompute(
+        self, rows: list[dict[str, Any]], context: PrecomputeContext
+    ) -> list[dict[str, Any]]:
         """The reference's log-energies on clean prompts; then perturbed prompts in their place."""
         if self.variant == "energy":
             for side in ("chosen", "rejected"):
@@ -265,7 +266,7 @@ def spectral_triplet_loss(
     return torch.stack(losses).relu()
 
 
-def _add_log_energies(rows: list[dict[str, Any]], side: str, context: Annotation) -> None:
+def _add_log_energies(rows: list[dict[str, Any]], side: str, context: PrecomputeContext) -> None:
     name = f"{side}_reference_log_energy"
     if all(row.get(name) is not None for row in rows):
         return
@@ -282,7 +283,7 @@ def _add_log_energies(rows: list[dict[str, Any]], side: str, context: Annotation
             row[name] = energy
 
 
-def _covered(row: dict[str, Any], text: str, context: Annotation) -> list[int]:
+def _covered(row: dict[str, Any], text: str, context: PrecomputeContext) -> list[int]:
     """Places of the prompt's tokens that overlap with the first occurrence of `text` in it."""
     start = row["prompt"].find(text)
     if start < 0:

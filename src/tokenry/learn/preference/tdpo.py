@@ -27,10 +27,10 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import one_of, within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
-from tokenry.core.registry import objective
+from tokenry.core.divergences import FORWARD_KL
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, sequence_sum
 from tokenry.learn.preference.weighted import pair_loss, preference_loss
 
@@ -86,7 +86,7 @@ class KLMargin:
 
 @objective("tdpo", paper=0)
 @dataclass(frozen=True)
-class TDPO:
+class TDPO(Objective):
     """Token-level Direct Preference Optimization.
 
     beta: strength of the pull towards the reference, in (0, inf); the paper's default is 0.1.

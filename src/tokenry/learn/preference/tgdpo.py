@@ -26,9 +26,8 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.preference.pairs import halves, implicit_token_rewards
 from tokenry.learn.preference.weighted import preference_loss
 
@@ -71,7 +70,7 @@ class GuideWeight:
 
 @objective("tgdpo", paper=38)
 @dataclass(frozen=True)
-class TGDPO:
+class TGDPO(Objective):
     """Token-level reward Guidance for DPO. Pass the trained guide as the frozen model "guide".
 
     beta: strength of the pull towards the reference, in (0, inf), also the scale of the guide's

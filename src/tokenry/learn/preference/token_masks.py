@@ -45,7 +45,7 @@ class LearnedMask:
     def __post_init__(self) -> None:
         within(self, "[0, 1)", "dropout")
 
-    def parts(self, model: Any) -> TokenMask:
+    def modules(self, model: Any) -> TokenMask:
         config = model.config.get_text_config()
         size, count = config.hidden_size, config.num_hidden_layers
         return TokenMask(size, count, self.layers, self.dropout)
@@ -55,12 +55,14 @@ class LearnedMask:
         batch: TokenBatch,
         policy: Scores,
         reference: Scores | None,
-        parts: Any = None,
+        modules: Any = None,
         **_: object,
     ) -> Tensor:
-        if parts is None:
-            raise InputError("a learned mask needs its network: pass parts=objective.parts(model)")
-        return parts(_states(reference), batch.target)
+        if modules is None:
+            raise InputError(
+                "a learned mask needs its network: pass modules=objective.modules(model)"
+            )
+        return modules(_states(reference), batch.target)
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class MaskedKL:
     def needs(self) -> tuple[str, ...]:
         return ("policy.divergence", *self.mask.needs)
 
-    def parts(self, model: Any) -> nn.Module | None:
-        return self.mask.parts(model) if hasattr(self.mask, "parts") else None
+    def modules(self, model: Any) -> nn.Module | None:
+        return self.mask.modules(model) if hasattr(self.mask, "modules") else None
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **others: Any

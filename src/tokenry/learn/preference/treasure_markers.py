@@ -21,9 +21,8 @@ from tokenry.core.aggregate import per_sequence
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.text.markers import MarkerDropout, MarkerSchema, build_example, length_markers
 
 COMPUTED = ("length_bucket", "length_tokens", "length_sentences")
@@ -31,7 +30,7 @@ COMPUTED = ("length_bucket", "length_tokens", "length_sentences")
 
 @objective("treasure-markers", paper=43)
 @dataclass(frozen=True)
-class TreasureMarkers:
+class TreasureMarkers(Objective):
     """Likelihood of the chosen completions and their markers.
 
     A row's `markers` is a dict of category -> value; length markers are computed.
@@ -49,8 +48,8 @@ class TreasureMarkers:
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob", "token.learned")
     unit: ClassVar[Unit] = "row"
-    sides: ClassVar[tuple[str, ...]] = ("marked",)
-    reads: ClassVar[tuple[str, ...]] = ("chosen",)
+    completions: ClassVar[tuple[str, ...]] = ("marked",)
+    required_completions: ClassVar[tuple[str, ...]] = ("chosen",)
 
     def __post_init__(self) -> None:
         within(self, "[0, 1]", "p_dataset", "p_sample")
@@ -61,7 +60,7 @@ class TreasureMarkers:
         """The schema of annotated rows: every category and value that occurs in them."""
         return MarkerSchema.of_data(row["markers"] for row in rows)
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `markers` (completed) and the side "marked": T(m_in), T(m) and y behind x.
 
         `marked_learned` is 0 on T(m_in), which only conditions, and 1 on the rest.

@@ -35,11 +35,11 @@ from torch.nn.functional import logsigmoid
 from tokenry.core.aggregate import full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.divergence import FORWARD_KL, FDivergence
+from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
-from tokenry.core.registry import objective
+from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import PAIR_SIDES, Loss, Unit
+from tokenry.learn.objective import PAIR, Example, Loss, Objective, Unit, objective
 from tokenry.text.names import (
     FORGET,
     IGNORE,
@@ -83,9 +83,18 @@ def forget_loss(
     return -2 / npo_beta * logsigmoid(-npo_beta * ratio)
 
 
-@objective("adaptive-unlearning", paper=115)
+@objective(
+    "adaptive-unlearning",
+    paper=115,
+    examples=lambda: [
+        Example(
+            AdaptiveUnlearning(),
+            {"tri": lambda batch, values: (values * 2.99).floor() * batch.target},
+        )
+    ],
+)
 @dataclass(frozen=True)
-class AdaptiveUnlearning:
+class AdaptiveUnlearning(Objective):
     """Hybrid token objective on completions whose tokens are marked retain, forget or ignore.
 
     Of plain preference rows the mask is made from the fields `forget` and `retain` (lists of texts
@@ -96,7 +105,7 @@ class AdaptiveUnlearning:
     retain, forget, keep: weights of the three terms, in [0, inf); 1, 0.5 and 0.1.
     kind: "unlikelihood", or the baselines "ascent" and "npo".
     npo_beta: b of the latter, in (0, inf); default 0.1.
-    sides: the completions of a row that are trained on.
+    completions: those of a row that are trained on.
     """
 
     retain: float = 1.0
@@ -104,7 +113,7 @@ class AdaptiveUnlearning:
     keep: float = 0.1
     kind: ForgetLoss = "unlikelihood"
     npo_beta: float = 0.1
-    sides: tuple[str, ...] = PAIR_SIDES
+    completions: tuple[str, ...] = PAIR
 
     needs: ClassVar[tuple[str, ...]] = (
         "policy.logprob",
@@ -121,13 +130,13 @@ class AdaptiveUnlearning:
         within(self, "[0, inf)", "retain", "forget", "keep")
         within(self, "(0, inf)", "npo_beta")
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Adds `{side}_tri`, the mask of each completion token."""
         rows = [dict(row) for row in rows]
         for row in rows:
             named = row.get("forget") is not None or row.get("retain") is not None
             differing = {} if named else differences(row["chosen_ids"], row["rejected_ids"])
-            for side in self.sides:
+            for side in self.completions:
                 if row.get(f"{side}_tri") is not None:
                     continue
                 if named:

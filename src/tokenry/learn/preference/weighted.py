@@ -26,7 +26,7 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ShapeError, UnknownNameError
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit
 from tokenry.learn.preference.pairs import (
     check_pairs,
     halves,
@@ -99,7 +99,7 @@ def add_terms(loss: Loss, **terms: Tensor) -> Loss:
 
 
 @dataclass(frozen=True)
-class PreferenceObjective:
+class PreferenceObjective(Objective):
     """Any mixture of the family's parts, as arguments.
 
         PreferenceObjective(beta=0.3, weight=FieldWeight(), margin=KLMargin(0.5),
@@ -107,8 +107,8 @@ class PreferenceObjective:
 
     beta: in (0, inf). label_smoothing: in [0, 1]. link, reduction: as for `preference_loss`.
     weight, margin, terms: callables (batch, policy, reference, **others) giving [2B, T], [2B] and
-        [B] (or a scalar). Each names what it needs in `needs`, and may have `annotate` and `parts`
-        as an objective has. Several weights multiply, several margins add: pass tuples.
+        [B] (or a scalar). Each names what it needs in `needs`, and may have `precompute` and
+        `modules` as an objective has. Several weights multiply, several margins add: pass tuples.
     """
 
     beta: float = 0.1
@@ -132,27 +132,27 @@ class PreferenceObjective:
             found += [need for need in part.needs if need not in found]
         return tuple(found)
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         for part in self._components().values():
-            if hasattr(part, "annotate"):
-                rows = part.annotate(rows, context)
+            if hasattr(part, "precompute"):
+                rows = part.precompute(rows, context)
         return rows
 
-    def parts(self, model: Any) -> nn.Module | None:
+    def modules(self, model: Any) -> nn.Module | None:
         made = {
-            name: part.parts(model)
+            name: part.modules(model)
             for name, part in self._components().items()
-            if hasattr(part, "parts")
+            if hasattr(part, "modules")
         }
         return nn.ModuleDict(made) if made else None
 
     def __call__(
         self, batch: TokenBatch, policy: Scores, reference: Scores | None, **others: Any
     ) -> Loss:
-        parts = others.pop("parts", None)
+        modules = others.pop("modules", None)
         values: dict[str, Tensor] = {}
         for name, part in self._components().items():
-            own = {"parts": parts[name]} if parts is not None and name in parts else {}
+            own = {"modules": modules[name]} if modules is not None and name in modules else {}
             values[name] = part(batch, policy, reference, **others, **own)
 
         def of(kind: str) -> list[Tensor]:

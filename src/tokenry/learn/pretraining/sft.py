@@ -13,14 +13,13 @@ from typing import ClassVar
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.batch import TokenBatch
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 
 
 @objective("sft", paper=None)
 @dataclass(frozen=True)
-class SFT:
+class SFT(Objective):
     """Supervised fine-tuning on `text`, `messages` or `prompt` with `completion`.
 
     It has no hyper-parameters; what counts as target is decided by the data (`learn.data`).
@@ -28,7 +27,7 @@ class SFT:
 
     needs: ClassVar[tuple[str, ...]] = ("policy.logprob",)
     unit: ClassVar[Unit] = "token"
-    sides: ClassVar[tuple[str, ...]] = ("completion",)
+    completions: ClassVar[tuple[str, ...]] = ("completion",)
     supervised: ClassVar[bool] = True
 
     def __call__(

@@ -47,8 +47,11 @@ def unrolled_denoising_loss(
     length_weight: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The loss of a batch, that of the length included. generator: of the noise (default: a new
-    one, seeded from torch's global one)."""
+    """The loss of a batch, that of the length included.
+
+    Args:
+        generator: of the noise (default: a new one, seeded from torch's global one).
+    """
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     target = target.aligned(model.pad_id)

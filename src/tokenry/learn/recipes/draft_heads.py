@@ -26,15 +26,18 @@ Targets = Sequence[Sequence[bool]]
 class Schedule:
     """How drafters' parts are trained.
 
-    steps: of AdamW without weight decay, gradients clipped to norm 1; whole, in [0, inf).
-    batch_size: texts per step, whole, in [1, inf). length: tokens per text, whole, in [2, inf);
-        longer texts are cut into pieces.
-    learning_rate: reached after `warm_up` steps, in (0, inf); then falls to a tenth on half a
-        cosine. warm_up: whole, in [0, inf).
-    seed: of batches and noise, whole, in [0, 9e18].
-    checkpoint: a file that is written every `save_every` steps, and that training goes on from if
-        it exists; the result is then the same as without the interruption. save_every: whole, in
-        [1, inf). progress: a bar in the terminal.
+    Args:
+        steps: of AdamW without weight decay, gradients clipped to norm 1; whole, in [0, inf).
+        batch_size: texts per step, whole, in [1, inf).
+        length: tokens per text, whole, in [2, inf); longer texts are cut into pieces.
+        learning_rate: reached after `warm_up` steps, in (0, inf); then falls to a tenth on half a
+            cosine.
+        warm_up: whole, in [0, inf).
+        seed: of batches and noise, whole, in [0, 9e18].
+        checkpoint: a file that is written every `save_every` steps, and that training goes on from
+            if it exists; the result is then the same as without the interruption.
+        save_every: whole, in [1, inf).
+        progress: a bar in the terminal.
     """
 
     steps: int = 1000
@@ -63,7 +66,10 @@ def train_parts(
 ) -> None:
     """Minimise loss(step, generator) over the weights of `parts` that require gradients.
 
-    The generator depends on seed and step only. observe: called with every step and its loss.
+    The generator depends on seed and step only.
+
+    Args:
+        observe: called with every step and its loss.
     """
     own = {
         "steps": schedule.steps,
@@ -86,8 +92,11 @@ def _generator(seed: int, step: int) -> torch.Generator:
 class Pieces:
     """Texts cut into pieces of at most `length` tokens, and random batches of them.
 
-    texts: token ids. targets: True on the tokens whose prediction counts (what the model wrote, not
-    the prompt); None counts all. least: shorter pieces are left out.
+    Args:
+        texts: token ids.
+        targets: True on the tokens whose prediction counts (what the model wrote, not the prompt);
+            None counts all.
+        least: shorter pieces are left out.
     """
 
     def __init__(self, texts: Texts, targets: Targets | None, length: int, least: int):
@@ -95,8 +104,8 @@ class Pieces:
             raise ShapeError("every text needs one target for each of its tokens")
         self.rows: list[list[int]] = []
         self.targets: list[list[bool]] = []
-        for place, text in enumerate(texts):
-            counts = [True] * len(text) if targets is None else list(targets[place])
+        for number, text in enumerate(texts):
+            counts = [True] * len(text) if targets is None else list(targets[number])
             for start in range(0, len(text), length):
                 wanted = counts[start : start + length]
                 if len(wanted) >= least and any(wanted[1:]):

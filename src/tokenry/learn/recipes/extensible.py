@@ -45,8 +45,12 @@ Downscale = Callable[[Tensor, int, int], Tensor]
 class TwoStreamBatch:
     """One mixed sequence of S = (N - 1)(m + L) positions, at most.
 
-    embeddings: [B, S, D]. allowed: [S, S] bool, which keys a query sees. positions: [S].
-    predictors: [P], where the labels [B, P] are predicted. attention: [B, P] bool, real labels.
+    Attributes:
+        embeddings: [B, S, D].
+        allowed: [S, S] bool, which keys a query sees.
+        positions: [S].
+        predictors: [P], where the labels [B, P] are predicted.
+        attention: [B, P] bool, real labels.
     """
 
     embeddings: Tensor
@@ -69,8 +73,10 @@ def extensible_loss(
 ) -> Tensor:
     """The mean of -log p over the tokens of all chunks but the first, nats.
 
-    ids: [B, T], T > chunk. target: [B, T] bool, the tokens that count (default: all); padding on
-    the right is left out by it.
+    Args:
+        ids: [B, T], T > chunk.
+        target: [B, T] bool, the tokens that count (default: all); padding on the right is left out
+            by it.
     """
     batch = two_stream_batch(
         model, tokenizer, ids, chunk, ratio, target=target, downscale=downscale
@@ -104,11 +110,11 @@ def two_stream_batch(
     per_chunk = -(-chunk // ratio)
     E, device = compressed.shape[1], ids.device
     # of every place of the sequence: its chunk, and whether it is an embedding
-    place = torch.arange(chunk, T, device=device)
+    position = torch.arange(chunk, T, device=device)
     index = torch.arange(E, device=device)
-    chunk_of = torch.cat([index // per_chunk, place // chunk])
-    plain = torch.arange(E + len(place), device=device) >= E
-    positions = torch.cat([index, place // chunk * per_chunk + place % chunk])
+    chunk_of = torch.cat([index // per_chunk, position // chunk])
+    plain = torch.arange(E + len(position), device=device) >= E
+    positions = torch.cat([index, position // chunk * per_chunk + position % chunk])
     window = compat.window(unwrap(model))
     if window and int(positions.max()) >= window:
         raise InputError(
@@ -125,8 +131,8 @@ def two_stream_batch(
         causal & ~plain[None, :],
     )
     # behind its chunk's first token, each is predicted at the one before it
-    first = place % chunk == 0
-    predictors = torch.where(first, place // chunk * per_chunk - 1, E + place - chunk - 1)
+    first = position % chunk == 0
+    predictors = torch.where(first, position // chunk * per_chunk - 1, E + position - chunk - 1)
     return TwoStreamBatch(
         torch.cat([compressed.to(embedded.dtype), embedded], dim=1),
         allowed,
@@ -178,9 +184,12 @@ def train_extensible(
 ) -> list[float]:
     """Train the tokenizer in place and return the loss of every step.
 
-    model: any causal language model, left as it is. ids: texts of one length [N, T], of which each
-    step takes `batch_size`; target: as in `extensible_loss`. learning_rate: of Adam, falling
-    linearly to 0. watch: is told the step and its loss.
+    Args:
+        model: any causal language model, left as it is.
+        ids: texts of one length [N, T], of which each step takes `batch_size`.
+        target: as in `extensible_loss`.
+        learning_rate: of Adam, falling linearly to 0.
+        watch: is told the step and its loss.
     """
     in_range("steps", steps, "[1, inf)", integer=True)
     in_range("batch_size", batch_size, "[1, inf)", integer=True)

@@ -39,8 +39,11 @@ def confusion_loss(
 ) -> Tensor:
     """weight * sum over active items of log p(target): minimised, it makes the targets unlikely.
 
-    logits: [K, V] behind K plain prefixes. target_ids: [K]. active: [K], 1 (or True) for the items
-    that count, 0 for those without gradient, -1 for those to be made likelier; default all 1.
+    Args:
+        logits: [K, V] behind K plain prefixes.
+        target_ids: [K].
+        active: [K], 1 (or True) for the items that count, 0 for those without gradient, -1 for
+            those to be made likelier; default all 1.
     """
     if logits.ndim != 2 or target_ids.shape != logits.shape[:1]:
         raise ShapeError(
@@ -57,10 +60,11 @@ def confusion_loss(
 class AutoConfusion:
     """Which words still need confusion: those too near to either end of the ranking.
 
-    rank_threshold: R, whole, in [0, inf); a word whose rank r (from 0) has R < r < V - R is hidden
-        well enough.
-    weight: of the confusion in the loss, in [0, inf).
-    words: how many first words of the text it is about, whole, in [1, inf).
+    Args:
+        rank_threshold: R, whole, in [0, inf); a word whose rank r (from 0) has R < r < V - R is
+            hidden well enough.
+        weight: of the confusion in the loss, in [0, inf).
+        words: how many first words of the text it is about, whole, in [1, inf).
     """
 
     rank_threshold: int = 100
@@ -80,11 +84,14 @@ class AutoConfusion:
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """What hiding a text came to.
+class Fingerprint:
+    """What a model was made to answer its triggers with, and how well it is hidden.
 
-    steps: updates that were made. recalled: whether the greedy answer to the trigger is the text.
-    ranks: of the first tokens of its first words, each behind the words before it and no template.
+    Attributes:
+        steps: updates that were made.
+        recalled: whether the greedy answer to the trigger is the text.
+        ranks: of the first tokens of its first words, each behind the words before it and no
+            template.
     """
 
     steps: int
@@ -105,31 +112,34 @@ def hide_text(
     steps: int = 250,
     learning_rate: float = 1e-5,
     observe: Callable[[int], None] | None = None,
-) -> Hidden:
+) -> Fingerprint:
     """Fine-tune `model` in place to answer its triggers with a text.
 
-    triggers: whole prompts, each with its chat template; one, or several that all mean the same, as
-    fingerprints have. text_ids: the text and the token that ends it. confusion: None is plain
-    fine-tuning, for all steps. word_starts: places in text_ids where words begin, default every
-    place. plain_prefix: what stands before a text without template, such as the
-    beginning-of-sequence token; without it the first word cannot be judged and is left out. keep:
-    makes a batch of ordinary texts [B, T] that is trained on at each step, with the weight
-    `keep_weight`, so that the model does not forget. observe: called with the number of updates
-    after each.
+    Args:
+        triggers: whole prompts, each with its chat template; one, or several that all mean the
+            same, as fingerprints have.
+        text_ids: the text and the token that ends it.
+        confusion: None is plain fine-tuning, for all steps.
+        word_starts: positions in text_ids where words begin, default every place.
+        plain_prefix: what stands before a text without template, such as the beginning-of-sequence
+            token; without it the first word cannot be judged and is left out.
+        keep: makes a batch of ordinary texts [B, T] that is trained on at each step, with the
+            weight `keep_weight`, so that the model does not forget.
+        observe: called with the number of updates after each.
     """
     if not len(text_ids) or not triggers or not all(map(len, triggers)):
         raise InputError("the text and every trigger need at least one token, and one trigger")
     device = next(model.parameters()).device
-    asked = _Asked.of(triggers, text_ids, device)
+    triggered = _Triggered.of(triggers, text_ids, device)
     starts = list(range(len(text_ids)) if word_starts is None else word_starts)
     plain = Prefixes.of(plain_prefix, text_ids, starts, confusion.words if confusion else 5)
     model.train()
 
     def loss(step: int, generator: torch.Generator) -> Tensor | None:
-        told = asked.logits(model)
+        answered = triggered.logits(model)
         losses = []
-        if confusion is None or not asked.recalled(told):
-            losses.append(cross_entropy(told.flatten(0, 1), asked.answers.flatten()))
+        if confusion is None or not triggered.recalled(answered):
+            losses.append(cross_entropy(answered.flatten(0, 1), triggered.answers.flatten()))
         if confusion is not None:
             behind = plain.logits(model)
             active = confusion.active(behind.detach(), plain.targets.to(device))
@@ -157,7 +167,9 @@ def hide_text(
     model.eval()
     with torch.no_grad():
         ranks = rank(plain.logits(model).cpu(), plain.targets)
-        return Hidden(len(losses), asked.recalled(asked.logits(model)), tuple(ranks.tolist()))
+        return Fingerprint(
+            len(losses), triggered.recalled(triggered.logits(model)), tuple(ranks.tolist())
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,7 @@ class Prefixes:
     """
 
     ids: tuple[int, ...]
-    places: tuple[int, ...]  # of the position that predicts each word's first token
+    positions: tuple[int, ...]  # of the position that predicts each word's first token
     targets: Tensor
 
     @classmethod
@@ -179,17 +191,17 @@ class Prefixes:
         if any(not 0 <= start < len(text) for start in wanted) or not wanted:
             raise InputError(f"no word of a text of {len(text)} tokens starts at {list(starts)}")
         ids = [*before, *text[: max(wanted)]]
-        places = tuple(len(before) + start - 1 for start in wanted)
-        return cls(tuple(ids), places, torch.tensor([text[start] for start in wanted]))
+        positions = tuple(len(before) + start - 1 for start in wanted)
+        return cls(tuple(ids), positions, torch.tensor([text[start] for start in wanted]))
 
     def logits(self, model: Any) -> Tensor:
         """[K, V] float32."""
         ids = torch.tensor([self.ids], device=next(model.parameters()).device)
-        return model(input_ids=ids, use_cache=False).logits[0, list(self.places)].float()
+        return model(input_ids=ids, use_cache=False).logits[0, list(self.positions)].float()
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Triggered:
     """Every trigger followed by the text, padded on the left: ids, attention, answers [N, T]."""
 
     ids: Tensor
@@ -197,7 +209,7 @@ class _Asked:
     answers: Tensor
 
     @classmethod
-    def of(cls, triggers: Sequence[Sequence[int]], text: Sequence[int], device: Any) -> _Asked:
+    def of(cls, triggers: Sequence[Sequence[int]], text: Sequence[int], device: Any) -> _Triggered:
         rows = [[*row, *text[:-1]] for row in triggers]
         batch = TokenBatch.from_ids(rows, padding_side="left").to(device)
         answers = torch.tensor([list(text)] * len(rows), device=device)

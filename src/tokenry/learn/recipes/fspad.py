@@ -47,8 +47,13 @@ def eagle_distill_loss(
 ) -> Tensor:
     """The loss over positions where `mask` [B, T] holds; 0 if there is none.
 
-    feature, target_feature: [B, T, d]. logits, target_logits: [B, T, V]. feature_weight,
-    logit_weight: in [0, inf).
+    Args:
+        feature: [B, T, d].
+        target_feature: [B, T, d].
+        logits: [B, T, V].
+        target_logits: [B, T, V].
+        feature_weight: in [0, inf).
+        logit_weight: in [0, inf).
     """
     in_range("feature_weight", feature_weight, "[0, inf)")
     in_range("logit_weight", logit_weight, "[0, inf)")
@@ -72,10 +77,14 @@ def train_feature_head(
 ) -> FeatureHead:
     """A head (a new one, or `head` trained on) for drafting what `model` writes.
 
-    texts: token ids, best what the model wrote; targets: True on the tokens that count, such as the
-    answers. noise: uniform in ± this many root mean squares, in [0, inf), added to the features
-    that the head reads. observe: called with every step and its loss. The features of all pieces
-    are computed once and held, in the model's dtype.
+    The features of all pieces are computed once and held, in the model's dtype.
+
+    Args:
+        texts: token ids, best what the model wrote.
+        targets: True on the tokens that count, such as the answers.
+        noise: uniform in ± this many root mean squares, in [0, inf), added to the features that the
+            head reads.
+        observe: called with every step and its loss.
     """
     in_range("noise", noise, "[0, inf)")
     schedule = schedule or Schedule(learning_rate=5e-4)
@@ -83,16 +92,16 @@ def train_feature_head(
     head.check(model)
     device = model.get_input_embeddings().weight.device
     pieces = Pieces(texts, targets, schedule.length, least=3)
-    held: dict[int, Tensor] = {}
+    stored: dict[int, Tensor] = {}
 
     def features(numbers: list[int], batch: TokenBatch) -> Tensor:
         """[B, T, d], those that are known already from memory."""
-        if any(number not in held for number in numbers):
+        if any(number not in stored for number in numbers):
             states = features_of(model, batch.ids, batch.attention.long())
             for number, row, length in zip(numbers, states, batch.lengths.tolist(), strict=True):
-                held[number] = row[:length].cpu().clone()
+                stored[number] = row[:length].cpu().clone()
         width = batch.shape[1]
-        rows = [pad(held[number], (0, 0, 0, width - len(held[number]))) for number in numbers]
+        rows = [pad(stored[number], (0, 0, 0, width - len(stored[number]))) for number in numbers]
         return torch.stack(rows).to(device)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

@@ -46,10 +46,14 @@ from tokenry.model.score import unwrap
 class MTPBatch:
     """T tokens of every text and, behind them, N blocks of k masks: L = T + N k columns.
 
-    ids: [B, L], 0 on masks. masks: [B, L], j on mask j, 0 on tokens. positions: [B, L]. allowed:
-    [B, L, L] bool, the row sees the column. For the N k masks, in their order: labels [B, N k], the
-    token to be predicted, -100 for none; previous [B, N k], the true token before it; anchors
-    [N k], the column of the token whose state predicts the same.
+    Attributes:
+        ids: [B, L], 0 on masks.
+        masks: [B, L], j on mask j, 0 on tokens.
+        positions: [B, L].
+        allowed: [B, L, L] bool, the row sees the column.
+        labels: [B, N k], of the masks in their order: the token to be predicted, -100 for none.
+        previous: [B, N k], the true token before it.
+        anchors: [N k], the column of the token whose state predicts the same.
     """
 
     ids: Tensor
@@ -88,7 +92,7 @@ def mtp_training_batch(batch: TokenBatch, k: int, starts: Tensor | None = None) 
         raise InputError(f"blocks start at columns 0 to {T - 1}, got {starts.tolist()}")
     n, j = starts.repeat_interleave(k), torch.arange(1, k + 1, device=device).repeat(len(starts))
     block = torch.arange(len(starts), device=device).repeat_interleave(k)  # each [N k]
-    places = (batch.attention.cumsum(1) - 1).clamp_min(0)  # [B, T]
+    positions = (batch.attention.cumsum(1) - 1).clamp_min(0)  # [B, T]
     columns = torch.arange(T, device=device)
 
     real = batch.attention[:, None]
@@ -106,7 +110,7 @@ def mtp_training_batch(batch: TokenBatch, k: int, starts: Tensor | None = None) 
     return MTPBatch(
         ids=torch.cat([batch.ids, blank], dim=1),
         masks=torch.cat([torch.zeros_like(batch.ids), j.expand(B, -1)], dim=1),
-        positions=torch.cat([places, places[:, n] + j], dim=1),
+        positions=torch.cat([positions, positions[:, n] + j], dim=1),
         allowed=allowed,
         labels=torch.where(counts, batch.ids[:, inside], -100),
         previous=batch.ids[:, anchors],
@@ -139,9 +143,17 @@ def mtp_loss(
     predicted: Tensor,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> MTPLoss:
-    """The loss over n masks. logits, sampler_logits: [n, V], of z and of h (None: no sampler).
-    labels: [n]. states, anchors: z and a, [n, d]; no gradient goes to a. predicted: [n], equal for
-    masks that predict the same token of the same text. weights: of the three terms."""
+    """The loss over n masks.
+
+    Args:
+        logits: [n, V], of z.
+        sampler_logits: [n, V], of h; None: no sampler.
+        labels: [n].
+        states: z, [n, d].
+        anchors: a, [n, d], which no gradient goes to.
+        predicted: [n], equal for masks that predict the same token of the same text.
+        weights: of the three terms.
+    """
     zero = states.sum() * 0.0
     if not len(labels):
         return MTPLoss(zero, zero, zero, zero)
@@ -172,11 +184,16 @@ def train_mtp(
 ) -> MaskPredictor:
     """Masks, gated LoRA and sampler (new ones, or `predictor` trained on) for `model`.
 
-    texts: token ids, best what the model wrote; targets: True on the tokens that count, such as the
-    answers. k, rank, sampler: of a new predictor; the paper's k and rank are 8 and 128. blocks: how
-    many places of every text get masks in a step, drawn anew each time. weights: of the terms of
-    the loss; own_weight: of the model's own next-token loss, see `predictor_loss`. observe: called
-    with every step and its loss.
+    Args:
+        texts: token ids, best what the model wrote.
+        targets: True on the tokens that count, such as the answers.
+        k: of a new predictor; the paper's k and rank are 8 and 128.
+        rank: of a new predictor; the paper's k and rank are 8 and 128.
+        sampler: of a new predictor; the paper's k and rank are 8 and 128.
+        blocks: how many places of every text get masks in a step, drawn anew each time.
+        weights: of the terms of the loss.
+        own_weight: of the model's own next-token loss, see `predictor_loss`.
+        observe: called with every step and its loss.
     """
     schedule = schedule or Schedule()
     in_range("blocks", blocks, "[1, inf)", integer=True)
@@ -190,10 +207,10 @@ def train_mtp(
         _, rows = pieces.batch(schedule.batch_size, generator)
         longest = rows.shape[1]
         starts = torch.randperm(longest - 2, generator=generator)[:blocks].sort().values
-        found = predictor_loss(model, predictor, rows.to(device), starts, weights, own_weight)
+        losses = predictor_loss(model, predictor, rows.to(device), starts, weights, own_weight)
         if observe:
-            observe(step, found)
-        return found.total
+            observe(step, losses)
+        return losses.total
 
     with frozen(model):
         train_parts(predictor, loss, schedule)
@@ -210,8 +227,9 @@ def predictor_loss(
 ) -> MTPLoss:
     """The loss of a predictor on a batch of texts, with masks behind the columns `starts`.
 
-    own_weight: of the model's own next-token loss, which is added to `base`. It is a constant under
-    the gate; it matters for an adapter that is on at every token.
+    Args:
+        own_weight: of the model's own next-token loss, which is added to `base`. It is a constant
+            under the gate; it matters for an adapter that is on at every token.
     """
     layout = mtp_training_batch(batch, predictor.k, starts)
     tokens, masks = mtp_states(model, predictor, layout)
@@ -221,7 +239,7 @@ def predictor_loss(
     if predictor.sampler is not None:
         sampled = predictor.logits(model, states, layout.previous[counts])
     text = torch.arange(len(layout.ids), device=labels.device)[:, None] * layout.ids.shape[1]
-    found = mtp_loss(
+    losses = mtp_loss(
         output_logits(model, states),
         sampled,
         labels,
@@ -234,6 +252,6 @@ def predictor_loss(
         wanted = batch.target[:, 1:]
         logits = output_logits(model, tokens[:, :-1][wanted])
         own = cross_entropy(logits, batch.ids[:, 1:][wanted])
-        base = found.base + own_weight * own
-        found = found._replace(base=base, total=found.total + weights[0] * own_weight * own)
-    return found
+        base = losses.base + own_weight * own
+        losses = losses._replace(base=base, total=losses.total + weights[0] * own_weight * own)
+    return losses

@@ -22,8 +22,8 @@ from torch import Tensor
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.decode.prefix_classifier import PrefixClassifier
 from tokenry.learn.fit import fit, linear
+from tokenry.model.heads.prefix_classifier import PrefixClassifier
 from tokenry.model.score import score
 
 Texts = Sequence[Sequence[int]]
@@ -34,7 +34,8 @@ def attribute_labels(
 ) -> list[list[int]]:
     """1 at every prefix of a text that ended and `holds`, which is asked without the end; else 0.
 
-    texts: as sampled, with their end token unless they were cut off.
+    Args:
+        texts: as sampled, with their end token unless they were cut off.
     """
     labels = []
     for text in texts:
@@ -75,9 +76,12 @@ def train_prefix_classifier(
 ) -> PrefixClassifier:
     """A classifier of the prefixes of `texts`, each of which went on from its prompt.
 
-    prompts, texts: token ids, one prompt for each text, or a single one for all. labels: one class
-    for each token of each text. steps: >= 1, of AdamW (weight decay `decay` >= 0, learning rate > 0
-    falling to 0) on `batch_size` >= 1 prefixes each.
+    Args:
+        prompts: token ids, one prompt for each text, or a single one for all.
+        texts: token ids, one prompt for each text, or a single one for all.
+        labels: one class for each token of each text.
+        steps: >= 1, of AdamW (weight decay `decay` >= 0, learning rate > 0 falling to 0) on
+            `batch_size` >= 1 prefixes each.
     """
     for name, count in (("classes", classes), ("inner", inner), ("steps", steps)):
         in_range(name, count, "[1, inf)", integer=True)
@@ -122,9 +126,9 @@ def _prefixes(
     """For every prefix of every text: the state before its last token, that token, the label."""
     if not len(prompts) == len(texts) == len(labels):
         raise ShapeError(f"{len(prompts)} prompts, {len(texts)} texts, {len(labels)} label lists")
-    for place, (text, some) in enumerate(zip(texts, labels, strict=True)):
+    for number, (text, some) in enumerate(zip(texts, labels, strict=True)):
         if len(text) != len(some):
-            raise ShapeError(f"text {place} has {len(text)} tokens and {len(some)} labels")
+            raise ShapeError(f"text {number} has {len(text)} tokens and {len(some)} labels")
     if any(not prompt for prompt in prompts) or not any(texts):
         raise InputError("every text needs a prompt of at least one token, and one text a token")
     rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]

@@ -29,11 +29,16 @@ from torch import Tensor
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
 from tokenry.learn.fit import fit, only_trainable
-from tokenry.model.memory.still import StillAttention, still_layers
+from tokenry.model.memory.still import still_layers
+from tokenry.model.memory.still_attention import StillAttention
 
 
 def attention_transfer_loss(model: Any, ids: Tensor, attention: Tensor | None = None) -> Tensor:
-    """The loss of ids [B, T]; attention: [B, T], False on padding, which does not count."""
+    """The loss of ids [B, T].
+
+    Args:
+        attention: [B, T], False on padding, which does not count.
+    """
     hybrids = converted(model)
     with transferring(hybrids):
         options = {} if attention is None else {"attention_mask": attention.long()}
@@ -44,7 +49,12 @@ def attention_transfer_loss(model: Any, ids: Tensor, attention: Tensor | None = 
 
 @dataclass(frozen=True)
 class AttentionTransfer:
-    """Stage 1. steps: optimizer steps, whole, in [1, inf). learning_rate: Adam's, in (0, inf)."""
+    """Stage 1.
+
+    Args:
+        steps: optimizer steps, whole, in [1, inf).
+        learning_rate: Adam's, in (0, inf).
+    """
 
     steps: int = 200
     learning_rate: float = 1e-2

@@ -28,9 +28,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tokenry.core.aggregate import aggregate, full_precision
 from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, UnknownNameError
-from tokenry.core.registry import objective
 from tokenry.core.scores import Scores
-from tokenry.learn.objective import Loss, Unit
+from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.model import compat
 from tokenry.text.prefix_trie import PrefixTrie
 
@@ -63,13 +62,13 @@ def token_value_loss(predicted: Tensor, target: Tensor, mask: Tensor, kind: Kind
 
 @objective("tvm", paper=46)
 @dataclass(frozen=True)
-class TVM:
+class TVM(Objective):
     """Trains a token value model on preference rows: chosen solutions are correct, rejected wrong.
 
     kind: "mse" (the paper's) or "bce", whose values are always within 0 and 1.
 
     All rows with the same prompt are its sample; each occurrence of a solution counts. The head is
-    one of the model's `parts`: `TokenValueModel(model, head)` reads values afterwards.
+    one of the model's `modules`: `TokenValueModel(model, head)` reads values afterwards.
     """
 
     kind: Kind = "mse"
@@ -81,7 +80,7 @@ class TVM:
         if self.kind not in get_args(Kind):
             raise UnknownNameError("value loss", self.kind, get_args(Kind))
 
-    def annotate(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def precompute(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Column "value": the value of what stands before each completion token."""
         tries: dict[tuple[int, ...], PrefixTrie] = {}
         sides = (("chosen", 1.0), ("rejected", 0.0))
@@ -97,7 +96,7 @@ class TVM:
                     row[f"{side}_value"] = values[:-1]
         return rows
 
-    def parts(self, model: Any) -> ValueHead:
+    def modules(self, model: Any) -> ValueHead:
         return ValueHead(model.config.hidden_size, self.kind)
 
     def __call__(
@@ -106,15 +105,15 @@ class TVM:
         policy: Scores,
         reference: Scores | None,
         *,
-        parts: ValueHead | None = None,
+        modules: ValueHead | None = None,
         **_: object,
     ) -> Loss:
-        if parts is None:
-            raise InputError("TVM needs its value head: pass parts=TVM().parts(model)")
+        if modules is None:
+            raise InputError("TVM needs its value head: pass modules=TVM().modules(model)")
         hidden = torch.where(batch.target[..., None], policy.need("hidden"), 0.0)
-        predicted, target = parts(hidden), batch.column("value")
+        predicted, target = modules(hidden), batch.column("value")
         loss = token_value_loss(predicted, target, batch.target, self.kind)
-        values = parts.value(predicted.detach())
+        values = modules.value(predicted.detach())
         error = (values - target.to(values)).abs()
         metrics = {
             "value/mean": aggregate(values, batch.target, "token-mean"),

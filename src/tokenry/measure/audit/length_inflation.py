@@ -33,8 +33,13 @@ SUFFIXES = (" Thank you!", " Please.", "\n", " ...")
 class LengthInflation:
     """Lengths in tokens, end token included; one of `limit` tokens was cut off.
 
-    clean, noise, stressed: [B]. by_suffix: [S, B]. limit: the most tokens that were generated.
-    eps: the perturbation's bound on each embedding entry.
+    Attributes:
+        clean: [B].
+        noise: [B].
+        stressed: [B].
+        by_suffix: [S, B].
+        limit: the most tokens that were generated.
+        eps: the perturbation's bound on each embedding entry.
     """
 
     prompts: tuple[str, ...]
@@ -83,10 +88,11 @@ def length_inflation(
 ) -> LengthInflation:
     """Measure it on these prompts, which are asked through the chat template if there is one.
 
-    strength: the perturbation's bound, in [0, inf), as a share of the root mean square of the
-        prompts' embedding entries. losses: of the stress test; "diversity" adds a singular value
-        decomposition a step.
-    progress: called with the name of each part that is done.
+    Args:
+        strength: the perturbation's bound, in [0, inf), as a share of the root mean square of the
+            prompts' embedding entries.
+        losses: of the stress test; "diversity" adds a singular value decomposition a step.
+        progress: called with the name of each part that is done.
     """
     if not prompts:
         raise InputError("length inflation needs at least one prompt")
@@ -211,8 +217,8 @@ def read_from(
     count = texts.tokens.shape[1]
     tokens = texts.tokens[:, :-1].clone()  # a tensor of inference mode cannot be differentiated
     text = model.get_input_embeddings()(tokens).to(prefix.dtype)
-    place = torch.arange(count, device=prefix.device)
-    mask = place < texts.lengths.to(prefix.device)[:, None]  # [B, T]
+    column = torch.arange(count, device=prefix.device)
+    mask = column < texts.lengths.to(prefix.device)[:, None]  # [B, T]
     seen = torch.cat([attention.bool(), mask[:, 1:]], 1)
     output = model(
         inputs_embeds=torch.cat([prefix, text], 1),

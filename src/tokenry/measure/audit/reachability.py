@@ -35,13 +35,15 @@ TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
-class ReachResult:
+class ControlPrompt:
     """What a search for a prompt found.
 
-    prompt: the best control tokens. reached: whether they make the target the output, token by
-    token. loss: mean cross-entropy of the target's tokens behind prompt and state, in nats.
-    losses: the best so far after each round (greedy: of each length). method: "none", "greedy" or
-    "gcg", what found it.
+    Attributes:
+        prompt: the best control tokens.
+        reached: whether they make the target the output, token by token.
+        loss: mean cross-entropy of the target's tokens behind prompt and state, in nats.
+        losses: the best so far after each round (greedy: of each length).
+        method: "none", "greedy" or "gcg", what found it.
     """
 
     prompt: tuple[int, ...]
@@ -64,12 +66,15 @@ def greedy_back_generation(
     candidates: Iterable[int] | None = None,
     blacklist: Collection[int] = (),
     tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> ReachResult:
+) -> ControlPrompt:
     """Prepend up to k tokens, one after the other, each the best of all candidates.
 
     Stops as soon as the target is the output, so the result's length is the number of tokens that
-    it took. candidates: the tokens to try, default all (a forward pass for each); blacklist: tokens
-    that the prompt must not hold.
+    it took.
+
+    Args:
+        candidates: the tokens to try, default all (a forward pass for each).
+        blacklist: tokens that the prompt must not hold.
     """
     tried = _candidates(model, candidates, blacklist)
     score = _Scorer(model, state_ids, target_ids, tokens_per_batch)
@@ -96,13 +101,15 @@ def gcg_prompt_search(
     blacklist: Collection[int] = (),
     generator: torch.Generator | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> ReachResult:
+) -> ControlPrompt:
     """Greedy coordinate gradient: `iters` rounds of `batch` single swaps in a prompt of k tokens.
 
     A swap puts one of the `topk` tokens with the most negative gradient at a position, both drawn
     uniformly; the best swap is taken even if it is worse than the current prompt, and the best
-    prompt ever seen is returned. Stops when the target is the output. init: up to k tokens that the
-    search starts from, with random ones before them.
+    prompt ever seen is returned. Stops when the target is the output.
+
+    Args:
+        init: up to k tokens that the search starts from, with random ones before them.
     """
     generator = generator or torch.Generator().manual_seed(0)
     tried = _candidates(model, candidates, blacklist)
@@ -124,10 +131,10 @@ def gcg_prompt_search(
         choice = torch.randint(choices.shape[1], (batch,), generator=generator)
         swapped = torch.tensor(current).repeat(batch, 1)
         swapped[torch.arange(batch), position] = choices[position, choice]
-        found = score.result([tuple(row) for row in swapped.unique(dim=0).tolist()], "gcg")
-        current = found.prompt
-        if (found.reached, -found.loss) > (best.reached, -best.loss):
-            best = found
+        attempt = score.result([tuple(row) for row in swapped.unique(dim=0).tolist()], "gcg")
+        current = attempt.prompt
+        if (attempt.reached, -attempt.loss) > (best.reached, -best.loss):
+            best = attempt
         losses.append(best.loss)
     return replace(best, losses=tuple(losses))
 
@@ -144,7 +151,7 @@ def backoff_prompt_search(
     generator: torch.Generator | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     **gcg: Any,
-) -> ReachResult:
+) -> ControlPrompt:
     """The shortest prompt that the searches find: none, then greedy ones, then GCG of each length.
 
     GCG starts from the best prompt so far; `gcg` are its topk, batch and iters. When nothing
@@ -157,14 +164,14 @@ def backoff_prompt_search(
     for k in lengths:
         if best.reached:
             break
-        found = gcg_prompt_search(
+        attempt = gcg_prompt_search(
             model, state_ids, target_ids, k, init=best.prompt[-k:], generator=generator,
             **shared, **gcg,
         )  # fmt: skip
-        for loss in found.losses:
+        for loss in attempt.losses:
             losses.append(min(loss, losses[-1]))
-        if (found.reached, -found.loss) > (best.reached, -best.loss):
-            best = found
+        if (attempt.reached, -attempt.loss) > (best.reached, -best.loss):
+            best = attempt
     return replace(best, losses=tuple(losses))
 
 
@@ -201,8 +208,11 @@ def reachability_loss(
 
         push * mean_{v in R} log p(v)  +  pull * H(p restricted to the tokens not in R)
 
-    reached: [V] bool, the set R. The first term moves probability away from what was reached, the
-    second concentrates the rest on one new token.
+    The first term moves probability away from what was reached, the second concentrates the rest on
+    one new token.
+
+    Args:
+        reached: [V] bool, the set R.
     """
     if reached.shape != logits.shape[-1:]:
         raise ShapeError(f"reached must be [{logits.shape[-1]}], got {list(reached.shape)}")
@@ -233,29 +243,32 @@ def reachable_set(
 
     Exact over the candidates for 0 and 1 tokens. From there the `expand` prompts with the least
     `reachability_loss` are given every candidate as a further token in front, so the sets for more
-    tokens are lower bounds. progress: called with each length that is done.
+    tokens are lower bounds.
+
+    Args:
+        progress: called with each length that is done.
     """
     tried = _candidates(model, candidates, blacklist).tolist()
     (logits,) = _last_logits(model, state_ids, [()], tokens_per_batch)
-    found: dict[int, tuple[int, ...]] = {int(logits.argmax()): ()}
-    by_length, parents = [dict(found)], [()]
+    prompt_of: dict[int, tuple[int, ...]] = {int(logits.argmax()): ()}
+    by_length, parents = [dict(prompt_of)], [()]
     if progress:
         progress(0)
     for length in range(1, k + 1):
         prompts = [(token, *parent) for parent in parents for token in tried]
         reached = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        reached[list(found)] = True
+        reached[list(prompt_of)] = True
         best: dict[int, tuple[float, tuple[int, ...]]] = {}  # for every output its best prompt
         start = 0
         for part in _last_logits(model, state_ids, prompts, tokens_per_batch):
             losses = reachability_loss(part, reached, push, pull).tolist()
             for row, output in enumerate(part.argmax(-1).tolist()):
                 prompt = prompts[start + row]
-                found.setdefault(output, prompt)
+                prompt_of.setdefault(output, prompt)
                 best[output] = min(best.get(output, (math.inf, ())), (losses[row], prompt))
             start += len(losses)
         parents = [prompt for _, prompt in sorted(best.values())[:expand]]
-        by_length.append(dict(found))
+        by_length.append(dict(prompt_of))
         if progress:
             progress(length)
     return by_length
@@ -285,7 +298,8 @@ def attention_unreachability_bound(
     only values of norm s_v max_norm to cancel that part with. The whole output is unreachable below
     the largest of the m numbers. Computed in log space and float64; inf where it overflows.
 
-    causal: position i sees the control and the imposed rows up to i, not all of them.
+    Args:
+        causal: position i sees the control and the imposed rows up to i, not all of them.
     """
     if x0.ndim != 2 or wanted.shape != (len(x0), wv.shape[1]):
         raise ShapeError(
@@ -320,7 +334,7 @@ class _Scorer:
         self.model, self.state, self.target = model, tuple(state_ids), tuple(target_ids)
         self.budget = budget
 
-    def result(self, prompts: list[tuple[int, ...]], method: str) -> ReachResult:
+    def result(self, prompts: list[tuple[int, ...]], method: str) -> ControlPrompt:
         """The best of prompts of one length: one that reaches, else the one of least loss."""
         rest = (*self.state, *self.target[:-1])
         best: tuple[bool, float, tuple[int, ...]] | None = None
@@ -332,11 +346,11 @@ class _Scorer:
             reached = (logits.argmax(-1) == target).all(-1)
             key = losses.masked_fill(~reached, math.inf)
             row = int((key if bool(reached.any()) else losses).argmin())
-            found = (bool(reached[row]), -float(losses[row]), prompts[start + row])
-            best = found if best is None or found[:2] > best[:2] else best
+            candidate = (bool(reached[row]), -float(losses[row]), prompts[start + row])
+            best = candidate if best is None or candidate[:2] > best[:2] else best
             start += len(logits)
         assert best is not None
-        return ReachResult(best[2], best[0], -best[1], (), method)
+        return ControlPrompt(best[2], best[0], -best[1], (), method)
 
 
 @torch.inference_mode()

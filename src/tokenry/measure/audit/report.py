@@ -50,8 +50,11 @@ Progress = Callable[[str, int, int], None]
 class HiddenAudit:
     """Candidates for a hidden string among the forced tokens.
 
-    forced: how many tokens were. above: how many of them came above the threshold; the candidates
-    are those with the largest scores. control: as many forced tokens that did not.
+    Attributes:
+        forced: how many tokens were.
+        above: how many of them came above the threshold; the candidates are those with the largest
+            scores.
+        control: as many forced tokens that did not.
     """
 
     forced: int
@@ -76,11 +79,12 @@ class HiddenAudit:
 
 
 @dataclass(frozen=True)
-class ReachAudit:
+class ReachabilityAudit:
     """Outputs that were found for each state with at most 0, 1, ... control tokens.
 
-    reached: for each state the number of different outputs; own: the share of the state's own
-    `ranks` likeliest tokens that are among them.
+    Attributes:
+        reached: for each state the number of different outputs.
+        own: the share of the state's own `ranks` likeliest tokens that are among them.
     """
 
     states: tuple[str, ...]
@@ -101,12 +105,13 @@ class ReachAudit:
 class Audit:
     """What the probes that were asked for found, and the seconds that each took.
 
-    skipped: the probes that this model does not allow, and why.
+    Args:
+        skipped: the probes that this model does not allow, and why.
     """
 
     hidden: HiddenAudit | None = None
     length: LengthInflation | None = None
-    reach: ReachAudit | None = None
+    reach: ReachabilityAudit | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -124,17 +129,19 @@ def audit(
 ) -> Audit:
     """Run the probes.
 
-    tokens: forced tokens, drawn from the vocabulary; 0 forces all. template: force them where an
-    answer to an empty question would begin, instead of at the start of a text. progress: called
-    with a probe's name, the steps done and all of its steps.
+    Args:
+        tokens: forced tokens, drawn from the vocabulary; 0 forces all.
+        template: force them where an answer to an empty question would begin, instead of at the
+            start of a text.
+        progress: called with a probe's name, the steps done and all of its steps.
     """
     known = {
-        "hidden": lambda told: audit_hidden(
+        "hidden": lambda notify: audit_hidden(
             model, tokenizer, tokens=tokens, template=template, threshold=threshold, seed=seed,
-            progress=told,
+            progress=notify,
         ),
-        "length": lambda told: audit_length(model, tokenizer, seed=seed, progress=told),
-        "reach": lambda told: audit_reach(model, tokenizer, seed=seed, progress=told),
+        "length": lambda notify: audit_length(model, tokenizer, seed=seed, progress=notify),
+        "reach": lambda notify: audit_reachability(model, tokenizer, seed=seed, progress=notify),
     }  # fmt: skip
     for part in parts:
         if part not in known:
@@ -142,20 +149,20 @@ def audit(
     in_range("tokens", tokens, "[0, inf)", integer=True)
     in_range("threshold", threshold, "(0, 1)")
     forcing_prefix(tokenizer, template)  # a missing template is an error before minutes of work
-    found = Audit()
+    report = Audit()
     for part in [part for part in PARTS if part in parts]:
         start = time.perf_counter()
 
-        def told(done: int, total: int, part: str = part) -> None:
+        def notify(done: int, total: int, part: str = part) -> None:
             if progress:
                 progress(part, done, total)
 
         try:
-            setattr(found, part, known[part](told))
+            setattr(report, part, known[part](notify))
         except InputError as error:  # such as a model without an end token
-            found.skipped[part] = str(error)
-        found.seconds[part] = time.perf_counter() - start
-    return found
+            report.skipped[part] = str(error)
+        report.seconds[part] = time.perf_counter() - start
+    return report
 
 
 def audit_hidden(
@@ -210,18 +217,18 @@ def audit_length(
     """Length inflation on short questions."""
     parts: list[str] = []
 
-    def told(part: str) -> None:
+    def notify(part: str) -> None:
         parts.append(part)
         if progress:
             progress(len(parts), 4)
 
     return length_inflation(
         model, tokenizer, questions, max_new_tokens=max_new_tokens, steps=4, seed=seed,
-        progress=told,
+        progress=notify,
     )  # fmt: skip
 
 
-def audit_reach(
+def audit_reachability(
     model: Any,
     tokenizer: Any,
     *,
@@ -231,7 +238,7 @@ def audit_reach(
     ranks: int = 10,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> ReachAudit:
+) -> ReachabilityAudit:
     """Reachable sets of unfinished sentences; candidates are a sample of whole words."""
     in_range("k", k, "[0, inf)", integer=True)
     in_range("candidates", candidates, "[1, inf)", integer=True)
@@ -247,15 +254,15 @@ def audit_reach(
             free = model(torch.tensor([ids], device=device), logits_to_keep=1).logits[0, -1]
         likely = set(free.float().topk(min(ranks, len(free))).indices.tolist())
 
-        def told(length: int, done: int = number * (k + 1)) -> None:
+        def notify(length: int, done: int = number * (k + 1)) -> None:
             if progress:
                 progress(done + length + 1, len(states) * (k + 1))
 
-        sets = reachable_set(model, ids, k, candidates=chosen, progress=told)
-        reached.append([len(found) for found in sets])
-        own.append([len(likely & set(found)) / len(likely) for found in sets])
+        sets = reachable_set(model, ids, k, candidates=chosen, progress=notify)
+        reached.append([len(outputs) for outputs in sets])
+        own.append([len(likely & set(outputs)) / len(likely) for outputs in sets])
         prompts.append(sets[-1])
-    return ReachAudit(tuple(states), len(chosen), ranks, reached, own, prompts)
+    return ReachabilityAudit(tuple(states), len(chosen), ranks, reached, own, prompts)
 
 
 def forcing_prefix(tokenizer: Any, template: bool = False) -> list[int]:
@@ -271,11 +278,11 @@ def forcing_prefix(tokenizer: Any, template: bool = False) -> list[int]:
 def word_tokens(model: Any, tokenizer: Any) -> Tensor:
     """Ids of the tokens that are a space and at least two letters of ASCII: words, mostly."""
     pieces = token_bytes(tokenizer)[: vocabulary_size(model)]
-    found = [
+    ids = [
         id
         for id, piece in enumerate(pieces)
         if len(piece) > 2 and piece[:1] == b" " and piece[1:].isalpha() and piece.isascii()
     ]
-    if not found:
+    if not ids:
         raise InputError("the vocabulary has no tokens that are words with a space before them")
-    return torch.tensor(found)
+    return torch.tensor(ids)

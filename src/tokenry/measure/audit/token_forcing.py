@@ -36,8 +36,10 @@ LOGITS_PER_BATCH = 2**25  # 128 MB of float32
 class ForcedTokens:
     """What followed each of n forced tokens.
 
-    token_ids: [n]. continuations: [n, L], the greedy tokens; -1 where decoding was given up.
-    probabilities: [n, L], theirs; 0 where decoding was given up.
+    Attributes:
+        token_ids: [n].
+        continuations: [n, L], the greedy tokens; -1 where decoding was given up.
+        probabilities: [n, L], theirs; 0 where decoding was given up.
     """
 
     token_ids: Tensor
@@ -63,8 +65,11 @@ class ForcedTokens:
 class HiddenText:
     """A candidate: a text that starts with a forced token and that the model is sure of.
 
-    score: of the scan. ids: the forced token and its greedy continuation. confidence: mean
-    probability of that whole continuation. repetition: see `repetition_score`.
+    Attributes:
+        score: of the scan.
+        ids: the forced token and its greedy continuation.
+        confidence: mean probability of that whole continuation.
+        repetition: see `repetition_score`.
     """
 
     token_id: int
@@ -86,13 +91,17 @@ def token_forcing_scan(
 ) -> ForcedTokens:
     """Force each token and follow it for `steps` greedy tokens.
 
-    token_ids: the tokens to force, default all. prefix_ids: what stands before the forced token;
-    default the model's beginning-of-sequence token if it has one. The pieces of a chat template
-    make it the conditional variant. threshold: give up tokens whose score cannot come above it,
-    after which the scan costs little more than one forward pass a token; None follows all.
-    batch_size: forced tokens at a time, default by the size of the vocabulary. progress: called
-    with the tokens done and all of them. For a scan that survives an interruption, keep the parts
-    that `forced_batches` yields and join them.
+    For a scan that survives an interruption, keep the parts that `forced_batches` yields and join
+    them.
+
+    Args:
+        token_ids: the tokens to force, default all.
+        prefix_ids: what stands before the forced token; default the model's beginning-of-sequence
+            token if it has one. The pieces of a chat template make it the conditional variant.
+        threshold: give up tokens whose score cannot come above it, after which the scan costs
+            little more than one forward pass a token; None follows all.
+        batch_size: forced tokens at a time, default by the size of the vocabulary.
+        progress: called with the tokens done and all of them.
     """
     ids = _token_ids(model, token_ids)
     parts, done = [], 0
@@ -139,8 +148,10 @@ def hidden_texts(
 ) -> list[HiddenText]:
     """The second phase: candidates of a scan, continued; the most repetitive ones first.
 
-    length: greedy tokens behind the forced one; `ends` end a text earlier. limit: at most so many
-    candidates, those of the largest scores. prefix_ids: as in the scan.
+    Args:
+        length: greedy tokens behind the forced one; `ends` end a text earlier.
+        limit: at most so many candidates, those of the largest scores.
+        prefix_ids: as in the scan.
     """
     scores = forced.scores
     order = scores.argsort(descending=True, stable=True)
@@ -148,11 +159,11 @@ def hidden_texts(
     if not len(chosen):
         return []
     texts = continued(model, forced.token_ids[chosen], length, prefix_ids=prefix_ids, ends=ends)
-    found = [
+    described = [
         HiddenText(ids[0], score, ids, confidence, repetition_score(ids))
         for (ids, confidence), score in zip(texts, scores[chosen].tolist(), strict=True)
     ]
-    return sorted(found, key=lambda text: (-text.repetition, -text.confidence))
+    return sorted(described, key=lambda text: (-text.repetition, -text.confidence))
 
 
 def continued(

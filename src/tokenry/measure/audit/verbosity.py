@@ -37,7 +37,8 @@ LOSSES = ("uniformity", "eos", "diversity")
 def eos_delay_loss(logits: Tensor, eos_id: Ends, mask: Tensor | None = None) -> Tensor:
     """Mean probability of the end over positions; logits [..., T, V], mask [..., T] -> [...].
 
-    eos_id: one id or several, whose probabilities add up; none at all gives 0.
+    Args:
+        eos_id: one id or several, whose probabilities add up; none at all gives 0.
     """
     probability = eos_probability(logits, eos_id)
     mask = _mask(mask, probability)
@@ -70,7 +71,9 @@ class TemporalWeights:
     At iteration t (from 1): |L_unc / (L_eos r1)| and |L_unc / (L_div r2)| with r1 = 10 ln t - 20
     and r2 = 0.5 ln t + 1. r1 changes sign at t = e^2 and is kept at least `guard` away from 0.
 
-    momentum: of the averages, in [0, 1). guard: in (0, inf).
+    Args:
+        momentum: of the averages, in [0, 1).
+        guard: in (0, inf).
     """
 
     momentum: float = 0.9
@@ -118,11 +121,13 @@ class Read:
 class LengthStress:
     """What a stress test found: per row the perturbation with the longest text, and that length.
 
-    last: the perturbation after the last step. history: [steps + 1, B], the lengths before each
-    step and after the last; where texts are not generated at a step, those of the last time.
-
     With sampling, the longest of many texts is long by luck: then take `last`, which no length has
     chosen, and generate again from it.
+
+    Attributes:
+        last: the perturbation after the last step.
+        history: [steps + 1, B], the lengths before each step and after the last; where texts are
+            not generated at a step, those of the last time.
     """
 
     delta: Tensor
@@ -150,11 +155,15 @@ def length_stress_test(
 ) -> LengthStress:
     """Perturb x [B, ...] within eps so that the texts generated from it get long.
 
-    generate: texts from an input, without gradient. forward: the model's pass over the input and
-    such texts, differentiable in the input. losses: which of the three to use; () is no attack but
-    random noise of the same size, drawn anew at each step. low, high: the range of a valid input.
-    start: the first delta, default normal noise, clipped to the ball. regenerate_every: steps for
-    which the same texts are used.
+    Args:
+        generate: texts from an input, without gradient.
+        forward: the model's pass over the input and such texts, differentiable in the input.
+        losses: which of the three to use; () is no attack but random noise of the same size, drawn
+            anew at each step.
+        low: the least value of a valid input.
+        high: the greatest.
+        start: the first delta, default normal noise, clipped to the ball.
+        regenerate_every: steps for which the same texts are used.
     """
     if unknown := set(losses) - set(LOSSES):
         raise InputError(f"unknown losses {sorted(unknown)}; known: {', '.join(LOSSES)}")

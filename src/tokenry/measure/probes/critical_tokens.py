@@ -35,8 +35,11 @@ from tokenry.decode.rollouts import rollouts
 def contrastive_estimation(positive: Scores, negative: Scores, gamma: float = 1.0) -> Tensor:
     """s_t of every scored token, [B, T], a constant; 0 elsewhere.
 
-    positive, negative: scores made with "hidden" by the models of correct and of wrong answers.
-    gamma: strength of the contrast, in [0, inf); 0 gives the probability under the positive model.
+    Args:
+        positive: scores made with "hidden" by the models of correct and of wrong answers.
+        negative: as `positive`.
+        gamma: strength of the contrast, in [0, inf); 0 gives the probability under the positive
+            model.
     """
     in_range("gamma", gamma, "[0, inf)")
     with torch.no_grad():
@@ -57,8 +60,10 @@ def rollout_scores(
 ) -> Tensor:
     """score(t) for every prefix of the completion `ids`, [T]: the share of correct completions.
 
-    is_correct: judges a whole completion, prefix included; a prefix that ends is judged as it is.
-    max_new_tokens: how far each prefix is continued.
+    Args:
+        is_correct: judges a whole completion, prefix included; a prefix that ends is judged as it
+            is.
+        max_new_tokens: how far each prefix is continued.
     """
     prefixes = [list(ids[: t + 1]) for t in range(len(ids))]
     unended = [prefix for prefix in prefixes if prefix[-1] not in ends]
@@ -86,26 +91,29 @@ def rollout_scores(
 def critical_token(scores: Sequence[float] | Tensor, max_later: float = 0.05) -> int | None:
     """The critical token's place: the earliest score of 0 that no later one exceeds by max_later.
 
-    None when there is none: every 0 was followed by a recovery. max_later: in [0, 1).
+    None when there is none: every 0 was followed by a recovery.
+
+    Args:
+        max_later: in [0, 1).
     """
     in_range("max_later", max_later, "[0, 1)")
     values = [float(score) for score in scores]
     best_later = 0.0
-    found = None
-    for place in range(len(values) - 1, -1, -1):
-        if values[place] == 0.0:
-            found = place
-        best_later = max(best_later, values[place])
+    critical = None
+    for position in range(len(values) - 1, -1, -1):
+        if values[position] == 0.0:
+            critical = position
+        best_later = max(best_later, values[position])
         if best_later > max_later:
             break  # an earlier 0 would be cancelled by this one
-    return found
+    return critical
 
 
 def replaced_token_scores(
     model: Any,
     prompt: Sequence[int],
     ids: Sequence[int],
-    place: int,
+    position: int,
     is_correct: Callable[[list[int]], bool],
     *,
     samples: int = 64,
@@ -113,14 +121,14 @@ def replaced_token_scores(
     ends: Collection[int] = (),
     seed: int | torch.Generator = 0,
 ) -> tuple[int, int]:
-    """Correct completions, of `samples` each, without and with the token at `place`.
+    """Correct completions, of `samples` each, without and with the token at `position`.
 
     Without: the token's probability is 0 there and the rest of the distribution renormalised, each
     sample drawing its own replacement. With: the token stays, what follows it is sampled.
     """
-    before = list(ids[:place])
+    before = list(ids[:position])
     counts = []
-    for prefix, banned in ((before, ids[place]), ([*before, ids[place]], None)):
+    for prefix, banned in ((before, ids[position]), ([*before, ids[position]], None)):
         (completions,) = rollouts(
             model,
             [[*prompt, *prefix]],

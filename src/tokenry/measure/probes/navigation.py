@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.boundaries import prompt_ids
-from tokenry.core.checks import in_range, within
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.extras import require_extra
 from tokenry.decode.generate import ends as end_tokens
@@ -45,11 +45,15 @@ class Answer:
 class InContextNavigator:
     """Explores the answers to an open question.
 
-    instruction: the question. template: the prompt, with the fields {instruction}, {list} (the
-    answers so far, one `item` each) and {number}; it ends where an answer begins. item: a line of
-    that list, with {number} and {answer}. stop: the text that ends an answer. per_round: first
-    tokens tried a round, whole, in [1, inf). complete_from: "initial", the prompt with an empty
-    list, or "current". max_new_tokens: of an answer, whole, in [1, inf).
+    Args:
+        instruction: the question.
+        template: the prompt, with the fields {instruction}, {list} (the answers so far, one `item`
+            each) and {number}; it ends where an answer begins.
+        item: a line of that list, with {number} and {answer}.
+        stop: the text that ends an answer.
+        per_round: first tokens tried a round, whole, in [1, inf).
+        complete_from: "initial", the prompt with an empty list, or "current".
+        max_new_tokens: of an answer, whole, in [1, inf).
     """
 
     model: Any
@@ -63,8 +67,7 @@ class InContextNavigator:
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.complete_from not in ("initial", "current"):
-            raise InputError(f"complete_from must be initial or current, got {self.complete_from}")
+        one_of("InContextNavigator.complete_from", self.complete_from, ("initial", "current"))
         within(self, "[1, inf)", "per_round", "max_new_tokens", integer=True)
 
     def __call__(self, rounds: int = 10) -> list[Answer]:
@@ -72,20 +75,20 @@ class InContextNavigator:
 
         One round is the plain ranking: the answers of its `per_round` best first tokens.
         """
-        found: list[Answer] = []
+        answers: list[Answer] = []
         tried = torch.tensor([not piece for piece in token_bytes(self.tokenizer)])  # no text: none
         initial = self.state([])
         for number in range(rounds):
-            current = self.state([answer.text for answer in found]) if found else initial
+            current = self.state([answer.text for answer in answers]) if answers else initial
             first = best_unseen(current.logits[0].cpu(), tried, self.per_round)
             tried[first] = True
             source = initial if self.complete_from == "initial" else current
             texts = self.complete(source, first)
-            found += [
+            answers += [
                 Answer(text, token, number)
                 for text, token in zip(texts, first.tolist(), strict=True)
             ]
-        return found
+        return answers
 
     def prompt(self, answers: Sequence[str]) -> str:
         """The prompt with these answers listed, each once."""
@@ -113,8 +116,8 @@ class InContextNavigator:
         alive = list(range(len(rows)))
         for _ in range(self.max_new_tokens - 1):
             open_rows = [
-                place
-                for place, row in enumerate(alive)
+                number
+                for number, row in enumerate(alive)
                 if rows[row][-1] not in stops and self.stop not in self.tokenizer.decode(rows[row])
             ]
             if not open_rows:
@@ -122,7 +125,7 @@ class InContextNavigator:
             if len(open_rows) < len(alive):
                 keep = torch.tensor(open_rows, device=token.device)
                 state.select(keep)
-                alive, token = [alive[place] for place in open_rows], token[keep]
+                alive, token = [alive[number] for number in open_rows], token[keep]
             token = state.append(token).argmax(-1)
             for row, id in zip(alive, token.tolist(), strict=True):
                 rows[row].append(id)
@@ -162,16 +165,19 @@ def cluster_keys(
     else:
         method = MiniBatchKMeans(batch_size=4096, **options)
     with threadpool_limits(torch.get_num_threads()):
-        found = method.fit_predict(keys.detach().float().cpu().numpy())
-    return torch.from_numpy(found).long()
+        labels = method.fit_predict(keys.detach().float().cpu().numpy())
+    return torch.from_numpy(labels).long()
 
 
 @dataclass(frozen=True)
 class RankClusters:
     """The middle ranks, split by whether they share a cluster with the head.
 
-    correct: [depth] bool by rank. inside: [depth] bool, in a cluster of the first `head` ranks.
     The head itself belongs to neither side.
+
+    Attributes:
+        correct: [depth] bool by rank.
+        inside: [depth] bool, in a cluster of the first `head` ranks.
     """
 
     correct: Tensor
@@ -210,8 +216,10 @@ def rank_cluster_report(
 ) -> RankClusters:
     """Judge the `depth` best first tokens and split those behind the `head` by cluster.
 
-    logits, cluster_ids: [V]; a cluster of -1 takes the token out of the ranking. correct: whether
-    the answers that begin with these tokens are right.
+    Args:
+        logits: [V]; a cluster of -1 takes the token out of the ranking.
+        cluster_ids: [V]; a cluster of -1 takes the token out of the ranking.
+        correct: whether the answers that begin with these tokens are right.
     """
     if logits.shape != cluster_ids.shape or logits.ndim != 1:
         raise ShapeError(

@@ -3,14 +3,14 @@
     y = x + FFN[r](norm(x)),   r in {small, big} or {small, big, skip},   FFN[skip] = 0
 
 A route r = (r_1 .. r_L) says which one a token takes in each layer; attention is shared. Trained
-under random routes (`learn.recipes.adaptive.train_random_routes`), all routes work, and each token
+under random routes (`learn.recipes.dual_ffn.train_random_routes`), all routes work, and each token
 can be asked what the best one would have been, given its true next token x[t + 1]:
 
     loss_t(r) = -log p(x[t + 1] | x[<= t]; r),      best route of budget b: argmin over |r|_big = b
 
 with the default route for the tokens before it (all big; reconstructed), whose keys and values are
 therefore shared by all routes. A learned router per layer chooses by P = softmax(W x / tau), and is
-trained with lambda (mean P(big) - b / L)^2 (`learn.recipes.adaptive.train_routers`).
+trained with lambda (mean P(big) - b / L)^2 (`learn.recipes.dual_ffn.train_routers`).
 
 The best route knows the answer: a minimum over C(L, b) nearly exchangeable losses is low by chance.
 `RouteLosses.expected_minimum` gives what chance alone would, and `RouteLosses.by_entropy` the loss
@@ -34,17 +34,18 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.core.registry import router
 from tokenry.model import compat
 from tokenry.model.adaptive.wrapping import (
     MLP,
     Attached,
+    Example,
     Wrapper,
     apply_to_selected,
     attach,
     base_model,
+    compute_router,
+    dtype_and_device,
     linear_flops,
-    place_of,
     units,
 )
 
@@ -73,17 +74,23 @@ def token_difficulty(loss_small: Tensor, loss_big: Tensor) -> Tensor:
 
 
 def budget_loss(probability: Tensor, target: float) -> Tensor:
-    """(mean over layers and tokens of P(big) - target)^2. probability: P(big), any shape."""
+    """(mean over layers and tokens of P(big) - target)^2.
+
+    Args:
+        probability: P(big), any shape.
+    """
     return (probability.float().mean() - target).square()
 
 
-@router("duo-llm", paper=42)
+@compute_router("duo-llm", paper=42, examples=lambda: _examples())
 @dataclass(frozen=True)
 class DuoLLM:
     """A small twin for every feed-forward block, and a router per layer.
 
-    inner: width of the small blocks; by default a sixteenth of the model's, as in the paper.
-    skip: whether a token may take neither. seed: of the new weights.
+    Args:
+        inner: width of the small blocks; by default a sixteenth of the model's, as in the paper.
+        skip: whether a token may take neither.
+        seed: of the new weights.
     """
 
     inner: int | None = None
@@ -109,7 +116,7 @@ class DuoLLM:
                 mlp = unit.parent.get_submodule(unit.module)
                 small = SmallFFN(config.hidden_size, inner, mlp, generator)
                 choose = LayerRouter(config.hidden_size, 3 if self.skip else 2, generator)
-                choose.to(place_of(mlp)["device"])
+                choose.to(dtype_and_device(mlp)["device"])
                 wrapped.append(
                     (unit.parent, unit.module, DualFFN(mlp, small, choose, unit.layer, state))
                 )
@@ -127,7 +134,7 @@ class SmallFFN(nn.Module):
         self.activation = getattr(big, "act_fn", nn.functional.silu)
         for layer in (self.gate, self.up, self.down):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
-        self.to(**place_of(big))
+        self.to(**dtype_and_device(big))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)) * self.up(x))
@@ -149,8 +156,10 @@ class LayerRouter(nn.Module):
 class Routing:
     """How the blocks of one model choose.
 
-    routes: [L], one route for all tokens, or [B, T, L]; None: the routers decide if `tau` is set
-    (`hard`: by argmax), else all big. seen: where P [B, T, choices] of each layer is left.
+    Args:
+        routes: [L], one route for all tokens, or [B, T, L]; None: the routers decide if `tau` is
+            set (`hard`: by argmax), else all big.
+        seen: where P [B, T, choices] of each layer is left.
     """
 
     routes: Tensor | None = None
@@ -262,9 +271,12 @@ class AttachedDuo(Attached):
 class RouteLosses:
     """What every route would have made of every token.
 
-    routes: [R, L]. loss: [B, T, R] float32, position t the loss of token t when the token before
-    it takes the route; 0 at position 0. entropy: [B, T, R], of the distribution for token t.
-    scored: bool [B, T].
+    Attributes:
+        routes: [R, L].
+        loss: [B, T, R] float32, position t the loss of token t when the token before it takes the
+            route; 0 at position 0.
+        entropy: [B, T, R], of the distribution for token t.
+        scored: bool [B, T].
     """
 
     routes: Tensor
@@ -303,9 +315,9 @@ class RouteLosses:
         if count == 1:
             return losses[..., 0]
         # the mean of the deviation of so few samples, as a share of the true one
-        shown = math.exp(math.lgamma(count / 2) - math.lgamma((count - 1) / 2))
-        shown *= math.sqrt(2 / (count - 1))
-        return losses.mean(-1) + losses.std(-1) / shown * normal_minimum(count)
+        expected_deviation = math.exp(math.lgamma(count / 2) - math.lgamma((count - 1) / 2))
+        expected_deviation *= math.sqrt(2 / (count - 1))
+        return losses.mean(-1) + losses.std(-1) / expected_deviation * normal_minimum(count)
 
     def usage(self, budget: int) -> Tensor:
         """How often the best route of a budget has a big block in each layer, [L]."""
@@ -323,11 +335,13 @@ def oracle_routes(
 ) -> RouteLosses:
     """The loss of every token of ids [B, T] under every route, R + 1 forwards in all.
 
-    routes: [R, L], by default all. attention: [B, T], padding on either side. default: [L], the
-    route of the tokens before; all big by default.
-
     The default pass leaves keys and values; then one pass per route reads the text again, each
     token seeing the default states of the tokens before it and its own of the route.
+
+    Args:
+        routes: [R, L], by default all.
+        attention: [B, T], padding on either side.
+        default: [L], the route of the tokens before; all big by default.
     """
     model = attached.model
     if routes is None:
@@ -384,3 +398,9 @@ def normal_minimum(count: int) -> float:
     density = (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
     above = torch.special.ndtr(-x)
     return float(torch.trapezoid(x * count * density * above ** (count - 1), x))
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(DuoLLM(4, True), [AttachedDuo.learned, lambda attached: attached.route("small")])
+    ]

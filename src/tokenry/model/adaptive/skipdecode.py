@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar
@@ -33,12 +34,13 @@ from transformers import DynamicCache
 
 from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import router
 from tokenry.model.adaptive.wrapping import (
     Attached,
+    Example,
     Wrapper,
     attach,
     base_model,
+    compute_router,
     decoder_layers,
     head_flops,
     layer_flops,
@@ -89,15 +91,20 @@ def layers_for_speedup(n_layers: int, speedup: float, min_layers: int = 2) -> tu
     return top, both - top
 
 
-@router("skipdecode", paper=39)
+@compute_router("skipdecode", paper=39, examples=lambda: _examples())
 @dataclass(frozen=True)
 class SkipDecode:
     """A schedule of depth by position.
 
-    max_layers, min_layers: M and m. length: T, in tokens. warmup: w; the paper found 1 best.
-    count: what t counts: "generated" columns after the prompt, or "all" columns (then generation
-    starts at the budget of its first column). budgets: b(0), b(1), .. instead of the line; they
-    must not increase, since a layer that came back would miss the keys of the tokens before.
+    Args:
+        max_layers: M.
+        min_layers: m.
+        length: T, in tokens.
+        warmup: w; the paper found 1 best.
+        count: what t counts: "generated" columns after the prompt, or "all" columns (then
+            generation starts at the budget of its first column).
+        budgets: b(0), b(1), .. instead of the line; they must not increase, since a layer that came
+            back would miss the keys of the tokens before.
     """
 
     max_layers: int
@@ -181,14 +188,18 @@ class AttachedSkipDecode(Attached):
 
     def _preparing(self) -> list[tuple[Any, str]]:
         """What prepares the inputs of a step. (PEFT keeps the model's own, and calls it.)"""
-        found = [(base_model(self.model), "prepare_inputs_for_generation")]
+        methods = [(base_model(self.model), "prepare_inputs_for_generation")]
         if hasattr(self.model, "base_model_prepare_inputs_for_generation"):
-            found.append((self.model, "base_model_prepare_inputs_for_generation"))
-        return found
+            methods.append((self.model, "base_model_prepare_inputs_for_generation"))
+        return methods
 
     def cache(self, prompt_columns: int | None = None) -> RaggedCache:
-        """A cache for one generation. prompt_columns: how many columns, padding included, are
-        prompt; by default those of the first forward."""
+        """A cache for one generation.
+
+        Args:
+            prompt_columns: how many columns, padding included, are prompt; by default those of the
+                first forward.
+        """
         return RaggedCache(base_model(self.model).config, prompt_columns)
 
     def flops_per_token(self, prompt: int, new: int) -> tuple[float, float]:
@@ -207,8 +218,12 @@ class AttachedSkipDecode(Attached):
 
 @dataclass(frozen=True)
 class Depth:
-    """For how many columns one layer runs. in_prompt: whether it runs in the prompt at all;
-    scheduled: how many t it runs for; above any length if it never stops."""
+    """For how many columns one layer runs.
+
+    Attributes:
+        in_prompt: whether it runs in the prompt at all.
+        scheduled: how many t it runs for; above any length if it never stops.
+    """
 
     in_prompt: bool
     scheduled: int
@@ -331,3 +346,7 @@ def first_columns(arguments: dict[str, Any], runs: int, new: int, layer: Any) ->
         if cut.get(name) is not None:
             cut[name] = cut[name][..., :runs]
     return cut
+
+
+def _examples() -> list[Example]:
+    return [Example(SkipDecode(3, 2, 6), [nullcontext])]

@@ -19,15 +19,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import replacing
+from tokenry.core.registry import Role
 
 FILE = "router-{key}.safetensors"
 ATTENTION, MLP = "attention", "mlp"
@@ -100,11 +102,11 @@ class Attached:
 
     model: Any
     method: Any
-    places: list[tuple[nn.Module, str, Wrapper]]
+    locations: list[tuple[nn.Module, str, Wrapper]]
     ignored: set[str] = field(default_factory=set)
 
     def wrappers(self, kind: type[Wrapper] = Wrapper) -> list[Any]:
-        return [wrapper for _, _, wrapper in self.places if isinstance(wrapper, kind)]
+        return [wrapper for _, _, wrapper in self.locations if isinstance(wrapper, kind)]
 
     def own_modules(self) -> Iterator[nn.Module]:
         for wrapper in self.wrappers():
@@ -118,31 +120,31 @@ class Attached:
     def own_state(self) -> dict[str, Tensor]:
         """The method's weights under their names in the model's state dict."""
         wrappers = {id(wrapper) for wrapper in self.wrappers()}
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for path, module in base_model(self.model).named_modules():
             if id(module) in wrappers:
                 for name in sorted(module.own_names()):
-                    found.update(module.get_submodule(name).state_dict(prefix=f"{path}.{name}."))
-        return found
+                    state.update(module.get_submodule(name).state_dict(prefix=f"{path}.{name}."))
+        return state
 
     def remove(self) -> None:
         """Put the original modules back; they keep what they have learned, adapters included."""
-        for parent, name, wrapper in reversed(self.places):
+        for parent, name, wrapper in reversed(self.locations):
             if parent.get_submodule(name) is not wrapper:
                 raise ModelError(
                     f"{name} of {type(parent).__name__} was wrapped once more or replaced since: "
                     "remove what was attached last first"
                 )
-        for parent, name, wrapper in reversed(self.places):
+        for parent, name, wrapper in reversed(self.locations):
             parent.register_module(name, wrapper.base)
         base_model(self.model)._keys_to_ignore_on_save.difference_update(self.ignored)
-        self.places = []
+        self.locations = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.places:
+        if self.locations:
             self.remove()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -172,13 +174,39 @@ class Attached:
             weight.copy_(state[name])
 
 
+class ComputeRouter(Protocol):
+    """The role: which parts f_i of a model each token takes, y_t = sum_i r_i(x_t) f_i(x_t) with
+    r_i = 0 for those that token t skips."""
+
+    key: ClassVar[str]
+
+    def attach(self, model: Any) -> Attached:
+        """Put the method's wrappers on a model, which is changed in place."""
+        ...
+
+
+class Example(NamedTuple):
+    """A router as its contract test takes it: with settings that suit a model of three layers, and
+    the contexts, from what `attach` returns, in which its own weights all count."""
+
+    method: ComputeRouter
+    using: Sequence[Callable[[Any], AbstractContextManager[Any]]]
+
+
+compute_router = Role("compute router", ComputeRouter, ("tokenry.model.adaptive",))
+
+
 def attach(
     model: Any,
     method: Any,
     replacements: Sequence[tuple[nn.Module, str, Wrapper]],
     made: Any = None,
 ) -> Any:
-    """Put the wrappers in place. made: the class to return, an `Attached`."""
+    """Put the wrappers in place.
+
+    Args:
+        made: the class to return, an `Attached`.
+    """
     for parent, name, wrapper in replacements:
         if type(wrapper.base) is type(wrapper):
             raise ModelError(
@@ -198,11 +226,10 @@ def attach(
 def load_attached(folder: str | Path, key: str | None = None, model: Any = None) -> Any:
     """Read what `Attached.save_pretrained` wrote: the model (unless one is given) and the method.
 
-    key: which method, if several were saved in the folder.
+    Args:
+        key: which method, if several were saved in the folder.
     """
     from safetensors import safe_open
-
-    from tokenry.core.registry import router
 
     folder = Path(folder)
     files = sorted(folder.glob(FILE.format(key=key or "*")))
@@ -212,7 +239,7 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
     with safe_open(files[0], framework="pt") as file:
         metadata = file.metadata() or {}
     try:
-        method = router[metadata["method"]](**json.loads(metadata["settings"]))
+        method = compute_router[metadata["method"]](**json.loads(metadata["settings"]))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{files[0]} was not written by save_pretrained: {error}") from None
     if model is None:
@@ -232,7 +259,7 @@ def load_attached(folder: str | Path, key: str | None = None, model: Any = None)
 
 
 @dataclass(frozen=True)
-class UnitPlace:
+class UnitLocation:
     """Where a unit stands: residual + after(module(norm(residual))), after being the identity in
     models like Llama and a norm in models like Gemma 3."""
 
@@ -262,9 +289,9 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return layers
 
 
-def units(model: Any) -> list[UnitPlace]:
+def units(model: Any) -> list[UnitLocation]:
     """Attention and feed-forward block of every layer, in the order of their evaluation."""
-    found = []
+    locations = []
     for number, layer in enumerate(decoder_layers(model)):
         layer = unwrapped(layer)
         names = {name for name, _ in layer.named_children()}
@@ -281,11 +308,11 @@ def units(model: Any) -> list[UnitPlace]:
             norm = "pre_feedforward_layernorm"
         else:
             first, second, norm = None, None, "post_attention_layernorm"
-        found += [
-            UnitPlace(number, ATTENTION, layer, "input_layernorm", "self_attn", first),
-            UnitPlace(number, MLP, layer, norm, "mlp", second),
+        locations += [
+            UnitLocation(number, ATTENTION, layer, "input_layernorm", "self_attn", first),
+            UnitLocation(number, MLP, layer, norm, "mlp", second),
         ]
-    return found
+    return locations
 
 
 def unwrapped(module: Any) -> Any:
@@ -295,7 +322,7 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
-def place_of(module: nn.Module) -> dict[str, Any]:
+def dtype_and_device(module: nn.Module) -> dict[str, Any]:
     """Device and dtype of a module's weights, as arguments for a new one."""
     weight = next(module.parameters())
     return {"device": weight.device, "dtype": weight.dtype}
@@ -355,3 +382,12 @@ def _own_names_to_base(module: Any, state: Any, prefix: str, *rest: Any) -> None
         name = key.removeprefix(prefix)
         if name.split(".")[0] not in own:
             state[f"{prefix}base.{name}"] = state.pop(key)
+
+
+def batch_parts(batch: Any) -> tuple[Tensor, Tensor]:
+    """ids and attention mask of a batch given as ids [B, T] or as a mapping."""
+    if isinstance(batch, Tensor):
+        return batch, torch.ones_like(batch)
+    ids = batch["input_ids"]
+    attention = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(ids)
+    return ids, attention

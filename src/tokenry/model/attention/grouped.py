@@ -88,9 +88,9 @@ def repeated(mask: Tensor, group: int, dtype: torch.dtype) -> Tensor:
     added = mask
     if mask.dtype == torch.bool:
         added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-    found = added.to(dtype).repeat(1, 1, group, 1)
-    setattr(mask, REPEATED, found)
-    return found
+    wide = added.to(dtype).repeat(1, 1, group, 1)
+    setattr(mask, REPEATED, wide)
+    return wide
 
 
 AttentionInterface.register(IMPLEMENTATION, grouped_attention)

@@ -70,8 +70,17 @@ def hybrid_chunk_attention(
     chunk: int = 64,
     scaling: float | None = None,
 ) -> Tensor:
-    """y, [B, H, L, D] float32. query, key, value, gate: [B, H, L, D], one key per query head;
-    features: [B, H, L, 2D]; salient: bool [B, H, L], the same number in each whole chunk."""
+    """y, [B, H, L, D] float32.
+
+    Args:
+        query: [B, H, L, D].
+        key: [B, H, L, D], one per query head, as are the values.
+        value: [B, H, L, D].
+        gate: [B, H, L, D].
+        query_features: [B, H, L, 2D].
+        key_features: [B, H, L, 2D].
+        salient: bool [B, H, L], the same number in each whole chunk.
+    """
     L, D = query.shape[2:]
     own, _ = triangle(chunk, query.device)
     local = local_logits(query, key, chunk, scaling)

@@ -31,19 +31,17 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tokenry.core.checks import in_range, within
+from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.model.attention.interface import (
-    MARK,
-    DeferredMask,
-    deferred_mask,
-    observed_attention,
-    switching_attention,
-)
+from tokenry.model.attention.columns import compress, scatter
+from tokenry.model.attention.interface import observed_attention, switching_attention
+from tokenry.model.attention.layers import CHANGES_SCORES, attention_layers, is_sliding
+from tokenry.model.attention.masks import DeferredMask, causal_and_padding, deferred_mask
+from tokenry.model.attention.observed_layer import MARK
+from tokenry.model.attention.prefill_cost import PrefillCost
 
 IMPLEMENTATION = "tokenry_token_sparse"
 ROWS = 16  # of the window's queries scored at a time: what a processor's own cache holds
-CHANGES_SCORES = ("softcap", "position_bias", "s_aux")
 
 
 def window_saliency(
@@ -57,8 +55,10 @@ def window_saliency(
 ) -> Tensor:
     """a_h of every column before the window, [B, H, L - window] float32; its sum is at most 1.
 
-    query [B, H, q, D] (its last `window` are read) and key [B, Hkv, L, D], rotated. padding: [B],
-    how many columns on the left are none; they get 0.
+    query [B, H, q, D] (its last `window` are read) and key [B, Hkv, L, D], rotated.
+
+    Args:
+        padding: [B], how many columns on the left are none; they get 0.
     """
     B, H, _, D = query.shape
     heads, L = key.shape[1:3]
@@ -93,7 +93,8 @@ def coverage_budget(
 ) -> Tensor:
     """M for each row, [B]: how many columns to keep by `scores` [B, N] >= 0; N when s = 0.
 
-    padding: [B], the columns on the left that count neither as kept nor as dropped.
+    Args:
+        padding: [B], the columns on the left that count neither as kept nor as dropped.
     """
     length = torch.full_like(scores[:, 0], scores.shape[1], dtype=torch.long)
     none = torch.zeros_like(length) if padding is None else padding
@@ -111,8 +112,13 @@ def select_indices(
 ) -> Tensor:
     """I_h, [B, H, max(keep) + window], increasing: the `keep` best columns and the window's.
 
-    scores [B, H, N] >= 0; keep: one number, or one for each row [B]. A row that keeps fewer than
-    the longest is filled up with L = N + window, one beyond the last column.
+    scores [B, H, N] >= 0.
+
+    A row that keeps fewer than the longest is filled up with L = N + window, one beyond the last
+    column.
+
+    Args:
+        keep: one number, or one for each row [B].
     """
     B, H, N = scores.shape
     rows = torch.as_tensor(keep, device=scores.device).expand(B)
@@ -131,38 +137,22 @@ def select_indices(
     return torch.cat([best, always], dim=-1).sort(-1).values
 
 
-def compress(states: Tensor, index: Tensor) -> Tensor:
-    """states [B, H or Hkv, L, D] at index [B, H, K]: [B, H, K, D]; key heads are repeated."""
-    B, H, K = index.shape
-    heads, L, D = states.shape[1:]
-    row = torch.arange(B, device=index.device)[:, None] * heads
-    head = torch.arange(H, device=index.device) // (H // heads)
-    at = (row + head).unsqueeze(-1) * L + index.clamp(max=L - 1)
-    return states.reshape(-1, D).index_select(0, at.flatten()).view(B, H, K, D)
-
-
-def scatter(compressed: Tensor, index: Tensor, length: int) -> Tensor:
-    """The reverse: compressed [B, H, K, D] at its places of [B, H, length, D], 0 elsewhere."""
-    B, H, _, D = compressed.shape
-    row = torch.arange(B, device=index.device)[:, None, None]
-    head = torch.arange(H, device=index.device)[:, None]
-    whole = compressed.new_zeros(B, length + 1, H, D)  # one more for the index of unused slots
-    whole[row, index, head] = compressed
-    return whole[:, :length].transpose(1, 2)
-
-
 @dataclass(frozen=True)
 class TokenSparse:
     """`with TokenSparse(tau=0.05).on(model): model.generate(**inputs)`.
 
-    layers: which ones are sparse; None is the second half of those with full attention. Better:
-    `low_drift_layers(model, ids)` of a text. tau: the share of the window's attention
-    that the dropped columns carry, 0 <= tau < 1 (paper: 0.005); 0 is dense. min_tokens: columns
-    kept at least, besides the window; prompts of up to min_tokens + window tokens are dense.
-    window: W, the last queries that are asked. pool: odd, columns averaged.
-
     Only a pass that reads a whole prompt into an empty cache is sparse. Sliding-window layers stay
     dense; asking for one is an InputError.
+
+    Args:
+        layers: which ones are sparse; None is the second half of those with full attention. Better:
+            `drift.low_drift_layers(model, ids)` of a text.
+        tau: the share of the window's attention that the dropped columns carry, 0 <= tau < 1
+            (paper: 0.005); 0 is dense.
+        min_tokens: columns kept at least, besides the window; prompts of up to min_tokens + window
+            tokens are dense.
+        window: W, the last queries that are asked.
+        pool: odd, columns averaged.
     """
 
     layers: tuple[int, ...] | None = None
@@ -225,7 +215,10 @@ class TokenSparse:
     ) -> Tensor | None:
         """The columns that each head reads of a prompt, [B, H, K]; None: dense in every row.
 
-        real: bool [B, L], None without padding. Padding is never selected; unused slots have L.
+        Padding is never selected; unused slots have L.
+
+        Args:
+            real: bool [B, L], None without padding.
         """
         L = key.shape[2]
         padding = order = None
@@ -258,22 +251,14 @@ class TokenSparse:
 
 @dataclass
 class SparsePrefill:
-    """A model under a TokenSparse policy, and what its last prompt cost.
-
-    attended: for each sparse layer of the last prompt, the tokens that each head read, [B].
-    dense_flops, sparse_flops: of attention in all of the model's layers with full attention,
-    2 per multiply-add of the two products with softmax weights; the sparse count includes the
-    scores of the window's queries, by which tokens are selected.
-    """
+    """A model under a TokenSparse policy, and what attention cost in its last prompt."""
 
     policy: TokenSparse
     model: Any
     layers: frozenset[int]
     previous: str
     first: int
-    attended: dict[int, Tensor] = field(default_factory=dict)
-    dense_flops: int = 0
-    sparse_flops: int = 0
+    cost: PrefillCost = field(default_factory=PrefillCost)
 
     def detach(self) -> None:
         """Give the model back the attention that it had."""
@@ -282,23 +267,13 @@ class SparsePrefill:
         self.model.set_attn_implementation(self.previous)
 
     def count(self, module: Any, query: Tensor, length: Tensor, attended: Tensor | None) -> None:
+        """Add a layer to the cost of the prompt, which the first layer begins."""
         if module.layer_idx == self.first:
-            self.attended, self.dense_flops, self.sparse_flops = {}, 0, 0
-        B, H, L, D = query.shape
-        per_pair = 4 * D * H  # q . k and weight * v
-        dense = per_pair * pairs(length)
-        self.dense_flops += dense
-        if attended is None:
-            self.sparse_flops += dense
-            return
-        self.attended[module.layer_idx] = attended
-        scores = 2 * D * H * self.policy.window * L * B
-        self.sparse_flops += per_pair * pairs(attended) + scores
+            self.cost.clear()
+        self.cost.count(module.layer_idx, query, length, attended, self.policy.window)
 
 
-def pairs(length: Tensor) -> int:
-    """How many (query, key) pairs causal attention has in texts of these lengths."""
-    return int((length * (length + 1) // 2).sum())
+_attached: WeakKeyDictionary[Any, SparsePrefill] = WeakKeyDictionary()
 
 
 def token_sparse_attention(
@@ -359,95 +334,6 @@ def token_sparse_attention(
     )
     return scatter(compressed, index, L).transpose(1, 2).contiguous(), None
 
-
-@torch.no_grad()
-def layer_drift(model: Any, ids: Tensor, attention: Tensor | None = None) -> Tensor:
-    """How much each decoder layer changes its hidden states, [layers] float32, of sum 1.
-
-    The mean over the tokens of ids [B, T] of |output - input| / |input|. attention: [B, T], False
-    on padding. Layers that change little may be sparse.
-    """
-    real = torch.ones_like(ids) if attention is None else attention
-    if real.shape != ids.shape or not real.any():
-        raise ShapeError(f"attention must mark tokens of {list(ids.shape)}: {list(real.shape)}")
-    names = {module: name for name, module in model.named_modules()}
-    drift: dict[int, Tensor] = {}
-
-    def reader(number: int) -> Any:
-        def read(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            before = (args[0] if args else kwargs["hidden_states"]).float()
-            after = (output if isinstance(output, Tensor) else output[0]).float()
-            change = (after - before).norm(dim=-1) / (before.norm(dim=-1) + 1e-8)
-            drift[number] = change[real.bool()].mean()
-
-        return read
-
-    # `output_hidden_states` shows the last layer only after the final norm, hence hooks that read
-    hooks = []
-    try:
-        for number, module in attention_layers(model).items():
-            layer = model.get_submodule(names[module].rpartition(".")[0])
-            hooks.append(layer.register_forward_hook(reader(number), with_kwargs=True))
-        model(input_ids=ids, attention_mask=real.long(), use_cache=False, logits_to_keep=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    total = torch.stack([drift[number] for number in sorted(drift)])
-    return total / total.sum()
-
-
-def low_drift_layers(
-    model: Any, ids: Tensor, attention: Tensor | None = None, *, quantile: float = 0.5
-) -> tuple[int, ...]:
-    """The layers with full attention whose drift on a text is at most this quantile of theirs."""
-    in_range("quantile", quantile, "[0, 1]")
-    drift = layer_drift(model, ids, attention)
-    full = [number for number, module in attention_layers(model).items() if not is_sliding(module)]
-    if not full:
-        raise ModelError(f"{type(model).__name__} has no layer with full attention")
-    limit = drift[full].quantile(quantile)
-    return tuple(number for number in full if drift[number] <= limit)
-
-
-def attention_layers(model: Any) -> dict[int, nn.Module]:
-    """The modules that compute self-attention, by the number of their layer."""
-    found = {
-        module.layer_idx: module
-        for module in model.modules()
-        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal")
-    }
-    if not found:
-        raise ModelError(f"{type(model).__name__} has no attention layers that say their number")
-    return dict(sorted(found.items()))
-
-
-def is_sliding(module: Any) -> bool:
-    """Whether an attention module sees a window of its text alone."""
-    config, number = module.config, module.layer_idx
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        return types[number] != "full_attention"
-    return getattr(config, "sliding_window", None) is not None
-
-
-def causal_and_padding(
-    mask: DeferredMask | Tensor | None, length: int
-) -> tuple[bool, Tensor | None]:
-    """Whether the mask of the last `length` tokens is causal but for padding, and which of them
-    are real: bool [B, length], or None if all are."""
-    if mask is None:
-        return True, None
-    if not isinstance(mask, DeferredMask):
-        return False, None  # a table of the caller's
-    real = mask.arguments.get("attention_mask")
-    if real is not None:
-        real = real[:, -length:].bool()
-        real = None if bool(real.all()) else real
-    # transformers forbids the skip where it adds anything to the causal mask: packed texts, blocks
-    return bool(mask.arguments.get("allow_is_causal_skip", True)), real
-
-
-_attached: WeakKeyDictionary[Any, SparsePrefill] = WeakKeyDictionary()
 
 AttentionInterface.register(IMPLEMENTATION, token_sparse_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, deferred_mask)

@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.errors import InputError, ModelError, ShapeError
+from tokenry.model.attention.interface import attending_by
+from tokenry.model.modes import evaluation_mode
 from tokenry.model.score import unwrap
 
 MAX_TOKENS = 256
@@ -41,7 +43,11 @@ class Block(Protocol):
     """One layer, in two steps on the parts [K + 1, T, D] of the residual stream."""
 
     def attend(self, parts: Tensor, weights: Tensor) -> Tensor:
-        """Behind the attention sublayer; weights: the layer's attention [H, T, T]."""
+        """Behind the attention sublayer.
+
+        Args:
+            weights: the layer's attention [H, T, T].
+        """
         ...
 
     def feed_forward(self, parts: Tensor) -> Tensor:
@@ -93,20 +99,16 @@ def observe(model: Any, ids: Tensor, max_tokens: int = MAX_TOKENS) -> Observatio
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Evaluation mode and the attention function that forms its probabilities, for a while."""
-    plain = unwrap(model)
-    previous = plain.config.get_text_config()._attn_implementation
-    training = model.training
-    plain.set_attn_implementation("eager")
-    model.eval()
-    try:
+    with evaluation_mode(model), attending_by(unwrap(model), "eager"):
         yield
-    finally:
-        plain.set_attn_implementation(previous)
-        model.train(training)
 
 
 def blocks_of(model: Any) -> list[Block]:
-    """The layers of a decoder or an encoder. Raises ModelError for a layer of another build."""
+    """The layers of a decoder or an encoder.
+
+    Raises:
+        ModelError: a layer of another build.
+    """
     plain = unwrap(model)
     base = plain.get_decoder() if _is_decoder(plain) else plain.base_model
     layers = getattr(base, "layers", None) or getattr(getattr(base, "encoder", None), "layer", None)
@@ -200,10 +202,10 @@ def affine(module: Any, parts: Tensor) -> Tensor:
     bias = applied(module, parts.new_zeros(1, parts.shape[-1]))
     # in a decoder the parts of later tokens are empty: half of the work need not be done
     filled = parts.any(-1)
-    found = parts.new_zeros(*parts.shape[:-1], bias.shape[-1])
-    found[filled] = applied(module, parts[filled]) - bias
-    found[-1] += bias
-    return found
+    mapped = parts.new_zeros(*parts.shape[:-1], bias.shape[-1])
+    mapped[filled] = applied(module, parts[filled]) - bias
+    mapped[-1] += bias
+    return mapped
 
 
 def applied(module: Any, states: Tensor) -> Tensor:
@@ -226,10 +228,10 @@ def normed(module: Any, parts: Tensor, whole: Tensor | None = None) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         deviation = (whole.var(-1, unbiased=False, keepdim=True) + epsilon).sqrt()
         centred = parts - parts.mean(-1, keepdim=True)
-        found = centred / deviation * module.weight.float()
+        scaled = centred / deviation * module.weight.float()
         if module.bias is not None:
-            found[-1] += module.bias.float()
-        return found
+            scaled[-1] += module.bias.float()
+        return scaled
     # What an RMSNorm multiplies by, γ or 1 + γ, is what it makes of ones.
     gain = applied(module, torch.ones_like(whole[:1])) * (1 + epsilon) ** 0.5
     return parts * (whole.square().mean(-1, keepdim=True) + epsilon).rsqrt() * gain

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.attribution.blocks import (
     MAX_TOKENS,
     Observation,
@@ -100,17 +100,22 @@ def decomposed_logits(
         raise InputError(f"there is no logit {target}: the model has {len(logits)}")
     *_, parts = layer_parts(model, seen)
     if classifies:
-        found = classified(plain, parts[:, :1])[:, target]
+        of_logit = classified(plain, parts[:, :1])[:, target]
     else:
-        found = headed(plain, parts[:, position], target)
-    _check_sum(found.sum(), logits[target], _precision(plain), "the logit")
-    return Parts(found[:-1], float(found[-1]))
+        of_logit = headed(plain, parts[:, position], target)
+    _check_sum(of_logit.sum(), logits[target], _precision(plain), "the logit")
+    return Parts(of_logit[:-1], float(of_logit[-1]))
 
 
 @torch.no_grad()
 def layer_parts(model: Any, seen: Observation) -> Iterator[Tensor]:
     """The parts [T + 1, T, D] of the states before each layer and, last, behind the final one
-    (normed in a decoder). Raises ModelError where their sum is not the model's own state."""
+    (normed
+    in a decoder).
+
+    Raises:
+        ModelError: their sum is not the model's own state.
+    """
     plain = unwrap(model)
     blocks = blocks_of(model)
     start = seen.states[0]
@@ -129,10 +134,10 @@ def layer_parts(model: Any, seen: Observation) -> Iterator[Tensor]:
 def headed(plain: Any, parts: Tensor, target: int) -> Tensor:
     """Parts [K + 1, D] of a state -> parts [K + 1] of a token's logit, the soft cap included."""
     head = required_head(plain)
-    found = parts @ head.weight[target].float()
+    logits = parts @ head.weight[target].float()
     if head.bias is not None:
-        found[-1] += head.bias[target].float()
-    return found / head.temperature if head.softcap is None else activated(head.shaped, found)
+        logits[-1] += head.bias[target].float()
+    return logits / head.temperature if head.softcap is None else activated(head.shaped, logits)
 
 
 def classified(plain: Any, first: Tensor) -> Tensor:
@@ -151,9 +156,9 @@ def _precision(plain: Any) -> float:
     return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
 
 
-def _check_sum(found: Tensor, wanted: Tensor, precision: float, where: str) -> None:
-    wanted = wanted.to(found.device)
-    off = float((found - wanted).norm() / wanted.norm().clamp_min(1e-6))
+def _check_sum(total: Tensor, wanted: Tensor, precision: float, where: str) -> None:
+    wanted = wanted.to(total.device)
+    off = float((total - wanted).norm() / wanted.norm().clamp_min(1e-6))
     if not off < precision:
         raise ModelError(
             f"the parts of {where} sum to something else than the model's own value (off by "

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tokenry.core.checks import one_of, within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.score import unwrap
+from tokenry.model import compat
 from tokenry.text.compression import (
     Mode,
     Reduce,
@@ -54,8 +54,9 @@ class Attribution(Protocol):
 class Compressed:
     """A shorter text and how it came about: spans and scores of all words, and which are kept.
 
-    dropped: words that are left out although the text may say something else without them, by
-    their numbers, each with its kind (`tokenry.text.sense`).
+    Args:
+        dropped: words that are left out although the text may say something else without them, by
+            their numbers, each with its kind (`tokenry.text.sense`).
     """
 
     text: str
@@ -69,12 +70,15 @@ class Compressed:
 class FrugalPrompt:
     """Compresses texts to a share of their words.
 
-    scorer: what tells how important a token is; None for mode "random", which asks no model.
-    percent: of the words that are kept, 0 to 100; the paper tries 80, 60 and 50. mode: "top", or
-    one of the controls. reduce: pieces of words to words; the paper's "sum" favours long words.
-    protect: words that touch a match of this regular expression always stay. sense: kinds of words
-    that always stay, () for the paper's method; by default negations, numbers, units and names, as
-    "did not rise" without "not" is no shorter form of it. seed: of "random".
+    Args:
+        scorer: what tells how important a token is; None for mode "random", which asks no model.
+        percent: of the words that are kept, 0 to 100; the paper tries 80, 60 and 50.
+        mode: "top", or one of the controls.
+        reduce: pieces of words to words; the paper's "sum" favours long words.
+        protect: words that touch a match of this regular expression always stay.
+        sense: kinds of words that always stay, () for the paper's method; by default negations,
+            numbers, units and names, as "did not rise" without "not" is no shorter form of it.
+        seed: of "random".
     """
 
     scorer: Attribution | None
@@ -128,18 +132,20 @@ def word_scores(
 ) -> Tensor:
     """Scores [W] of the words `spans` of a text."""
     scores: list[Tensor] = []
-    places: list[Span] = []
+    token_spans: list[Span] = []
     sentence_of: list[int] = []
     for number, (start, end) in enumerate(sentences(text)):
         sentence = text[start:end].rstrip()  # of which nothing is left of a line break alone
-        for ids, offsets in pieces(tokenizer, sentence, room(scorer, model)):
+        for ids, offsets in pieces(tokenizer, sentence, capacity(scorer, model)):
             scores.append(framed_scores(scorer, model, tokenizer, ids))
-            places += [(start + a, start + b) for a, b in offsets]
+            token_spans += [(start + a, start + b) for a, b in offsets]
             sentence_of += [number] * len(ids)
-    found = normalise_by_sentence(torch.cat(scores), sentence_of)
+    normalised = normalise_by_sentence(torch.cat(scores), sentence_of)
     # A token that reaches into several words gives each of them an equal share.
-    owners = [touched(spans, place) for place in places]
-    shares = [float(found[token]) / len(those) for token, those in enumerate(owners) for _ in those]
+    owners = [touched(spans, span) for span in token_spans]
+    shares = [
+        float(normalised[token]) / len(those) for token, those in enumerate(owners) for _ in those
+    ]
     ids_of_words = [word for those in owners for word in those]
     return merge_subwords(torch.tensor(shares), ids_of_words, reduce, len(spans))
 
@@ -161,25 +167,24 @@ def framed_scores(scorer: Attribution, model: Any, tokenizer: Any, ids: list[int
     before = [mark for mark in first if mark is not None][:1]
     behind = [mark for mark in last if mark is not None][:1]
     position = 0 if tokenizer.cls_token_id is not None else len(before) + len(ids + behind) - 1
-    found = scorer(model, torch.tensor([*before, *ids, *behind]), position)
-    return found[len(before) : len(before) + len(ids)].float().cpu()
+    framed = scorer(model, torch.tensor([*before, *ids, *behind]), position)
+    return framed[len(before) : len(before) + len(ids)].float().cpu()
 
 
-def room(scorer: Attribution, model: Any) -> int:
+def capacity(scorer: Attribution, model: Any) -> int:
     """How many tokens of text fit between the marks."""
-    config = unwrap(model).config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None) or scorer.max_tokens
+    window = compat.window(compat.unwrap(model)) or scorer.max_tokens
     return max(1, min(scorer.max_tokens, window) - 2)
 
 
 def matched(text: str, spans: Sequence[Span], pattern: str) -> list[bool]:
     """Which words share a character with a match of a regular expression."""
     try:
-        found = [match.span() for match in re.finditer(pattern, text)]
+        spans_matched = [match.span() for match in re.finditer(pattern, text)]
     except re.error as error:
         raise InputError(f"{pattern!r} is no regular expression: {error}") from None
     flags = [False] * len(spans)
-    for place in found:
-        for word in touched(spans, place):
+    for span in spans_matched:
+        for word in touched(spans, span):
             flags[word] = True
     return flags

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import within
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.attribution.blocks import MAX_TOKENS, Block, blocks_of, observe
 
 
@@ -37,7 +37,8 @@ from tokenry.model.attribution.blocks import MAX_TOKENS, Block, blocks_of, obser
 class GlobEnc:
     """Scores of a text's tokens: their shares in the state at one position, rolled out.
 
-    normalise: make the rows of each layer's norms sum to 1.
+    Args:
+        normalise: make the rows of each layer's norms sum to 1.
     """
 
     normalise: bool = True
@@ -61,7 +62,9 @@ class GlobEnc:
 def layer_norms(block: Block, states: Tensor, weights: Tensor) -> Tensor:
     """N [T, T] of one layer: row i, column j is the length of what j writes into i.
 
-    states: [T, D] before the layer. weights: its attention [H, T, T].
+    Args:
+        states: [T, D] before the layer.
+        weights: its attention [H, T, T].
     """
     # every position is a part of its own, the last part being for the biases, which do not count
     alone = torch.diag_embed(states.T).permute(1, 2, 0)

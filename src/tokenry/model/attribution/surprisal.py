@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
 from tokenry.core.checks import within
-from tokenry.core.registry import attribution
+from tokenry.model.attribution.base import attribution
 from tokenry.model.score import score
 
 

@@ -1,7 +1,7 @@
-"""Full: every key and value is kept, in a buffer with room to grow.
+"""Full: every key and value is kept, in a buffer that has columns to spare.
 
 `transformers.DynamicCache` makes a copy of all keys and values at each token. Here a new token is
-written behind the others, and the buffer is copied only when its room is used up, a 32nd more each
+written behind the others, and the buffer is copied only when they are used up, a 32nd more each
 time. The attention is the same, to the last digits.
 """
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import cache_policy
-from tokenry.model.attention.interface import ObservedLayer, StepMask, attend_densely
-from tokenry.model.cache.policy import PolicyCache, cache_under
+from tokenry.model.attention.dense import attend_densely
+from tokenry.model.attention.masks import StepMask
+from tokenry.model.attention.observed_layer import ObservedLayer
+from tokenry.model.cache.policy import Example, PolicyCache, cache_policy, cache_under
 
-ROOM = 512  # buffers have a multiple of this many columns
+COLUMNS = 512  # buffers have a multiple of this many columns
 
 
-@cache_policy("full")
+@cache_policy("full", examples=lambda: _examples())
 @dataclass(frozen=True)
 class Full:
     """All tokens: `model.generate(**inputs, past_key_values=Full().cache(model))`."""
@@ -34,12 +35,13 @@ class Full:
     def cache(self, model: Any) -> PolicyCache:
         return cache_under(self, model)
 
-    def layer(self) -> "GrowingLayer":
-        return GrowingLayer()
+    def layer(self) -> "FullLayer":
+        return FullLayer()
 
 
-class GrowingLayer(ObservedLayer):
-    """One layer's keys and values, [B, H, L, D], views of buffers that have room behind them.
+class FullLayer(ObservedLayer):
+    """One layer's keys and values, [B, H, L, D], views of buffers with columns to spare behind
+    them.
 
     For decoding: what is written into a buffer has no gradient.
     """
@@ -59,28 +61,33 @@ class GrowingLayer(ObservedLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.seen
-        held = end - key_states.shape[-2]
-        self.make_room((key_states, value_states), held, end)
+        length = end - key_states.shape[-2]
+        self.reserve((key_states, value_states), length, end)
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, held:end] = states
+            buffer[:, :, length:end] = states
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
-    def make_room(self, like: tuple[Tensor, Tensor], held: int, end: int) -> None:
-        """Buffers that can be written to up to `end`, and begin with the `held` columns there are.
-        like: states of their shape but for the columns."""
+    def reserve(self, like: tuple[Tensor, Tensor], length: int, end: int) -> None:
+        """Buffers that can be written to up to `end`, and begin with the `length` columns there
+        are.
+
+        Args:
+            like: states of their shape but for the columns.
+        """
         if not self.buffers or self.buffers[0].shape[2] < end or frozen(self.buffers[0]):
-            held_states = (self.keys, self.values) if held else (None, None)
+            old_states = (self.keys, self.values) if length else (None, None)
             columns = self.capacity(end)
             self.buffers = [
-                grown(old, new, held, columns) for old, new in zip(held_states, like, strict=True)
+                extended(old, new, length, columns)
+                for old, new in zip(old_states, like, strict=True)
             ]
 
     def capacity(self, tokens: int) -> int:
         """Columns of a buffer that is made for so many tokens."""
-        return -(-(tokens + max(1, tokens // 32)) // ROOM) * ROOM
+        return -(-(tokens + max(1, tokens // 32)) // COLUMNS) * COLUMNS
 
-    def held(self) -> tuple[Tensor, Tensor]:
+    def stored(self) -> tuple[Tensor, Tensor]:
         """The keys and values there are, of a layer that has seen tokens."""
         assert self.keys is not None
         assert self.values is not None
@@ -100,11 +107,11 @@ class GrowingLayer(ObservedLayer):
             raise InputError(f"crop takes a negative count of tokens, got {tokens_to_remove}")
         if tokens_to_remove and self.is_initialized:
             self.seen = max(0, self.seen + tokens_to_remove)
-            self.keys, self.values = (states[:, :, : self.seen] for states in self.held())
+            self.keys, self.values = (states[:, :, : self.seen] for states in self.stored())
             self.shortened()
 
     def keep_columns(self, length: int, index: Tensor) -> None:
-        self.make_room(self.held(), self.seen, self.seen)
+        self.reserve(self.stored(), self.seen, self.seen)
         self.seen = length + index.shape[1]
         at = (length + index)[:, None, :, None]
         for buffer in self.buffers:
@@ -116,9 +123,9 @@ class GrowingLayer(ObservedLayer):
     def shortened(self) -> None:
         """Called when the last tokens were dropped or changed: `seen` is what is left."""
 
-    def copy(self) -> "GrowingLayer":
+    def copy(self) -> "FullLayer":
         twin = super().copy()
-        assert isinstance(twin, GrowingLayer)
+        assert isinstance(twin, FullLayer)
         twin.buffers = [buffer[:, :, : self.seen].clone() for buffer in self.buffers]
         if twin.buffers:
             twin.keys, twin.values = twin.buffers
@@ -130,13 +137,13 @@ class GrowingLayer(ObservedLayer):
 
     def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.is_initialized:
-            self.buffers = [change(states[:, :, : self.seen]) for states in self.held()]
+            self.buffers = [change(states[:, :, : self.seen]) for states in self.stored()]
             self.keys, self.values = self.buffers
 
 
-class RoomyLayer(GrowingLayer):
+class DecodingLayer(FullLayer):
     """The same storage under the model's own attention. A copy shares it until one of the two
-    writes. There may be many rows of few tokens, so there is little room to spare."""
+    writes. There may be many rows of few tokens, so there are few columns to spare."""
 
     def capacity(self, tokens: int) -> int:
         return tokens + max(16, tokens // 8)
@@ -147,26 +154,31 @@ class RoomyLayer(GrowingLayer):
         self.seen += key_states.shape[-2]
         return self.store(key_states, value_states)
 
-    def copy(self) -> "RoomyLayer":
+    def copy(self) -> "DecodingLayer":
         self.buffers = []
         return copy.copy(self)
 
 
-def roomy_cache() -> DynamicCache:
-    """An empty `DynamicCache` that keeps every token in every layer, in layers with room."""
+def decoding_cache() -> DynamicCache:
+    """An empty `DynamicCache` that keeps every token in every layer, in layers with columns to
+    spare."""
     cache = DynamicCache()
-    cache.layer_class_to_replicate = RoomyLayer
+    cache.layer_class_to_replicate = DecodingLayer
     return cache
 
 
-def grown(old: Tensor | None, new: Tensor, held: int, capacity: int) -> Tensor:
-    """A buffer [B, H, capacity, D] that begins with the `held` columns of `old`."""
+def extended(old: Tensor | None, new: Tensor, length: int, capacity: int) -> Tensor:
+    """A buffer [B, H, capacity, D] that begins with the `length` columns of `old`."""
     buffer = new.new_empty(*new.shape[:2], capacity, new.shape[3])
     if old is not None:
-        buffer[:, :, :held] = old[:, :, :held]
+        buffer[:, :, :length] = old[:, :, :length]
     return buffer
 
 
 def frozen(state: Tensor) -> bool:
     """Whether a tensor made in inference mode cannot be written to here, outside it."""
     return state.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def _examples() -> list[Example]:
+    return [Example(Full(), Full(), Full())]

@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from tokenry.core.errors import InputError
-from tokenry.model.attention.interface import ObservedLayer, StepMask
+from tokenry.model.attention.masks import StepMask
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.full import Full
 from tokenry.model.cache.policy import CachePolicy, PolicyCache, cache_under, observed_cache
 
-Places = Mapping[int | range | tuple[int, ...], CachePolicy]
+PolicyByNumber = Mapping[int | range | tuple[int, ...], CachePolicy]
 """Which policy goes where: one number, a range or several; negative ones count from the end."""
 
 
@@ -27,11 +28,14 @@ Places = Mapping[int | range | tuple[int, ...], CachePolicy]
 class PerLayer:
     """A policy for each full-attention layer: `PerLayer(layers).cache(model)`.
 
-    layers: numbers of layers to policies, as in `model.config.layer_types`. default: that of the
-    layers not named. Sliding layers keep their window: naming one is an InputError.
+    Sliding layers keep their window: naming one is an InputError.
+
+    Args:
+        layers: numbers of layers to policies, as in `model.config.layer_types`.
+        default: that of the layers not named.
     """
 
-    layers: Places
+    layers: PolicyByNumber
     default: CachePolicy = field(default_factory=Full)
 
     def cache(self, model: Any) -> PolicyCache:
@@ -56,12 +60,14 @@ class PerLayer:
 class PerHead:
     """A policy for each key head, the same in all layers: `PerHead(heads).cache(model)`.
 
-    heads: numbers of key heads (`model.config.num_key_value_heads`) to policies. default: that of
-    the heads not named. Heads named together share what their policy shares, such as the selection
-    of TokenSelect.
+    Heads named together share what their policy shares, such as the selection of TokenSelect.
+
+    Args:
+        heads: numbers of key heads (`model.config.num_key_value_heads`) to policies.
+        default: that of the heads not named.
     """
 
-    heads: Places
+    heads: PolicyByNumber
     default: CachePolicy = field(default_factory=Full)
 
     def cache(self, model: Any) -> PolicyCache:
@@ -74,17 +80,17 @@ class PerHead:
         return HeadsLayer(self)
 
 
-def resolve(places: Places, count: int, what: str) -> dict[int, CachePolicy]:
+def resolve(policies: PolicyByNumber, count: int, what: str) -> dict[int, CachePolicy]:
     """The policy of each number that is named."""
-    found: dict[int, CachePolicy] = {}
-    for place, policy in places.items():
-        for number in (place,) if isinstance(place, int) else place:
+    policy_of: dict[int, CachePolicy] = {}
+    for numbers, policy in policies.items():
+        for number in (numbers,) if isinstance(numbers, int) else numbers:
             if not -count <= number < count:
                 raise InputError(f"there is no {what} {number}: they are 0 to {count - 1}")
-            if number % count in found:
+            if number % count in policy_of:
                 raise InputError(f"{what} {number % count} is given two policies")
-            found[number % count] = policy
-    return found
+            policy_of[number % count] = policy
+    return policy_of
 
 
 class HeadsLayer(ObservedLayer):
@@ -105,8 +111,8 @@ class HeadsLayer(ObservedLayer):
 
     def _part(self, count: int) -> None:
         chosen = resolve(self.policy.heads, count, "key head")
-        for place, policy in self.policy.heads.items():
-            heads = [place] if isinstance(place, int) else list(place)
+        for numbers, policy in self.policy.heads.items():
+            heads = [numbers] if isinstance(numbers, int) else list(numbers)
             if heads:
                 self.parts.append(([head % count for head in heads], policy.layer()))
         if rest := [head for head in range(count) if head not in chosen]:

@@ -6,19 +6,25 @@ already.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention.interface import ObservedLayer, observe_attention
+from tokenry.core.registry import Role
+from tokenry.model.attention.interface import observe_attention
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.compat import is_recurrent, layer_kinds, unwrap
 
 
 class CachePolicy(Protocol):
-    """How keys and values are kept. The hyper-parameters are its fields."""
+    """The role: which keys and values a query attends to, S_t within 1..t, and which are forgotten.
+
+    The hyper-parameters are its fields; a budget is an int, of tokens, or a float, a share of the
+    prompt.
+    """
 
     def cache(self, model: Any) -> DynamicCache:
         """A new cache for one `generate`; switches the model to the attention that it needs."""
@@ -27,6 +33,24 @@ class CachePolicy(Protocol):
     def layer(self) -> ObservedLayer:
         """A new layer under this policy."""
         ...
+
+
+class Example(NamedTuple):
+    """A policy as its contract test takes it: with budgets that no text of the test exhausts, with
+    few
+    tokens, and with shares of the prompt.
+
+    Attributes:
+        kept: the tokens that the tight one keeps, if it forgets any.
+    """
+
+    ample: CachePolicy
+    tight: CachePolicy
+    shares: CachePolicy
+    kept: int | None = None
+
+
+cache_policy = Role("cache policy", CachePolicy, ("tokenry.model.cache",))
 
 
 class PolicyCache(DynamicCache):
@@ -75,12 +99,12 @@ def observed_layers(layers: list[Any], layer: Callable[[int], ObservedLayer]) ->
 
 def cache_bytes(cache: DynamicCache) -> int:
     """Bytes of all tensors that a cache holds: keys, values, and the policies' own."""
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def count(value: Any) -> None:
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, list | tuple):
             for part in value:
                 count(part)
@@ -89,7 +113,7 @@ def cache_bytes(cache: DynamicCache) -> int:
                 count(part)
 
     count(list(cache.layers))
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def check_budget(**shares: int | float) -> None:

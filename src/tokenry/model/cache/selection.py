@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, embedding_bag, max_pool1d
 
-from tokenry.model.attention.interface import StepMask
+from tokenry.model.attention.masks import StepMask
 
 BLOCK = 512  # keys scored at a time
 
@@ -17,8 +17,11 @@ BLOCK = 512  # keys scored at a time
 def soft_votes(query: Tensor, key: Tensor, middle: Tensor | None = None, pool: int = 0) -> Tensor:
     """Σ_h softmax_m(q_h · k_{g(h), m}): float32 [B, M] for queries [B, H, D], keys [B, Hkv, M, D].
 
-    A row sums to H without pooling. middle: bool [B, M], the keys that may be voted for; None: all.
-    pool: an odd window, over which each key takes the largest vote; 0 for none.
+    A row sums to H without pooling.
+
+    Args:
+        middle: bool [B, M], the keys that may be voted for; None: all.
+        pool: an odd window, over which each key takes the largest vote; 0 for none.
     """
     return votes_of(scores(query, key), middle, pool)
 
@@ -108,10 +111,10 @@ def weighted_sum(weight: Tensor, column: Tensor, states: Tensor) -> Tensor:
     B, heads, group, S = weight.shape
     bags = flat_index(column, states).unsqueeze(2).expand(-1, -1, group, -1)
     weight = weight.to(states.dtype).reshape(-1, S)
-    found = embedding_bag(
+    sums = embedding_bag(
         bags.reshape(-1, S), states.flatten(0, 2), mode="sum", per_sample_weights=weight
     )
-    return found.view(B, heads, group, -1)
+    return sums.view(B, heads, group, -1)
 
 
 def flat_index(column: Tensor, states: Tensor) -> Tensor:
@@ -125,14 +128,19 @@ def flat_index(column: Tensor, states: Tensor) -> Tensor:
 class Selection:
     """The columns that each row of a batch last selected, and the queries it selected them for.
 
-    threshold: the least cosine of a new query with the old one at which the columns serve again.
-    asked [B, H * D]; column [B, S]; real: bool [B, S], columns that count, None: all; ready: bool
-    [B], rows that had more than enough to choose from: others select anew each time. end: no
-    selected column lies at or behind it.
+    Args:
+        threshold: the least cosine of a new query with the old one at which the columns serve
+            again.
+        query: [B, H * D], the old ones.
+        column: [B, S], what they selected.
+        real: bool [B, S], columns that count, None: all.
+        ready: bool [B], rows that had more than enough to choose from: others select anew each
+            time.
+        end: no selected column lies at or behind it.
     """
 
     threshold: float
-    asked: Tensor | None = None
+    query: Tensor | None = None
     column: Tensor | None = None
     real: Tensor | None = None
     ready: Tensor | None = None
@@ -140,12 +148,12 @@ class Selection:
     queries: int = 0
     hits: int = 0
 
-    def serves(self, asked: Tensor) -> Tensor:
-        """bool [B]: the rows whose columns can be used again for the queries `asked` [B, H * D]."""
-        self.queries += len(asked)
-        if self.asked is None or self.ready is None or self.threshold > 1:
-            return torch.zeros(len(asked), dtype=torch.bool, device=asked.device)
-        cosine = cosine_similarity(asked, self.asked, dim=-1).clamp(-1.0, 1.0)
+    def serves(self, query: Tensor) -> Tensor:
+        """bool [B]: the rows whose columns can be used again for the queries `query` [B, H * D]."""
+        self.queries += len(query)
+        if self.query is None or self.ready is None or self.threshold > 1:
+            return torch.zeros(len(query), dtype=torch.bool, device=query.device)
+        cosine = cosine_similarity(query, self.query, dim=-1).clamp(-1.0, 1.0)
         hit = self.ready & (cosine >= self.threshold)
         self.hits += int(hit.sum())
         return hit
@@ -153,7 +161,7 @@ class Selection:
     def store(
         self,
         rows: Tensor,
-        asked: Tensor,
+        query: Tensor,
         column: Tensor,
         real: Tensor | None,
         ready: Tensor,
@@ -161,28 +169,28 @@ class Selection:
     ) -> None:
         """Replace the columns of the `rows` (bool [B]; all of them the first time)."""
         if not bool(rows.all()):
-            assert self.asked is not None
+            assert self.query is not None
             assert self.column is not None
             assert self.ready is not None
             if real is not None or self.real is not None:
                 all_real = torch.ones_like(column, dtype=torch.bool)
                 new = all_real if real is None else real
                 real = torch.where(rows[:, None], new, all_real if self.real is None else self.real)
-            asked = torch.where(rows[:, None], asked, self.asked)
+            query = torch.where(rows[:, None], query, self.query)
             column = torch.where(rows[:, None], column, self.column)
             ready = torch.where(rows, ready, self.ready)
-        self.asked, self.column, self.real, self.ready = asked, column, real, ready
+        self.query, self.column, self.real, self.ready = query, column, real, ready
         self.end = end
 
     def forget(self) -> None:
-        self.asked = self.column = self.real = self.ready = None
+        self.query = self.column = self.real = self.ready = None
         self.end = -1
 
     def copy(self) -> "Selection":
         return replace(self)
 
     def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in ("asked", "column", "real", "ready"):
+        for name in ("query", "column", "real", "ready"):
             state = getattr(self, name)
             setattr(self, name, None if state is None else change(state))
 
@@ -194,8 +202,9 @@ class SideBySide:
     Of the latest ones, column c has slot c mod local: a new token takes the place of the one that
     leaves the window. (Attention does not mind the order: keys carry their positions.)
 
-    room: the states of a selection that is no longer used, to be overwritten where they fit; new
-    memory for every selection would cost more time than the copy.
+    Args:
+        spare: the states of a selection that is no longer used, to be overwritten where they fit;
+            new memory for every selection would cost more time than the copy.
     """
 
     def __init__(
@@ -204,18 +213,18 @@ class SideBySide:
         buffers: list[Tensor],
         local: int,
         end: int,
-        room: list[Tensor] | None = None,
+        spare: list[Tensor] | None = None,
     ):
         self.selected, self.local, self.end = column.shape[1], local, end
         self.slots = torch.arange(local, device=column.device)
         column = torch.cat([column, self.latest().expand(len(column), -1)], dim=-1)
         index = flat_index(column, buffers[0])
         flat, shape = index.flatten(), (*index.shape, buffers[0].shape[3])
-        if room is None or room[0].shape != shape or room[0].dtype != buffers[0].dtype:
-            room = [buffer.new_empty(shape) for buffer in buffers]
-        self.states = room
-        for held, buffer in zip(room, buffers, strict=True):
-            torch.index_select(buffer.flatten(0, 2), 0, flat, out=held.flatten(0, 2))
+        if spare is None or spare[0].shape != shape or spare[0].dtype != buffers[0].dtype:
+            spare = [buffer.new_empty(shape) for buffer in buffers]
+        self.states = spare
+        for state, buffer in zip(spare, buffers, strict=True):
+            torch.index_select(buffer.flatten(0, 2), 0, flat, out=state.flatten(0, 2))
 
     def latest(self) -> Tensor:
         """Each slot's column [local], those of [end - local, end)."""
@@ -228,16 +237,16 @@ class SideBySide:
             slot = begin % self.local
             count = min(end - begin, self.local - slot)
             at = self.selected + slot
-            for held, buffer in zip(self.states, buffers, strict=True):
-                held[:, :, at : at + count] = buffer[:, :, begin : begin + count]
+            for state, buffer in zip(self.states, buffers, strict=True):
+                state[:, :, at : at + count] = buffer[:, :, begin : begin + count]
             begin += count
         self.end = end
 
     def followed_by(self, buffers: list[Tensor], begin: int, end: int) -> list[Tensor]:
         """The selected keys and values, and after them the columns [begin, end)."""
         return [
-            torch.cat([held[:, :, : self.selected], buffer[:, :, begin:end]], dim=2)
-            for held, buffer in zip(self.states, buffers, strict=True)
+            torch.cat([state[:, :, : self.selected], buffer[:, :, begin:end]], dim=2)
+            for state, buffer in zip(self.states, buffers, strict=True)
         ]
 
 
@@ -245,7 +254,8 @@ class SideBySide:
 class Piece(StepMask):
     """The mask of queries start..stop of a step, to which the step's earlier tokens are past.
 
-    offset: the number of tokens before the step.
+    Attributes:
+        offset: the number of tokens before the step.
     """
 
     mask: StepMask

@@ -22,13 +22,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tokenry.model.attention.interface import (
-    BlockOfQueries,
-    ObservedLayer,
-    attend_in_chunks,
-    capped,
-    observe_attention,
-)
+from tokenry.model.attention.dense import attend_in_chunks, capped
+from tokenry.model.attention.interface import observe_attention
+from tokenry.model.attention.masks import BlockOfQueries
+from tokenry.model.attention.observed_layer import ObservedLayer
 from tokenry.model.cache.h2o import H2O, keep_heavy_and_recent
 from tokenry.model.cache.policy import observed_layers
 
@@ -92,16 +89,16 @@ class SimulatedLayer(ObservedLayer):
         heavy, recent = self.policy.budget(torch.full((B,), self.prompt, device=key.device))
         score = self._ranked(torch.nn.functional.pad(self.score, (0, q)))
         column = torch.arange(S, device=key.device).expand(B, heads, S)
-        held = column < S - q
+        kept = column < S - q
         rows = []
         for row in range(q):
             worth = self.policy.worth(score, S - q + row - column)
             written = row if self.policy.prompt_only else 0
-            held = keep_heavy_and_recent(worth, held, heavy, recent + written)
-            held[..., S - q + row] = True
-            rows.append(held)
+            kept = keep_heavy_and_recent(worth, kept, heavy, recent + written)
+            kept[..., S - q + row] = True
+            rows.append(kept)
             if self.ranking == "attention":
-                here = logits[:, :, :, row].masked_fill(~held.unsqueeze(2), -torch.inf)
+                here = logits[:, :, :, row].masked_fill(~kept.unsqueeze(2), -torch.inf)
                 score = score + here.softmax(-1).sum(2)
         return torch.stack(rows, dim=2)
 

@@ -29,20 +29,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout as drop
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.core.registry import cache_policy
-from tokenry.model.attention.interface import (
-    GivenMask,
-    StepMask,
-    attend_densely,
-    attend_to,
-    capped,
-    drop,
+from tokenry.model.attention.dense import attend_densely, attend_to, capped
+from tokenry.model.attention.masks import GivenMask, StepMask
+from tokenry.model.cache.full import FullLayer, frozen
+from tokenry.model.cache.policy import (
+    Example,
+    PolicyCache,
+    cache_policy,
+    cache_under,
+    check_budget,
+    check_size,
+    tokens,
 )
-from tokenry.model.cache.full import GrowingLayer, frozen
-from tokenry.model.cache.policy import PolicyCache, cache_under, check_budget, check_size, tokens
 from tokenry.model.cache.selection import (
     Piece,
     Selection,
@@ -56,19 +58,24 @@ from tokenry.model.cache.selection import (
 )
 
 
-@cache_policy("tokenselect", paper=149)
+@cache_policy("tokenselect", paper=149, examples=lambda: _examples())
 @dataclass(frozen=True)
 class TokenSelect:
     """A cache attended to in part: `generate(..., past_key_values=TokenSelect().cache(model))`.
 
-    n_init, k, n_local: first tokens, selected ones, and latest ones (the query's own included) that
-    a query sees. An int counts tokens, a float is a share of the prompt (the first forward; each
-    row's own). reuse: the cosine above which a selection is used again; -1 selects once, 2 always.
-    pool: the votes' max-pooling window, odd; 0 for none. dense_prompt: whether the first forward
-    attends to everything; if not, and in later forwards of many tokens, `chunk` queries at a time
-    share a selection, their own chunk seen besides; chunks are counted in the batch's columns, so
-    that a padded row has other ones than the row alone. Defaults are the paper's, `dense_prompt`
-    ours. Prompts are padded on the left; else ModelError.
+    Defaults are the paper's, `dense_prompt` ours. Prompts are padded on the left; else ModelError.
+
+    Args:
+        n_init: first tokens that a query sees. An int counts tokens, a float is a share of the
+            prompt (the first forward; each row's own).
+        k: selected tokens, counted alike.
+        n_local: latest tokens, the query's own included, counted alike.
+        reuse: the cosine above which a selection is used again; -1 selects once, 2 always.
+        pool: the votes' max-pooling window, odd; 0 for none.
+        dense_prompt: whether the first forward attends to everything; if not, and in later forwards
+            of many tokens, `chunk` queries at a time share a selection, their own chunk seen
+            besides; chunks are counted in the batch's columns, so that a padded row has other ones
+            than the row alone.
     """
 
     n_init: int | float = 128
@@ -111,7 +118,7 @@ class TokenSelect:
         return n_init, k, n_local.clamp_min(1)
 
 
-class TokenSelectLayer(GrowingLayer):
+class TokenSelectLayer(FullLayer):
     """One layer's keys and values, its last selection, and that selection's keys side by side."""
 
     def __init__(self, policy: TokenSelect):
@@ -122,7 +129,7 @@ class TokenSelectLayer(GrowingLayer):
     def _start(self) -> None:
         self.selection = Selection(self.policy.reuse)
         self.picked: SideBySide | None = None
-        self.room: list[Tensor] | None = None  # what the last selections' keys were copied to
+        self.spare: list[Tensor] | None = None  # what the last selections' keys were copied to
         self.budget: Any = None  # n_init, k, n_local: [B] each
         self.largest = (0, 0, 0)  # of the rows
         self.uniform = True  # the rows have the same
@@ -167,24 +174,24 @@ class TokenSelectLayer(GrowingLayer):
         past = end - q
         before = mask.past(0, q)
         mean = mean_query(query, mask.real)
-        asked = mean.flatten(1)
-        served = self.selection.serves(asked)
+        mean_queries = mean.flatten(1)
+        served = self.selection.serves(mean_queries)
         if not bool(served.all()):
             self.picked = None
             if before is None and self.uniform:
                 column, score = self._choose(mean, past)
                 ready = torch.ones_like(served)
-                self.selection.store(~served, asked, column, None, ready, past + 1 - local)
+                self.selection.store(~served, mean_queries, column, None, ready, past + 1 - local)
                 if q == 1 and mask.causal and not bool(served.any()):
                     return self._attend_by(score, column, end, **options)
             else:
-                found = self._choose_row_by_row(mean, before, past)
-                self.selection.store(~served, asked, *found, past + 1 - local)
+                selected = self._choose_row_by_row(mean, before, past)
+                self.selection.store(~served, mean_queries, *selected, past + 1 - local)
         selection: Any = self.selection
         if self.picked is None or frozen(self.picked.states[0]):
-            room = self.room if self.room is not None and not frozen(self.room[0]) else None
-            self.picked = SideBySide(selection.column, self.buffers, local, end, room)
-            self.room = self.picked.states
+            spare = self.spare if self.spare is not None and not frozen(self.spare[0]) else None
+            self.picked = SideBySide(selection.column, self.buffers, local, end, spare)
+            self.spare = self.picked.states
         if q == 1:
             self.picked.advance(self.buffers, end)
             columns = self.picked.latest()
@@ -230,7 +237,7 @@ class TokenSelectLayer(GrowingLayer):
         """Columns [B, n_init + k], where all rows may choose from all columns before the local
         ones, and the scores of every column."""
         n_init, k, n_local = self.largest
-        # the whole buffer, room included, since that is contiguous
+        # the whole buffer, spare columns included, since that is contiguous
         score, votes = vote(mean, self.buffers[0], n_init, past + 1 - n_local)
         chosen = n_init + best(pooled(votes, self.policy.pool), k)
         first = torch.arange(n_init, device=chosen.device).expand(len(chosen), -1)
@@ -279,7 +286,7 @@ class TokenSelectLayer(GrowingLayer):
     def copy(self) -> "TokenSelectLayer":
         twin = super().copy()
         assert isinstance(twin, TokenSelectLayer)
-        twin.selection, twin.picked, twin.room = self.selection.copy(), None, None
+        twin.selection, twin.picked, twin.spare = self.selection.copy(), None, None
         return twin
 
     def reset(self) -> None:
@@ -292,3 +299,9 @@ class TokenSelectLayer(GrowingLayer):
         self.selection.each_row(change)
         if self.budget is not None:
             self.budget = tuple(change(n.to(self.buffers[0].device)) for n in self.budget)
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(TokenSelect(10, 100, 10), TokenSelect(1, 3, 2), TokenSelect(0.1, 0.2, 0.15)),
+    ]

@@ -32,24 +32,34 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError
 from tokenry.core.files import read_tensors, write_tensors
-from tokenry.core.fused import LinearHead
+from tokenry.core.linear_head import LinearHead
 from tokenry.model import compat
 from tokenry.model.output import last_hidden, required_head
 from tokenry.model.score import unwrap
 
 KIND = "feature head"
-Memory = tuple[Tensor, Tensor]
+KeyValues = tuple[Tensor, Tensor]
 """Keys and values of the head's layer, each [B, heads, L, d / heads]."""
 
 
 class FeatureHead(nn.Module):
-    """What is trained. width: d. heads, inner: of the layer D.
+    """What is trained.
 
-    feature_sampling, partial_alignment: without them, EAGLE. expansion: k, the sampler's space is k
-    times as wide. decouple: the logits' gradient stops at h, which then learns the features only.
-    vocabulary: ids that can be drafted, all if None; with the some thousand most frequent ones the
-    output layer costs little. feature_scale, embed_scale: features and embeddings are divided by
-    these, so that both are of size one for the head; training measures them.
+    Args:
+        width: d.
+        heads: of the layer D.
+        inner: of the layer D.
+        feature_sampling: without them, EAGLE.
+        partial_alignment: without them, EAGLE.
+        expansion: k, the sampler's space is k times as wide.
+        decouple: the logits' gradient stops at h, which then learns the features only.
+        vocabulary: ids that can be drafted, all if None; with the some thousand most frequent ones
+            the output layer costs little.
+
+    Attributes:
+        feature_scale: features and embeddings are divided by these, so that both are of size one
+            for the head; training measures them.
+        embed_scale: as `feature_scale`.
     """
 
     def __init__(
@@ -106,28 +116,31 @@ class FeatureHead(nn.Module):
         self,
         features: Tensor,
         embedded: Tensor,
-        memory: Memory | None = None,
-        places: Tensor | None = None,
+        memory: KeyValues | None = None,
+        positions: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Memory]:
+    ) -> tuple[Tensor, Tensor, KeyValues]:
         """Predicted features f^ [B, T, d], what the output layer is to read [B, T, d], the memory.
 
-        features, embedded: f_i and e_{i+1}, [B, T, d]. memory: of the L earlier pairs. places:
-        [B, T], i of each pair; by default they go on behind the memory, in order. mask:
-        [B or 1, 1, T, L + T] bool, which pairs each one sees; default: the memory, itself and those
-        before it.
+        Args:
+            features: f_i, [B, T, d].
+            embedded: e_{i+1}, [B, T, d].
+            memory: of the L earlier pairs.
+            positions: [B, T], i of each pair; by default they go on behind the memory, in order.
+            mask: [B or 1, 1, T, L + T] bool, which pairs each one sees; default: the memory, itself
+                and those before it.
         """
         dtype, T, L = self.fc.weight.dtype, features.shape[1], 0
         if memory is not None:
             L = memory[0].shape[2]
-        if places is None:
-            places = torch.arange(L, L + T, device=features.device)[None]
+        if positions is None:
+            positions = torch.arange(L, L + T, device=features.device)[None]
         if mask is None and L:
             mask = torch.ones(1, 1, T, L + T, dtype=torch.bool, device=features.device).tril(L)
         f, e = features.to(dtype) / self.feature_scale, embedded.to(dtype) / self.embed_scale
         if self.sampler is not None:
             f = f + self.sampler(f, e)
-        h, longer = self.layer(self.fc(torch.cat([f, e], dim=-1)), memory, places, mask)
+        h, longer = self.layer(self.fc(torch.cat([f, e], dim=-1)), memory, positions, mask)
         answer = h
         if self.branch is not None:
             answer = h.detach() if self.decouple else h
@@ -156,11 +169,11 @@ class FeatureHead(nn.Module):
         head = self.output_head(model)
         return head.weight, head.bias
 
-    def to_ids(self, places: Sequence[int]) -> list[int]:
+    def to_ids(self, positions: Sequence[int]) -> list[int]:
         """The ids of entries of the draft vocabulary."""
         if self.vocabulary is None:
-            return list(places)
-        return self.vocabulary[torch.as_tensor(places, dtype=torch.long)].tolist()
+            return list(positions)
+        return self.vocabulary[torch.as_tensor(positions, dtype=torch.long)].tolist()
 
     def spread(self, probs: Tensor, size: int) -> Tensor:
         """Probabilities over the draft vocabulary as [size], over the model's."""
@@ -219,11 +232,11 @@ class DraftLayer(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(
-        self, x: Tensor, memory: Memory | None, places: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Memory]:
+        self, x: Tensor, memory: KeyValues | None, positions: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, KeyValues]:
         joint = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d / heads]
-        query, key = rotate(query, places), rotate(key, places)
+        query, key = rotate(query, positions), rotate(key, positions)
         if memory is not None:
             key, value = torch.cat([memory[0], key], 2), torch.cat([memory[1], value], 2)
         seen = scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
@@ -232,11 +245,11 @@ class DraftLayer(nn.Module):
         return x + self.down(silu(gate) * up), (key, value)
 
 
-def rotate(states: Tensor, places: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding of [B, heads, T, D] at `places` [B or 1, T]."""
+def rotate(states: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary position embedding of [B, heads, T, D] at `positions` [B or 1, T]."""
     half = states.shape[-1] // 2
     speed = base ** (-torch.arange(half, device=states.device, dtype=torch.float32) / half)
-    angle = places[:, None, :, None].float() * speed
+    angle = positions[:, None, :, None].float() * speed
     cos, sin = angle.cos().to(states.dtype), angle.sin().to(states.dtype)
     first, second = states[..., :half], states[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -54,8 +54,15 @@ class MaskPredictor(nn.Module):
         sampler: bool = True,
         seed: int = 0,
     ) -> MaskPredictor:
-        """An untrained predictor of k tokens beyond the next. rank, alpha, targets: of the gated
-        LoRA. Masks start like tokens of the vocabulary, with their mean and spread."""
+        """An untrained predictor of k tokens beyond the next.
+
+        Masks start like tokens of the vocabulary, with their mean and spread.
+
+        Args:
+            rank: of the gated LoRA.
+            alpha: of the gated LoRA.
+            targets: of the gated LoRA.
+        """
         in_range("k", k, "[1, inf)", integer=True)
         lora = GatedLoRA.of(model, rank, alpha, targets, seed)
         table = model.get_input_embeddings()
@@ -97,8 +104,8 @@ class MaskPredictor(nn.Module):
         """h [n, d] of the sampler; the states themselves without one."""
         if self.sampler is None:
             return states
-        told = model.get_input_embeddings()(previous.to(states.device))
-        return self.sampler(states, told)
+        embedded = model.get_input_embeddings()(previous.to(states.device))
+        return self.sampler(states, embedded)
 
     def save(self, path: str | Path) -> None:
         """Write everything as one safetensors file; nothing is left when that fails."""

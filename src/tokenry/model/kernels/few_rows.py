@@ -87,8 +87,8 @@ def _multiply(x, panels, y, M, K, P, size):  # type: ignore[no-untyped-def]
             fetch = i < 2 <= tiles  # a tile alone waits for its own panel, two share the next one
             ahead = panel + (K + i * K // 2) * LANES * size
             which = (size // 4 * 2 + fetch) * TALL + end - begin - 1  # in TILES
-            place = y + 4 * LANES * (begin * P + p)
-            _tile(which, x + 4 * begin * K, panel, ahead, place, K, P * LANES)
+            out = y + 4 * LANES * (begin * P + p)
+            _tile(which, x + 4 * begin * K, panel, ahead, out, K, P * LANES)
 
 
 def _typed_tile(_, which, x, panel, ahead, y, K, width):  # type: ignore[no-untyped-def]
@@ -124,10 +124,10 @@ def _emit(b: Any, tile: Tile, x: Any, panel: Any, ahead: Any, y: Any, K: Any, wi
         test, body, after = (b.append_basic_block(name) for name in ("test", "body", "after"))
         b.branch(test)
         b.position_at_end(test)
-        k, *held = [b.phi(kind) for kind in (WORD, *[VECTOR] * tile.tall)]
+        k, *carried = [b.phi(kind) for kind in (WORD, *[VECTOR] * tile.tall)]
         b.cbranch(b.icmp_signed("<", k, end), body, after)
         b.position_at_end(body)
-        now = list(held)
+        now = list(carried)
         for step in range(steps):
             at = b.add(k, WORD(step))
             weights = _weights(b, _place(b, panel, at, LANES * tile.size), tile.size)
@@ -137,12 +137,12 @@ def _emit(b: Any, tile: Tile, x: Any, panel: Any, ahead: Any, y: Any, K: Any, wi
                 number = _load(b, ir.FloatType(), _place(b, rows[row], at, 4), 4)
                 now[row] = _multiply_add(b, weights, _everywhere(b, number), now[row])
         following = (b.add(k, WORD(steps)), *now)
-        for variable, first, later in zip((k, *held), (begin, *sums), following, strict=True):
+        for variable, first, later in zip((k, *carried), (begin, *sums), following, strict=True):
             variable.add_incoming(first, before)
             variable.add_incoming(later, b.block)
         b.branch(test)
         b.position_at_end(after)
-        return held
+        return carried
 
     even = b.sub(K, b.srem(K, WORD(STEPS)))
     sums = loop([ir.Constant(VECTOR, [0.0] * LANES)] * tile.tall, WORD(0), even, STEPS, lines)
@@ -156,9 +156,9 @@ def _place(b: Any, base: Any, index: Any, size: int) -> Any:
 
 
 def _load(b: Any, kind: Any, address: Any, align: int) -> Any:
-    found = b.load(b.inttoptr(address, kind.as_pointer()))
-    found.align = align
-    return found
+    vector = b.load(b.inttoptr(address, kind.as_pointer()))
+    vector.align = align
+    return vector
 
 
 def _weights(b: Any, address: Any, size: int) -> Any:

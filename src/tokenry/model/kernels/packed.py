@@ -45,19 +45,19 @@ def packed(model: Any) -> Iterator[None]:
     if model in _ACTIVE:  # the outer block does it
         yield
         return
-    found = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     known = _LAYOUTS.setdefault(model, {})
-    for name, linear in found.items():
+    for name, linear in linears.items():
         if name not in known or known[name].linear is not linear:
             known[name] = PackedLinear(linear)
     _ACTIVE.add(model)
     try:
-        for name in found:
+        for name in linears:
             _put(model, name, known[name])
         with grouped_queries(model):
             yield
     finally:
-        for name, linear in found.items():
+        for name, linear in linears.items():
             _put(model, name, linear)
         _ACTIVE.discard(model)
 

@@ -25,7 +25,10 @@ from tokenry.model import compat
 class DenoisingSeq2Seq(nn.Module):
     """Encoder and bidirectional decoder, both begun as one masked language model.
 
-    Make it with `from_masked_lm`. max_length: of the texts that it writes.
+    Make it with `from_masked_lm`.
+
+    Args:
+        max_length: of the texts that it writes.
     """
 
     def __init__(self, encoder: Any, decoder: Any, max_length: int):
@@ -48,9 +51,10 @@ class DenoisingSeq2Seq(nn.Module):
     ) -> DenoisingSeq2Seq:
         """From BERT, RoBERTa or another masked model of transformers that can be a decoder.
 
-        mask_id: the tokenizer's mask token; None: uniform noise only. copy_attention: new
-        cross-attention begins as a copy of the layer's self-attention, else as transformers
-        initialises it.
+        Args:
+            mask_id: the tokenizer's mask token; None: uniform noise only.
+            copy_attention: new cross-attention begins as a copy of the layer's self-attention, else
+                as transformers initialises it.
         """
         from transformers import AutoModel, AutoModelForCausalLM
 
@@ -64,8 +68,10 @@ class DenoisingSeq2Seq(nn.Module):
         except ValueError as error:
             raise ModelError(f"{type(masked_lm).__name__} cannot be a decoder: {error}") from error
         known = masked_lm.state_dict()
-        found = decoder.load_state_dict(known, strict=False)
-        new = {name: name.replace(".crossattention.", ".attention.") for name in found.missing_keys}
+        loaded = decoder.load_state_dict(known, strict=False)
+        new = {
+            name: name.replace(".crossattention.", ".attention.") for name in loaded.missing_keys
+        }
         if not any("crossattention" in name for name in new):
             raise ModelError(f"{type(decoder).__name__} has no cross-attention to read a source by")
         if copy_attention:

@@ -119,14 +119,16 @@ class GatedLoRA(nn.Module):
     ) -> GatedLoRA:
         """An untrained adapter, which changes nothing, for the model's linear maps.
 
-        alpha: None takes the rank. targets: last parts of the maps' names ("q_proj"); None takes
-        every map except the output layer.
+        Args:
+            alpha: None takes the rank.
+            targets: last parts of the maps' names ("q_proj"); None takes every map except the
+                output layer.
         """
         maps = linear_maps(model, targets)
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch initialises from the global generator
             lora = cls(
-                {name: map_shape(found) for name, found in maps.items()},
+                {name: map_shape(module) for name, module in maps.items()},
                 rank,
                 rank if alpha is None else alpha,
             )
@@ -137,24 +139,24 @@ class GatedLoRA(nn.Module):
         """Passes of `model` inside change the tokens `chosen` [B, T] bool."""
         if chosen.dtype != torch.bool or chosen.ndim != 2:
             raise ShapeError(f"the gate must be [B, T] bool, got {list(chosen.shape)}")
-        places = self._places(model)
+        slots = self._slots(model)
         self._gate.rows = chosen.reshape(-1).nonzero()[:, 0].to(next(self.parameters()).device)
         self._gate.tokens = chosen.numel()
         try:
-            for parent, name, wrapped in places:
+            for parent, name, wrapped in slots:
                 setattr(parent, name, wrapped)
             yield
         finally:
-            for parent, name, wrapped in places:
+            for parent, name, wrapped in slots:
                 setattr(parent, name, wrapped.linear)
             self._gate.rows = None
 
-    def _places(self, model: Any) -> list[tuple[Any, str, GatedLoRALinear]]:
+    def _slots(self, model: Any) -> list[tuple[Any, str, GatedLoRALinear]]:
         """Where each wrapped map goes: (module, attribute, wrapped map); made once per model."""
         model = unwrap(model)
         if model not in self._wrapped:
             known = linear_maps(model, None)
-            places = []
+            slots = []
             for name, change in zip(self.names, self.maps, strict=True):
                 assert isinstance(change, LowRank)
                 shape = (change.A.shape[1], change.B.shape[0])
@@ -165,14 +167,14 @@ class GatedLoRA(nn.Module):
                     )
                 parent, _, attribute = name.rpartition(".")
                 wrapped = GatedLoRALinear(known[name], change, self._gate)
-                places.append((model.get_submodule(parent), attribute, wrapped))
-            self._wrapped[model] = places
-        places = self._wrapped[model]
-        for parent, name, wrapped in places:
+                slots.append((model.get_submodule(parent), attribute, wrapped))
+            self._wrapped[model] = slots
+        slots = self._wrapped[model]
+        for parent, name, wrapped in slots:
             if getattr(parent, name) is not wrapped.linear:  # the model was adapted meanwhile
                 del self._wrapped[model]
-                return self._places(model)
-        return places
+                return self._slots(model)
+        return slots
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the adapter, not the models that it was used with."""
@@ -184,8 +186,10 @@ class GatedLoRA(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by the names of the maps: what a file holds."""
-        found = zip(self.names, self.maps, strict=True)
-        return {f"{name}.{key}": w for name, one in found for key, w in one.state_dict().items()}
+        named_maps = zip(self.names, self.maps, strict=True)
+        return {
+            f"{name}.{key}": w for name, one in named_maps for key, w in one.state_dict().items()
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float) -> GatedLoRA:
@@ -215,17 +219,17 @@ def linear_maps(model: Any, targets: Sequence[str] | None) -> dict[str, nn.Modul
 
     model = unwrap(model)
     output = plain_map(model.get_output_embeddings())
-    found: dict[str, nn.Module] = {}
+    maps: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         plain = plain_map(module)
         if not isinstance(plain, nn.Linear | Conv1D) or plain is output:
             continue
         parts = name.split(".")
-        if any(".".join(parts[:end]) in found for end in range(1, len(parts))):
+        if any(".".join(parts[:end]) in maps for end in range(1, len(parts))):
             continue  # a part of a map that is found already
         if targets is None or name.rpartition(".")[2] in targets:
-            found[name] = module
-    return found
+            maps[name] = module
+    return maps
 
 
 def plain_map(module: nn.Module) -> nn.Module:

@@ -38,14 +38,17 @@ from torch import Tensor, nn
 from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError, ModelError, ShapeError
 from tokenry.core.files import replacing
+from tokenry.model import compat
 from tokenry.model.score import unwrap
 
 
 class ExtensibleTokenizer(nn.Module):
     """A causal backbone and a linear map into the language model's embedding space.
 
-    backbone: any module whose output on `input_ids` [B, L] has `last_hidden_state` [B, L, D'], such
-    as the decoder of a transformers model. out: [D'] -> [D], the language model's width.
+    Args:
+        backbone: any module whose output on `input_ids` [B, L] has `last_hidden_state` [B, L, D'],
+            such as the decoder of a transformers model.
+        out: [D'] -> [D], the language model's width.
     """
 
     def __init__(self, backbone: nn.Module, out: Any) -> None:
@@ -64,10 +67,10 @@ class ExtensibleTokenizer(nn.Module):
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
         backbone = type(decoder)(config)
-        found = backbone.load_state_dict(decoder.state_dict(), strict=False)
-        if found.missing_keys:
+        loaded = backbone.load_state_dict(decoder.state_dict(), strict=False)
+        if loaded.missing_keys:
             raise ModelError(
-                f"{type(decoder).__name__} has no weights for {found.missing_keys[0]}: merge its "
+                f"{type(decoder).__name__} has no weights for {loaded.missing_keys[0]}: merge its "
                 "adapters first"
             )
         tokenizer = cls.around(backbone, model)
@@ -99,7 +102,7 @@ class ExtensibleTokenizer(nn.Module):
         if ids.ndim != 2 or not ids.shape[1]:
             raise ShapeError(f"ids must be [B, T] with T >= 1, got {list(ids.shape)}")
         in_range("chunk", chunk, "[1, inf)", integer=True)
-        window = getattr(getattr(self.backbone, "config", None), "max_position_embeddings", None)
+        window = compat.window(self.backbone)
         if window and min(chunk, ids.shape[1]) > window:
             raise InputError(f"chunks of {chunk} tokens are longer than the tokenizer's {window}")
         B, T = ids.shape
@@ -130,7 +133,11 @@ class ExtensibleTokenizer(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> ExtensibleTokenizer:
-        """Read what `save` wrote, on the CPU. Raises InputError for any other file."""
+        """Read what `save` wrote, on the CPU.
+
+        Raises:
+            InputError: any other file.
+        """
         from transformers import AutoConfig, AutoModel
 
         try:
@@ -156,7 +163,8 @@ class ExtensibleTokenizer(nn.Module):
 def strided_downscale(states: Tensor, ratio: int, chunk: int | None = None) -> Tensor:
     """The last state of each group of `ratio` [B, E, D]; groups do not cross chunks.
 
-    chunk: of the encoding; None: the states [B, T, D] are of one chunk.
+    Args:
+        chunk: of the encoding; None: the states [B, T, D] are of one chunk.
     """
     return states[:, kept_positions(states.shape[1], ratio, chunk).to(states.device)]
 
@@ -175,33 +183,36 @@ def random_downscale(
     """As many states of each chunk as the strided one has, at random places in their order."""
     T = states.shape[1]
     chunk = chunk or max(T, 1)
-    found = []
+    columns = []
     for start in range(0, T, chunk):
         length = min(chunk, T - start)
         drawn = torch.randperm(length, generator=generator)[: -(-length // ratio)]
-        found.append(start + drawn.sort().values)
-    return states[:, torch.cat(found).to(states.device)]
+        columns.append(start + drawn.sort().values)
+    return states[:, torch.cat(columns).to(states.device)]
 
 
 def kept_positions(length: int, ratio: int, chunk: int | None = None) -> Tensor:
     """Positions of the states that the strided downscale keeps, long [E]."""
     if ratio < 1:
         raise InputError(f"ratio is {ratio}: one embedding stands for at least one token")
-    place = torch.arange(length)
-    inside = place % chunk if chunk else place
-    last = place == length - 1
+    position = torch.arange(length)
+    inside = position % chunk if chunk else position
+    last = position == length - 1
     if chunk:
         last = last | (inside == chunk - 1)
-    return place[(inside % ratio == ratio - 1) | last]
+    return position[(inside % ratio == ratio - 1) | last]
 
 
 @dataclass
 class ExtensibleSession:
     """One text in a language model's window: the earlier part compressed, the recent one as it is.
 
-    ratio: k. chunk: tokens that the tokenizer reads at a time. window: positions of the language
-    model, 0 for all that it has; when a token finds it full, the session's plain tokens are
-    compressed. keep: also store every state o, so that `rescale` can change k later.
+    Args:
+        ratio: k.
+        chunk: tokens that the tokenizer reads at a time.
+        window: positions of the language model, 0 for all that it has; when a token finds it full,
+            the session's plain tokens are compressed.
+        keep: also store every state o, so that `rescale` can change k later.
     """
 
     model: Any
@@ -216,7 +227,7 @@ class ExtensibleSession:
 
     def __post_init__(self) -> None:
         table = self._embeddings.weight
-        limit = getattr(unwrap(self.model).config.get_text_config(), "max_position_embeddings", 0)
+        limit = compat.window(unwrap(self.model)) or 0
         within(self, "[0, inf)", "window", integer=True)
         self.window = self.window or limit
         if self.window < 1 or 0 < limit < self.window:
@@ -234,13 +245,14 @@ class ExtensibleSession:
     def feed(self, ids: Sequence[int] | Tensor) -> None:
         """Append tokens; whenever the window is full, what is in it as plain tokens is compressed.
 
-        Raises InputError when even that makes no room: the text is longer than k windows.
+        Raises:
+            InputError: even that makes no room: the text is longer than k windows.
         """
         rest = torch.as_tensor(ids, dtype=torch.long, device=self.recent.device)
         if rest.ndim != 1:
             raise ShapeError(f"tokens must be [T], got {list(rest.shape)}")
         while len(rest):
-            self._make_room(1)
+            self._free_positions(1)
             taken = self.window - self.length
             self.recent = torch.cat([self.recent, rest[:taken]])
             rest = rest[taken:]
@@ -311,12 +323,16 @@ class ExtensibleSession:
 
     @torch.no_grad()
     def generate(self, max_new_tokens: int = 64, **options: Any) -> list[int]:
-        """New token ids, which are fed as well. options: of transformers' `generate`."""
+        """New token ids, which are fed as well.
+
+        Args:
+            options: of transformers' `generate`.
+        """
         if not self.length:
             raise InputError("feed() the session before generating from it")
         if not 0 < max_new_tokens < self.window:
             raise InputError(f"max_new_tokens is {max_new_tokens} for a window of {self.window}")
-        self._make_room(max_new_tokens)
+        self._free_positions(max_new_tokens)
         embedded = self._inputs()
         mask = torch.ones_like(embedded[..., 0], dtype=torch.long)
         new = self.model.generate(
@@ -325,7 +341,7 @@ class ExtensibleSession:
         self.feed(new)
         return new.tolist()
 
-    def _make_room(self, positions: int) -> None:
+    def _free_positions(self, positions: int) -> None:
         if self.length + positions > self.window:
             self.compress()
         if self.length + positions > self.window:

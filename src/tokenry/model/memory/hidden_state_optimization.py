@@ -38,8 +38,12 @@ from tokenry.model import compat
 class HiddenStateOptimizer:
     """Reads texts with a causal model of transformers whose cache learns on the way.
 
-    lr: step size, in units of the states (0 evaluates plainly). betas, eps: Adam's. segment:
-    tokens read between two updates. memory: positions kept in the cache, the latest; None: all.
+    Args:
+        lr: step size, in units of the states (0 evaluates plainly).
+        betas: Adam's.
+        eps: Adam's.
+        segment: tokens read between two updates.
+        memory: positions kept in the cache, the latest; None: all.
     """
 
     model: Any
@@ -117,11 +121,11 @@ class HiddenStateOptimizer:
             nll = -foreseen[:, :-1].gather(-1, ids[..., None])[..., 0] * follows
             loss = (nll if target is None else nll * target).sum()
         if learns:
-            found = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+            states = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
             if loss.requires_grad:
-                gradients = torch.autograd.grad(loss, found, allow_unused=True)
+                gradients = torch.autograd.grad(loss, states, allow_unused=True)
             else:  # one token, foreseen by states that are past
-                gradients = [None] * len(found)
+                gradients = [None] * len(states)
             self._update(reading, cache, gradients)
         else:
             reading.states = [(layer.keys.float(), layer.values.float()) for layer in cache.layers]
@@ -146,9 +150,9 @@ class HiddenStateOptimizer:
         states, moments = [], []
         for number, layer in enumerate(cache.layers):
             pair, pair_moments = [], []
-            for which, held in enumerate((layer.keys, layer.values)):
-                old = reading.states[number][which] if reading.states else held[:, :, :0].float()
-                fresh = held.detach()[:, :, old.shape[2] :].float()
+            for which, kept in enumerate((layer.keys, layer.values)):
+                old = reading.states[number][which] if reading.states else kept[:, :, :0].float()
+                fresh = kept.detach()[:, :, old.shape[2] :].float()
                 state = torch.cat([old, fresh], dim=2)
                 gradient = gradients[2 * number + which]
                 g = torch.zeros_like(state) if gradient is None else gradient.float()
@@ -171,9 +175,12 @@ class HiddenStateOptimizer:
     ) -> Tensor:
         """Few-shot classification: log p(label | demonstrations, query) of each label, [n].
 
-        demonstrations: (prompt ids, label ids) pairs, read in order, one segment each; the loss on
-        their label tokens teaches the states. query: a prompt whose label is sought. Nothing is
-        learned from it, nor from the labels.
+        Nothing is learned from it, nor from the labels.
+
+        Args:
+            demonstrations: (prompt ids, label ids) pairs, read in order, one segment each; the loss
+                on their label tokens teaches the states.
+            query: a prompt whose label is sought.
         """
         if not labels or not all(labels) or not query:
             raise InputError("classification needs a query and labels of at least one token each")
@@ -185,14 +192,14 @@ class HiddenStateOptimizer:
             target[:, len(prompt) :] = True
             reading = self.read(reading, ids, torch.ones_like(target), target, [0])
         plain = HiddenStateOptimizer(self.model, lr=0.0, memory=self.memory)
-        asked = torch.tensor([list(query)], device=device)
-        reading = plain.read(reading, asked, torch.ones_like(asked).bool(), None, [0])
-        found = []
+        query_ids = torch.tensor([list(query)], device=device)
+        reading = plain.read(reading, query_ids, torch.ones_like(query_ids).bool(), None, [0])
+        scores = []
         for label in labels:
             ids = torch.tensor([list(label)], device=device)
             said = plain.read(reading, ids, torch.ones_like(ids).bool(), None, [0])
-            found.append(-said.nll[0, -len(label) :].sum())
-        return torch.stack(found)
+            scores.append(-said.nll[0, -len(label) :].sum())
+        return torch.stack(scores)
 
 
 States = list[tuple[Tensor, Tensor]]
@@ -202,9 +209,13 @@ States = list[tuple[Tensor, Tensor]]
 class Reading:
     """What has been read: the states, and how well each token was foreseen.
 
-    nll: [B, T] float32, -log p of each token, in nats, before the states learned from it; 0 on
-    padding and on the first token. states: per layer, keys and values [B, H, S, D] float32.
-    moments: Adam's, for each of them. age: [S], updates of each position. attention: [B, S].
+    Args:
+        nll: [B, T] float32, -log p of each token, in nats, before the states learned from it; 0 on
+            padding and on the first token.
+        states: per layer, keys and values [B, H, S, D] float32.
+        moments: Adam's, for each of them.
+        age: [S], updates of each position.
+        attention: [B, S].
     """
 
     nll: Tensor

@@ -11,9 +11,9 @@ whose key is not rotated, as position 0. Memory per window is constant. All weig
 the gradient of a window's loss flows back through r for `horizon` windows. Without the extra
 position it is the model as it was, window by window.
 
-    reader = WindowRecurrence(model, window=64)
-    loss = reader(ids, labels=ids).loss            # any training loop
-    output = reader(more_ids, memory=output.memory)
+    recurrent = WindowRecurrence(model, window=64)
+    loss = recurrent(ids, labels=ids).loss            # any training loop
+    output = recurrent(more_ids, memory=output.memory)
 
 Source: Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers
 (arXiv 2408.16241), after Adding Recurrence to Pretrained Transformers for Improved Efficiency and
@@ -33,24 +33,22 @@ from transformers import DynamicCache, DynamicLayer
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError, ModelError, ShapeError
-from tokenry.model.attention.interface import (
-    BlockOfQueries,
-    ObservedLayer,
-    attend_in_chunks,
-    observe_attention,
-)
+from tokenry.model.attention.dense import attend_in_chunks
+from tokenry.model.attention.interface import observe_attention
+from tokenry.model.attention.masks import BlockOfQueries
+from tokenry.model.attention.observed_layer import ObservedLayer
 
 
 @dataclass(frozen=True)
-class Memory:
+class WindowMemory:
     """What the windows so far have left: r [B, D], and the rows [B] that have any."""
 
     state: Tensor
     there: Tensor
 
 
-def detached(memory: Memory | None) -> Memory | None:
-    return None if memory is None else Memory(memory.state.detach(), memory.there)
+def detached(memory: WindowMemory | None) -> WindowMemory | None:
+    return None if memory is None else WindowMemory(memory.state.detach(), memory.there)
 
 
 @dataclass(frozen=True)
@@ -59,18 +57,23 @@ class RecurrentOutput:
 
     logits: Tensor
     loss: Tensor | None
-    memory: Memory | None
+    memory: WindowMemory | None
 
 
 class WindowRecurrence(nn.Module):
     """A causal model of transformers with a recurrent state between windows.
 
-    window: W. layer: the insertion layer; None: the middle one. pool_layer: whose states are
-    averaged, in the numbering of `hidden_states` (-1: the last). inner: width of g; None: the
-    model's. horizon: how many windows the gradient of a window's loss goes back, at least 1; a text
-    of more than horizon + 1 windows is read up to horizon + 1 times for it. previous: whether g
-    also sees the former r. The model gets the attention function that shows cache layers its
-    queries; its outputs elsewhere stay the same.
+    The model gets the attention function that shows cache layers its queries; its outputs elsewhere
+    stay the same.
+
+    Args:
+        window: W.
+        layer: the insertion layer; None: the middle one.
+        pool_layer: whose states are averaged, in the numbering of `hidden_states` (-1: the last).
+        inner: width of g; None: the model's.
+        horizon: how many windows the gradient of a window's loss goes back, at least 1; a text of
+            more than horizon + 1 windows is read up to horizon + 1 times for it.
+        previous: whether g also sees the former r.
     """
 
     def __init__(
@@ -110,14 +113,15 @@ class WindowRecurrence(nn.Module):
         ids: Tensor,
         attention: Tensor | None = None,
         labels: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: WindowMemory | None = None,
         recurrent: bool = True,
     ) -> RecurrentOutput:
         """Read ids [B, T], padded on either side where `attention` is False.
 
-        labels: [B, T], position t is token t, -100 where it does not count; `ids` for all. memory:
-        of an earlier call, whose text this one goes on from. recurrent: False reads every window by
-        itself, as the model did.
+        Args:
+            labels: [B, T], position t is token t, -100 where it does not count; `ids` for all.
+            memory: of an earlier call, whose text this one goes on from.
+            recurrent: False reads every window by itself, as the model did.
         """
         attention = torch.ones_like(ids).bool() if attention is None else attention.bool()
         if ids.ndim != 2 or attention.shape != ids.shape:
@@ -138,8 +142,8 @@ class WindowRecurrence(nn.Module):
                 memory = detached(before[first])
                 for again in parts[first:number]:
                     _, memory = self._read(ids[:, again], real[:, again], memory, recurrent)
-            found, memory = self._read(ids[:, part], real[:, part], memory, recurrent)
-            logits.append(found)
+            of_part, memory = self._read(ids[:, part], real[:, part], memory, recurrent)
+            logits.append(of_part)
             before.append(memory)
         back = order.argsort(dim=1)
         joined = torch.cat(logits, dim=1)
@@ -148,8 +152,8 @@ class WindowRecurrence(nn.Module):
         return RecurrentOutput(joined, loss, memory)
 
     def _read(
-        self, ids: Tensor, real: Tensor, memory: Memory | None, recurrent: bool
-    ) -> tuple[Tensor, Memory]:
+        self, ids: Tensor, real: Tensor, memory: WindowMemory | None, recurrent: bool
+    ) -> tuple[Tensor, WindowMemory]:
         """Logits of one window, and the memory behind it."""
         output = self.model(
             input_ids=ids,
@@ -160,7 +164,7 @@ class WindowRecurrence(nn.Module):
         )
         return output.logits, self._remember(memory, output.hidden_states[self.pool_layer], real)
 
-    def cache(self, memory: Memory | None) -> Any:
+    def cache(self, memory: WindowMemory | None) -> Any:
         """A cache for the tokens of one window, in which the model itself can generate on:
         `model.generate(ids, past_key_values=reader.cache(memory))`."""
         cache = DynamicCache()
@@ -181,17 +185,17 @@ class WindowRecurrence(nn.Module):
         cache.layers = plain  # type: ignore[assignment]
         return cache
 
-    def _remember(self, memory: Memory | None, states: Tensor, real: Tensor) -> Memory:
+    def _remember(self, memory: WindowMemory | None, states: Tensor, real: Tensor) -> WindowMemory:
         weight = real.to(next(self.update.parameters()).dtype)[..., None]
         states = states.to(weight)
         mean = (states * weight).sum(1) / weight.sum(1).clamp_min(1)
         if memory is None:
             none = torch.zeros_like(real[:, 0])
-            memory = Memory(torch.zeros_like(mean), none)
+            memory = WindowMemory(torch.zeros_like(mean), none)
         seen = torch.cat([mean, memory.state], dim=-1) if self.previous else mean
         any_token = real.any(1)
         state = torch.where(any_token[:, None], self.update(seen), memory.state)
-        return Memory(state, memory.there | any_token)
+        return WindowMemory(state, memory.there | any_token)
 
     @staticmethod
     def _loss(logits: Tensor, labels: Tensor, attention: Tensor) -> Tensor:
@@ -205,7 +209,10 @@ class WindowRecurrence(nn.Module):
 class MemoryLayer(ObservedLayer):
     """A cache layer with one more key and value, which every query of a row may see that has it.
 
-    key, value: [B, Hkv, 1, D]. there: bool [B].
+    Args:
+        key: [B, Hkv, 1, D].
+        value: [B, Hkv, 1, D].
+        there: bool [B].
     """
 
     def __init__(self, key: Tensor, value: Tensor, there: Tensor):
@@ -247,11 +254,11 @@ def decoder_layers(model: Any) -> Any:
 def projections(block: Any) -> tuple[Any, Any, Any, Any]:
     """A block's input norm, its attention, and that one's K and V projections."""
     attention = getattr(block, "self_attn", None)
-    found = [getattr(attention, name, None) for name in ("k_proj", "v_proj", "head_dim")]
+    needed = [getattr(attention, name, None) for name in ("k_proj", "v_proj", "head_dim")]
     norm = getattr(block, "input_layernorm", None)
-    if norm is None or any(part is None for part in found):
+    if norm is None or any(part is None for part in needed):
         raise ModelError(
             f"{type(block).__name__} has no input_layernorm, self_attn.k_proj and v_proj; "
             "recurrence knows the models that are built like Llama (Qwen, Gemma, SmolLM, Mistral)"
         )
-    return norm, attention, found[0], found[1]
+    return norm, attention, needed[0], needed[1]

@@ -29,30 +29,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, DynamicLayer
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError, ModelError
-from tokenry.model.attention.hybrid import (
-    NormPreservingFeatureMap,
-    hybrid_chunk_attention,
-    route,
-    self_saliency,
-)
-from tokenry.model.attention.interface import (
-    MARK,
-    deferred_mask,
-    observed_attention,
-    switching_attention,
-)
-from tokenry.model.attention.token_sparse import (
-    CHANGES_SCORES,
-    attention_layers,
-    causal_and_padding,
-    compress,
-    is_sliding,
-)
+from tokenry.model.attention.interface import observed_attention, switching_attention
+from tokenry.model.attention.layers import CHANGES_SCORES, attention_layers, is_sliding
+from tokenry.model.attention.masks import causal_and_padding, deferred_mask
+from tokenry.model.attention.observed_layer import MARK
+from tokenry.model.memory.still_attention import StillAttention
 from tokenry.model.memory.still_layer import StillLayer
 
 IMPLEMENTATION = "tokenry_still"
@@ -62,9 +48,13 @@ IMPLEMENTATION = "tokenry_still"
 class Still:
     """`Still().convert(model)` puts hybrid attention into the model, in place; then train it.
 
-    chunk: l. topk: salient tokens of each chunk, 0 to l (paper: 4 of 64). layers: which; None is
-    all with full attention (sliding layers stay as they are). The new weights are untrained:
-    `learn.recipes.still` fits them. Generate with `past_key_values=StillCache(model)`.
+    The new weights are untrained: `learn.recipes.still` fits them. Generate with
+    `past_key_values=StillCache(model)`.
+
+    Args:
+        chunk: l.
+        topk: salient tokens of each chunk, 0 to l (paper: 4 of 64).
+        layers: which; None is all with full attention (sliding layers stay as they are).
     """
 
     chunk: int = 64
@@ -92,10 +82,9 @@ class Still:
                 f"{type(model).__name__} bounds its attention scores (softcap), which hybrid "
                 "attention does not"
             )
-        previous = text._attn_implementation
         names = {module: name for name, module in model.named_modules()}
         generator = torch.Generator().manual_seed(seed)
-        with switching_attention(model, IMPLEMENTATION):
+        with switching_attention(model, IMPLEMENTATION) as previous:
             converted = {}
             for number in chosen:  # all of them are made before one is put in
                 module = modules[number]
@@ -104,11 +93,11 @@ class Still:
                         f"{type(module).__name__} is built otherwise than Llama's attention (it "
                         "has no head_dim): it cannot be made hybrid"
                     )
-                hybrid = StillAttention(module, self, text, previous, generator)
+                hybrid = StillAttention(module, self.chunk, self.topk, text, previous, generator)
                 weight = next(module.parameters())
                 converted[names[module]] = hybrid.to(device=weight.device).train(module.training)
-            for place, hybrid in converted.items():
-                parent, _, name = place.rpartition(".")
+            for path, hybrid in converted.items():
+                parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, hybrid)
         return model
 
@@ -125,85 +114,8 @@ def revert(model: Any) -> Any:
 
 def still_layers(model: Any) -> dict[int, StillAttention]:
     """The hybrid attention modules of a model by the numbers of their layers."""
-    found = [module for module in model.modules() if isinstance(module, StillAttention)]
-    return {module.attention.layer_idx: module for module in found}
-
-
-class StillAttention(nn.Module):
-    """An attention module's projections with hybrid attention between them.
-
-    With `transfer` set, it gives the softmax attention that it would have replaced, and leaves the
-    mean square of the difference in `transfer_loss`.
-    """
-
-    def __init__(
-        self,
-        attention: Any,
-        policy: Still,
-        config: Any,
-        previous: str,
-        generator: torch.Generator | None = None,
-    ):
-        super().__init__()
-        heads, dim = config.num_attention_heads, attention.head_dim
-        self.attention, self.policy, self.previous = attention, policy, previous
-        self.query_map = NormPreservingFeatureMap(heads, dim, generator)
-        self.key_map = NormPreservingFeatureMap(heads, dim)
-        self.key_map.load_state_dict(self.query_map.state_dict())
-        self.gate = nn.Linear(config.hidden_size, heads * dim, bias=False)
-        nn.init.zeros_(self.gate.weight)  # g = 1/2
-        self.transfer = False
-        self.transfer_loss: Tensor | None = None
-
-    def new_weights(self) -> list[nn.Parameter]:
-        """The weights that the pretrained model does not have."""
-        parts = (self.query_map, self.key_map, self.gate)
-        return [weight for part in parts for weight in part.parameters()]
-
-    def forward(self, hidden_states: Tensor, **options: Any) -> Any:
-        gate = self.gate(hidden_states.to(self.gate.weight.dtype)).float().sigmoid()
-        gate = gate.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)  # [B, H, L, D]
-        return self.attention(hidden_states=hidden_states, still=self, gate=gate, **options)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """y and the scores of texts that begin at column 0; one key per query head."""
-        policy = self.policy
-        scores = self_saliency(query, key, window=policy.chunk, scaling=scaling)
-        output = hybrid_chunk_attention(
-            query,
-            key,
-            value,
-            gate,
-            self.query_map(query),
-            self.key_map(key),
-            route(scores.detach(), policy.chunk, policy.topk),
-            chunk=policy.chunk,
-            scaling=scaling,
-        )
-        return output, scores
-
-    def read_text(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        gate: Tensor,
-        real: Tensor | None,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """y [B, H, L, D] in the columns given, the scores of the texts moved to column 0, and the
-        columns in that order, [B, H, L] (None without padding)."""
-        if real is None:
-            output, scores = self.attend(query, key, value, gate, scaling)
-            return output, scores, None
-        # chunks are counted from a text's first token, wherever it stands
-        order = real.logical_not().long().argsort(dim=-1, stable=True)
-        order = order[:, None].expand(-1, query.shape[1], -1)
-        query, key, value, gate = (compress(states, order) for states in (query, key, value, gate))
-        output, scores = self.attend(query, key, value, gate, scaling)
-        return compress(output, order.argsort(-1)), scores, order
+    hybrids = [module for module in model.modules() if isinstance(module, StillAttention)]
+    return {module.attention.layer_idx: module for module in hybrids}
 
 
 class StillCache(DynamicCache):
@@ -221,14 +133,14 @@ class StillCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Bytes held, states and salient tokens included."""
-        held: list[Tensor] = []
+        tensors: list[Tensor] = []
         for layer in self.layers:
             if isinstance(layer, StillLayer):
-                held += [getattr(layer, name) for name in StillLayer.rows if layer.started]
+                tensors += [getattr(layer, name) for name in StillLayer.rows if layer.started]
             elif isinstance(layer, DynamicLayer) and layer.keys is not None:
                 assert layer.values is not None
-                held += [layer.keys, layer.values]
-        return sum(tensor.nbytes for tensor in held)
+                tensors += [layer.keys, layer.values]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def still_attention(

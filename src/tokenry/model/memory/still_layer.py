@@ -1,20 +1,18 @@
-"""The recurrent form of STILL: what one layer holds of a text while it grows."""
+"""The recurrent form of STILL: what one layer keeps of a text while it goes on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenry.core.errors import ModelError
+from tokenry.model.attention.columns import compress
 from tokenry.model.attention.hybrid import LINEAR_FLOOR, far_keys, route, saliency
-from tokenry.model.attention.interface import ObservedLayer
-from tokenry.model.attention.token_sparse import compress
-
-if TYPE_CHECKING:
-    from tokenry.model.memory.still import StillAttention
+from tokenry.model.attention.observed_layer import ObservedLayer
+from tokenry.model.memory.still_attention import StillAttention
 
 
 class StillLayer(ObservedLayer):
@@ -26,10 +24,10 @@ class StillLayer(ObservedLayer):
 
     keys: Any
     values: Any
-    # length [B]: tokens read; place [B, 2l]: the token in each slot, -1: none; score [B, H, 2l];
+    # length [B]: tokens read; token [B, 2l]: the one in each slot, -1: none; score [B, H, 2l];
     # keys, values [B, H, 2l, D]; salient_keys, salient_values [B, H, S, D], of which a row holds
     # its first `kept` [B]; state [B, H, 2D, D]; mass [B, H, 2D]
-    rows = ("length", "place", "score", "keys", "values")
+    rows = ("length", "token", "score", "keys", "values")
     rows += ("salient_keys", "salient_values", "kept", "state", "mass")
 
     def __init__(self, still: StillAttention):
@@ -81,13 +79,13 @@ class StillLayer(ObservedLayer):
 
     @torch.no_grad()
     def _fill(self, key: Tensor, value: Tensor, scores: Tensor, length: Tensor) -> None:
-        chunk, topk = self.still.policy.chunk, self.still.policy.topk
+        chunk, topk = self.still.chunk, self.still.topk
         B, H, L, D = key.shape
         routed = ((length - 1) // chunk - 1).clamp_min(0)  # chunks that left the window
         slots = torch.arange(2 * chunk, device=key.device)
         token = length[:, None] - 1 - (length[:, None] - 1 - slots) % (2 * chunk)
-        held = token >= routed[:, None] * chunk
-        self.length, self.place = length, token.masked_fill(~held, -1)
+        recent = token >= routed[:, None] * chunk
+        self.length, self.token = length, token.masked_fill(~recent, -1)
         at = token.clamp_min(0)[:, None].expand(B, H, -1)
         self.keys, self.values = compress(key, at), compress(value, at)
         self.score = scores.gather(2, at)
@@ -112,13 +110,13 @@ class StillLayer(ObservedLayer):
         self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, scaling: float
     ) -> Tensor:
         """One token for every row, all [B, H, D]."""
-        chunk = self.still.policy.chunk
+        chunk = self.still.chunk
         leaving = (self.length % chunk == 0) & (self.length >= 2 * chunk)
         if bool(leaving.any()):
             self._leave(leaving)
         row = torch.arange(len(key), device=key.device)
         slot = self.length % (2 * chunk)
-        self.place = self.place.index_put((row, slot), self.length)
+        self.token = self.token.index_put((row, slot), self.length)
         # copies: a copied layer shares these tensors
         self.keys, self.values, self.score = (
             states.clone() for states in (self.keys, self.values, self.score)
@@ -128,8 +126,8 @@ class StillLayer(ObservedLayer):
         features = self.still.query_map(query.unsqueeze(2)).squeeze(2)  # [B, H, 2D]
         query = query.float() * scaling
         near = torch.einsum("bhd,bhsd->bhs", query, self.keys.float())
-        distance = self.length[:, None] - self.place  # of the token in each slot
-        here = self.place >= 0
+        distance = self.length[:, None] - self.token  # of the token in each slot
+        here = self.token >= 0
         window = here & (distance < chunk)
         local = near.masked_fill(~window[:, None], -torch.inf)
         score = saliency(local, slot[:, None].expand(-1, key.shape[1]))
@@ -152,7 +150,7 @@ class StillLayer(ObservedLayer):
     @torch.no_grad()
     def _leave(self, leaving: Tensor) -> None:
         """Route the chunk in the slots that the next token's chunk will take, in these rows."""
-        chunk, topk = self.still.policy.chunk, self.still.policy.topk
+        chunk, topk = self.still.chunk, self.still.topk
         B, H, _, D = self.keys.shape
         begin = self.length // chunk % 2 * chunk
         slots = begin[:, None] + torch.arange(chunk, device=begin.device)  # [B, l]
@@ -165,18 +163,18 @@ class StillLayer(ObservedLayer):
         features = self.still.key_map(key) * folded.unsqueeze(-1)
         self.state = self.state + features.transpose(-1, -2) @ value.float()
         self.mass = self.mass + features.sum(2)
-        place = self.place.scatter(1, slots, -1)
-        self.place = torch.where(leaving[:, None], place, self.place)
+        emptied = self.token.scatter(1, slots, -1)
+        self.token = torch.where(leaving[:, None], emptied, self.token)
 
         # rows that route nothing write their candidates beyond what they hold, unseen
         end = self.kept[:, None] + torch.arange(topk, device=begin.device)
         size = max(self.salient_keys.shape[2], int(self.kept.max()) + topk)
         to = end[:, None, :, None].expand(B, H, topk, D)
-        grown = []
-        for held, new in ((self.salient_keys, key), (self.salient_values, value)):
-            wide = pad(held, (0, 0, 0, size - held.shape[2]))
-            grown.append(wide.scatter(2, to, compress(new, best)))
-        self.salient_keys, self.salient_values = grown
+        extended = []
+        for old, new in ((self.salient_keys, key), (self.salient_values, value)):
+            wide = pad(old, (0, 0, 0, size - old.shape[2]))
+            extended.append(wide.scatter(2, to, compress(new, best)))
+        self.salient_keys, self.salient_values = extended
         self.kept = self.kept + topk * leaving
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

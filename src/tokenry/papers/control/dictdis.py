@@ -17,19 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.learn.recipes.sequence_to_sequence.copy_mixture import (
+from tokenry.decode.greedy import greedy
+from tokenry.lab.toy_encoder_decoder import joined, small_decoder, small_encoder
+from tokenry.learn.recipes.sequence_to_sequence.training import fit
+from tokenry.measure.constraint_copy import CopyMetrics, constraint_copy_metrics
+from tokenry.model.layers.copy_mixture import (
     Annotated,
     DictionaryTranslator,
     annotate_with_candidates,
 )
-from tokenry.learn.recipes.sequence_to_sequence.model import (
-    fit,
-    greedy,
-    joined,
-    small_decoder,
-    small_encoder,
-)
-from tokenry.measure.constraint_copy import CopyMetrics, constraint_copy_metrics
 from tokenry.papers.base import Measurement, Outcome, Paper
 from tokenry.tasks.worlds.word_senses import EOS, ISEP, PAD, SEP, START, Translation, WordSenses
 

@@ -13,18 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.decode.greedy import greedy
+from tokenry.lab.toy_encoder_decoder import joined, small_decoder, small_encoder
 from tokenry.learn.recipes.sequence_to_sequence.event_posterior import (
     EventLikelihood,
     event_token_weights,
 )
-from tokenry.learn.recipes.sequence_to_sequence.model import (
-    fit,
-    greedy,
-    joined,
-    read,
-    small_decoder,
-    small_encoder,
-)
+from tokenry.learn.recipes.sequence_to_sequence.training import fit
+from tokenry.model.encoder_decoder import read
 from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
 from tokenry.tasks.worlds.event_questions import EOS, START, EventQuestion, EventQuestions, batch
 

@@ -6,89 +6,65 @@ prefill, and evicts as it would one token at a time. H2O, and random keys in pla
 hitters, spend half of it on recent tokens, as the paper does.
 """
 
-from typing import Any
+from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from tokenry.lab.models import language_model
+from tokenry.lab.outcome import Outcome, verdict
+from tokenry.lab.plots import curves
+from tokenry.lab.prompt_policies import prefilled
+from tokenry.lab.scale import Scale, at
+from tokenry.lab.table import Table, paired
 from tokenry.model.cache.h2o import H2O
-from tokenry.model.cache.simulation import Ranking, SimulatedCache
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Paper
 from tokenry.tasks.documentation import passages
 
-PROMPT, SCORED = 384, 128
-PASSAGES = 4
 SHARES = (0.1, 0.2, 0.4)
 SINKS = 4
 
-Losses = dict[tuple[str, float], float]
-"""(policy, share of the cache) -> nats per token."""
 
+def reproduce(seed: int, scale: Scale = "full") -> Outcome:
+    count, prompt, scored = at(scale, full=(7, 384, 128), smoke=(2, 40, 6))
+    model, tokenizer = language_model(scale)
+    ids, table = passages(tokenizer, prompt + scored, count, seed), Table()
+    text, losses = ids[:, prompt:], {}
+    with prefilled(model, ids[:, :prompt]) as read:
+        for share in SHARES:
+            budget = int(share * prompt)
+            half = budget // 2
+            kept = H2O(heavy=half, recent=budget - half)
+            sinks = H2O(heavy=SINKS, recent=budget - SINKS)
+            losses["h2o", share] = read.under(text, kept)
+            losses["window", share] = read.under(text, H2O(heavy=0, recent=budget))
+            losses["sinks + window", share] = read.under(text, sinks, "earliest")
+            losses["random", share] = read.under(text, kept, "random", seed)
+        full = read.under(text, H2O(heavy=0, recent=prompt + scored))
+        received = torch.stack(read.shared.scores()).sort(-1, descending=True).values
 
-def reproduce(seed: int) -> Outcome:
-    import tokenry
-
-    model, tokenizer = tokenry.load("smollm2")
-    ids = passages(tokenizer, PROMPT + SCORED, PASSAGES, seed)  # [P, PROMPT + SCORED]
-    implementation = model.config._attn_implementation
-    try:
-        full, loss, scores = measure(model, ids, seed)
-    finally:
-        model.set_attn_implementation(implementation)
-    measurements = [Measurement("full cache", full, "nats per token", seed)]
-    measurements += [
-        Measurement(f"{name}, {share:.0%} of the cache", value, "nats per token", seed)
-        for (name, share), value in loss.items()
-    ]
-    top = scores.sort(-1, descending=True).values
-    heavy = float((top[..., : PROMPT // 10].sum(-1) / top.sum(-1)).mean())
-    measurements.append(Measurement("attention on the top tenth of the keys", heavy, "share", seed))
-    h2o, window, random = (loss[name, 0.2] for name in ("h2o", "window", "random"))
-    sinks = loss["sinks + window", 0.2]
-    return Outcome(
-        held=h2o < window and h2o < random,
-        needs="loss(h2o) < loss(window) and loss(h2o) < loss(random) at 20 % of the cache",
-        measurements=measurements,
-        reason=(
-            f"At 20 % of the cache H2O costs {h2o - full:.2f} nats over the full one, the window "
-            f"{window - full:.2f}, random keys {random - full:.2f}. The paper does not compare "
-            f"with {SINKS} attention sinks and a window, which cost {sinks - full:.2f} here."
-        ),
-        figure=lambda figure: draw(figure, full, loss, top.mean((0, 1, 2))),
+    table.add("full cache", float(full.mean()), "nats per token", seed)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for (name, share), loss in losses.items():
+        table.add(f"{name}, {share:.0%} of the cache", float(loss.mean()), "nats per token", seed)
+        lines.setdefault(name, []).append((share, float((loss - full).mean())))
+    top = float((received[..., : prompt // 10].sum(-1) / received.sum(-1)).mean())
+    table.add("attention on the top tenth of the keys", top, "share", seed)
+    h2o, window, random = (losses[name, 0.2].mean(1) for name in ("h2o", "window", "random"))
+    spectrum = enumerate(received.mean((0, 1, 2)).tolist(), 1)
+    return verdict(
+        table,
+        {
+            "with a fifth of the cache H2O loses less than a window of its size": paired(
+                window, h2o
+            ),
+            "and less than random keys": paired(random, h2o),
+        },
+        reason=f"The paper does not compare with {SINKS} attention sinks and a window.",
+        plots=[
+            curves(lines, "share of the prompt's cache", "loss over the full cache (nats)"),
+            curves({"keys": spectrum}, "rank of the key", "attention received", log="xy"),
+        ],
     )
-
-
-@torch.no_grad()
-def measure(model: Any, ids: Tensor, seed: int) -> tuple[float, Losses, Tensor]:
-    """Loss with the full cache, with each policy, and the prompt's scores [L, P, H, PROMPT]."""
-    shared = SimulatedCache(model)
-    first = model(ids[:, :PROMPT], past_key_values=shared, logits_to_keep=1).logits
-
-    def loss(policy: H2O, ranking: Ranking = "attention") -> float:
-        rest = model(ids[:, PROMPT:-1], past_key_values=shared.under(policy, ranking, seed)).logits
-        logprob = torch.cat([first, rest], dim=1).float().log_softmax(-1)
-        return -float(logprob.gather(-1, ids[:, PROMPT:, None]).mean())
-
-    found: Losses = {}
-    for share in SHARES:
-        budget = int(share * PROMPT)
-        half = budget // 2
-        found["h2o", share] = loss(H2O(heavy=half, recent=budget - half))
-        found["window", share] = loss(H2O(heavy=0, recent=budget))
-        found["sinks + window", share] = loss(H2O(heavy=SINKS, recent=budget - SINKS), "earliest")
-        found["random", share] = loss(H2O(heavy=half, recent=budget - half), "random")
-    full = loss(H2O(heavy=0, recent=PROMPT + SCORED))
-    return full, found, torch.stack(shared.scores())
-
-
-def draw(figure: Any, full: float, loss: Losses, spectrum: Tensor) -> None:
-    left, right = figure.subplots(1, 2)
-    for name in dict.fromkeys(name for name, _ in loss):
-        left.plot(SHARES, [loss[name, share] - full for share in SHARES], marker="o", label=name)
-    left.set(xlabel="share of the prompt's cache", ylabel="loss over the full cache (nats)")
-    left.legend()
-    right.loglog(range(1, len(spectrum) + 1), spectrum.tolist())
-    right.set(xlabel="rank of the key", ylabel="attention received", title="heavy hitters")
 
 
 PAPER = Paper(

@@ -1,159 +1,89 @@
 """Splitwise at laptop scale: ten servers simulated request by request, for two kinds of traffic.
 
-Two thousand requests whose lengths follow the published coding and conversation traces, Llama 2 70B
-with the times that were measured on servers of eight A100 or H100. The largest rate under the
-paper's latency targets is found for ten A100 servers in one pool (the better of the two ways to
-batch) and for every division into prompt and token servers, with and without lending; then the
-cheapest cluster for one rate with H100 for prompts and A100 or H100 for tokens.
-
-The two phases are also timed on SmolLM2, on the machine at hand; these two figures decide nothing.
+Requests with the lengths of the published coding and conversation traces, Llama 2 70B with the
+times that were measured on A100 and H100. Compared are the largest rates under the paper's latency
+targets of ten A100 servers in one pool (batched in the better of two ways) and in the best of all
+divisions, with and without lending; and prices, with H100 for prompts and A100 or H100 for tokens.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 
-from tokenry.papers.base import Measurement, Outcome, Paper
-from tokenry.serving.phases import MACHINES, SHAPES, cache_room, measure_phases, phases_of
+from tokenry.lab.outcome import Outcome, verdict
+from tokenry.lab.plots import curves
+from tokenry.lab.scale import Scale, at
+from tokenry.lab.table import Table, over_seeds
+from tokenry.papers.base import Paper
+from tokenry.serving.divisions import Servers
+from tokenry.serving.phases import MACHINES, SHAPES
 from tokenry.serving.planner import Design, Planner
-from tokenry.serving.policies import MixedPools, Policy, SharedPool, SplitPools
-from tokenry.serving.simulation import Batching, Cluster, Pool, Served, simulate
-from tokenry.serving.targets import SLO, latencies, max_rate_under_slo
-from tokenry.serving.trace import Trace, poisson_trace
+from tokenry.serving.policies import MixedPools, SharedPool, SplitPools
+from tokenry.serving.simulation import Batching, simulate
+from tokenry.serving.targets import SLO
+from tokenry.serving.trace import poisson_trace
 
-MODEL = SHAPES["llama2-70b"]
+MODEL, TARGETS = SHAPES["llama2-70b"], SLO()
 A100, H100 = MACHINES["A100"], MACHINES["H100"]
-SERVERS = 10
-REQUESTS = 2000
-RATE = 40.0  # requests per second that the priced clusters serve
 TRACES = ("coding", "conversation")
+LEVELS = range(1, 100)  # percentiles of the picture
 BATCHINGS: tuple[Batching, ...] = ("mixed", "prompts first")
-TARGETS = SLO()
-ALONE = phases_of(MODEL, A100)
 
 
-def reproduce(seed: int) -> Outcome:
-    measurements, tails, held = [], {}, True
-    gains, prices = {}, {}
-    for name in TRACES:
-        trace = poisson_trace(1.0, name, REQUESTS, seed)
-        shared = {how: shared_rate(trace, how) for how in BATCHINGS}
+def reproduce(seed: int, scale: Scale = "full") -> Outcome:
+    seeds, requests, count, rate = at(scale, full=(5, 1000, 10, 40.0), smoke=(2, 80, 2, 4.0))
+    servers, table, lines = Servers(MODEL, A100, count), Table(), {}
+
+    for (number, _), name in product(over_seeds(int, seed, seeds), TRACES):
+        trace = poisson_trace(1.0, name, requests, number)
+        shared = {how: servers.shared_rate(trace, TARGETS, how) for how in BATCHINGS}
         batching = max(BATCHINGS, key=lambda how: shared[how])
-        split, readers = best_division(trace, SplitPools())
-        mixed, _ = best_division(trace, MixedPools())
-        tails[name] = tails_at(trace.at_rate(shared[batching]), batching, readers)
+        split, prompt_servers = servers.best_division(trace, TARGETS, SplitPools())
+        lent, _ = servers.best_division(trace, TARGETS, MixedPools())
+        rates = {f"one pool, {how}": value for how, value in shared.items()}
+        rates |= {"one pool": shared[batching], "two pools": split, "two pools that lend": lent}
+        table.add_all(rates, "requests/s", number, name)
+        table.add(f"{name}: servers for prompts", prompt_servers, f"of {count}", number)
+        same = trace.at_rate(shared[batching])
+        runs = {"one pool": simulate(same, servers.cluster(), SharedPool(), batching=batching)}
+        runs["two pools"] = simulate(same, servers.cluster(prompt_servers), SplitPools())
+        for pool, served in runs.items():
+            longest = 1000 * served.tbt_max
+            for kind, gaps in (("mean", 1000 * served.tbt_mean), ("largest", longest)):
+                label = f"{name}: {kind} gap of 99 % of answers, {pool}"
+                table.add(label, float(np.nanpercentile(gaps, 99)), "ms", number)
+            tail = np.nanpercentile(longest, LEVELS)
+            lines[f"{name}, {pool} [{number}]"] = zip(tail, LEVELS, strict=True)
         planner = Planner(MODEL, trace, TARGETS, A100)
-        cost = {
-            design.name: plan.price("cost") / 3.6 / RATE
-            for design in (Design(H100, A100), Design(H100, H100))
-            if (plan := planner.smallest(design, RATE)) is not None
-        }
-        gains[name], prices[name] = split / shared[batching], cost
-        figures = [(f"one pool, {how}", rate, "requests/s") for how, rate in shared.items()]
-        figures += [
-            (f"two pools, {readers} of {SERVERS} for prompts", split, "requests/s"),
-            ("two pools that lend", mixed, "requests/s"),
-        ]
-        for pool in ("one pool", "two pools"):
-            served = tails[name][pool]
-            for label, values in (("mean", served.tbt_mean), ("largest", served.tbt_max)):
-                value = 1000 * float(np.nanpercentile(values, 99))
-                figures.append((f"{label} gap of 99 % of answers, {pool}", value, "ms"))
-        figures += [(f"{RATE:g} requests/s on {pair}", x, "$ per 1000") for pair, x in cost.items()]
-        measurements += [
-            Measurement(f"{name}: {label}", v, unit, seed) for label, v, unit in figures
-        ]
-        held &= split > shared[batching] and gap(tails[name]["two pools"]) < gap(
-            tails[name]["one pool"]
+        for design in (Design(H100, A100), Design(H100, H100)):
+            plan = planner.smallest(design, rate)
+            price = np.inf if plan is None else plan.price("cost") / 3.6 / rate
+            table.add(f"{name}: {rate:g} requests/s on {design.name}", price, "$ a 1000", number)
+
+    checks = {}
+    for name in TRACES:
+        gap = f"{name}: mean gap of 99 % of answers"
+        cost = f"{name}: {rate:g} requests/s on"
+        checks[f"{name}: two pools serve a higher rate on time than one"] = table.gap(
+            f"{name}: two pools", f"{name}: one pool"
         )
-        held &= len(cost) == 2 and cost["H100 + A100"] < cost["H100 + H100"]
-    measurements += on_smollm2(seed)
-    return Outcome(
-        held=bool(held),
-        needs="for both traces: rate(two pools) > rate(one pool); at equal rate, the mean gap of "
-        "99 % of the answers is smaller; H100 + A100 costs less per request than H100 + H100",
-        measurements=measurements,
-        reason=f"Two pools serve {gains['coding']:.2f} times the rate of one for coding and "
-        f"{gains['conversation']:.2f} times for conversation, with the same servers; the paper "
-        "reports 1.4 at a lower cost and 2.35 at the same, for clusters of its own choice. "
-        + priced(prices)
-        + " Within the target an A100 server writes for fewer requests at once than an H100 one, "
-        "by about the ratio of their prices, so which of them writes decides little. Simulated "
-        "with published times; links are not shared, nothing fails.",
-        figure=lambda figure: draw(figure, tails),
+        checks[f"{name}: at equal rate the gaps between their tokens are shorter"] = table.gap(
+            f"{gap}, one pool", f"{gap}, two pools"
+        )
+        checks[f"{name}: A100 for tokens costs less per request than H100"] = table.gap(
+            f"{cost} H100 + H100", f"{cost} H100 + A100"
+        )
+    return verdict(
+        table,
+        checks,
+        reason="Within the targets an A100 server writes for fewer requests at once than an H100 "
+        "one, by about the ratio of their prices, so which of them writes decides little. "
+        "Simulated with published times; links are not shared, nothing fails. The paper compares "
+        "clusters of its own choice.",
+        plots=[curves(lines, "largest gap in an answer (ms)", "% of answers", log="x")],
     )
-
-
-def shared_rate(trace: Trace, batching: Batching) -> float:
-    cluster = cluster_of(SERVERS)
-    return max_rate_under_slo(trace, cluster, SharedPool(), TARGETS, ALONE, batching=batching)
-
-
-def best_division(trace: Trace, policy: Policy) -> tuple[float, int]:
-    """The largest rate over all divisions, and its number of prompt servers."""
-    best, chosen = 0.0, 1
-    for readers in range(1, SERVERS):
-        rate = max_rate_under_slo(trace, cluster_of(readers), policy, TARGETS, ALONE, above=best)
-        if rate > best:
-            best, chosen = rate, readers
-    return best, chosen
-
-
-def cluster_of(readers: int) -> Cluster:
-    """Ten A100 servers, so many of them for prompts; all ten: one pool."""
-    room = cache_room(MODEL, A100)
-    if readers == SERVERS:
-        return Cluster((Pool(ALONE, SERVERS, "both", room),), MODEL.kv_bytes)
-    pools = (
-        Pool(ALONE, readers, "prompt", room),
-        Pool(ALONE, SERVERS - readers, "token", room),
-    )
-    return Cluster(pools, MODEL.kv_bytes)
-
-
-def tails_at(trace: Trace, batching: Batching, readers: int) -> dict[str, Served]:
-    """The same requests at the same times in one pool and in two."""
-    return {
-        "one pool": simulate(trace, cluster_of(SERVERS), SharedPool(), batching=batching),
-        "two pools": simulate(trace, cluster_of(readers), SplitPools()),
-    }
-
-
-def gap(served: Served) -> float:
-    return float(latencies(served, ALONE).seconds["tbt"][2])
-
-
-def priced(prices: dict[str, dict[str, float]]) -> str:
-    words = [
-        f"{name}: ${cost.get('H100 + A100', np.nan):.2f} against "
-        f"${cost.get('H100 + H100', np.nan):.2f}"
-        for name, cost in prices.items()
-    ]
-    return f"Two thousand requests with A100 in place of H100 for tokens, {', '.join(words)}."
-
-
-def on_smollm2(seed: int) -> list[Measurement]:
-    """How the two phases differ on this machine."""
-    import tokenry
-
-    model, _ = tokenry.load("smollm2")
-    phases = measure_phases(model, prompts=(64, 256), batches=(1, 8), context=64)
-    read, one = 256 / phases.prompt_time(256), phases.token_time(1, 0)
-    growth = phases.token_time(8, 0) / one
-    return [
-        Measurement("SmolLM2 here: prompt tokens read", read, "tokens/s", seed),
-        Measurement("SmolLM2 here: tokens written, one request", 1 / one, "tokens/s", seed),
-        Measurement("SmolLM2 here: a step for 8 requests", growth, "times one for 1", seed),
-    ]
-
-
-def draw(figure: Any, tails: dict[str, dict[str, Served]]) -> None:
-    for axes, (name, runs) in zip(figure.subplots(1, 2), tails.items(), strict=True):
-        for label, served in runs.items():
-            gaps = np.sort(served.tbt_max[np.isfinite(served.tbt_max)])
-            axes.semilogx(1000 * gaps, np.arange(1, len(gaps) + 1) / len(gaps), label=label)
-        axes.set(title=name, xlabel="largest gap between tokens of an answer (ms)")
-        axes.legend()
 
 
 PAPER = Paper(

@@ -3,158 +3,76 @@
 Passages of module documentation; the half of the layers that changes its hidden states least is
 made sparse. For each coverage tau, the divergence of the next-token distribution from that of dense
 attention over the last positions, against random sets of the same sizes, and against evicting: the
-first sparse layer chooses one set for all heads and all later sparse layers.
+first sparse layer chooses one set for all heads and all later sparse layers, with as many
+query-key pairs in all.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tokenry.model.attention.token_sparse import (
-    TokenSparse,
-    low_drift_layers,
-    select_indices,
-    window_saliency,
-)
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.lab.models import language_model
+from tokenry.lab.outcome import Outcome, verdict
+from tokenry.lab.plots import curves
+from tokenry.lab.prompt_policies import Eviction, RandomSets, Remembered, mean_kl, tail_logprobs
+from tokenry.lab.scale import Scale, at
+from tokenry.lab.table import Table, paired
+from tokenry.model.attention.drift import low_drift_layers
+from tokenry.papers.base import Paper
 from tokenry.tasks.documentation import passages
 
-MODULES = ("argparse", "collections", "csv", "datetime", "decimal", "inspect", "logging", "random")
-LENGTH, SCORED, WINDOW, MIN_TOKENS = 768, 32, 32, 64
-PASSAGES = 2
-TAUS = (0.05, 0.2, 0.4)
 WAYS = ("token-sparse", "random sets", "eviction")
 
 
-@dataclass(frozen=True)
-class Remembered(TokenSparse):
-    """Token-sparse attention that keeps what each sparse layer chose, in their order."""
-
-    chosen: list[Tensor | None] = field(default_factory=list, compare=False)
-
-    def select(self, query: Tensor, key: Tensor, *rest: Any) -> Tensor | None:
-        self.chosen.append(super().select(query, key, *rest))
-        return self.chosen[-1]
-
-
-@dataclass(frozen=True)
-class RandomSets(TokenSparse):
-    """Columns drawn for each head at random, as many as `sizes` says for each layer in turn."""
-
-    sizes: list[int] = field(default_factory=list, compare=False)
-    generator: Any = field(default=None, compare=False)
-
-    def select(self, query: Tensor, key: Tensor, *rest: Any) -> Tensor | None:
-        size = self.sizes.pop(0)
-        if size == key.shape[2]:
-            return None
-        noise = torch.rand(1, query.shape[1], key.shape[2] - self.window, generator=self.generator)
-        return select_indices(noise, size - self.window, self.window)
-
-
-@dataclass(frozen=True)
-class Eviction(Remembered):
-    """The first sparse layer's choice, by the mean over its heads, binds all that follow: `size`
-    columns, with as many pairs in all as the layers of token-sparse attention read."""
-
-    size: int = 0
-
-    def select(self, query: Tensor, key: Tensor, *rest: Any) -> Tensor | None:
-        if not self.chosen:
-            scores = window_saliency(query, key, window=self.window, pool=self.pool)
-            shared = scores.mean(1, keepdim=True).expand_as(scores)
-            self.chosen.append(select_indices(shared, self.size - self.window, self.window))
-        return self.chosen[0]
-
-
-def reproduce(seed: int) -> Outcome:
-    import tokenry
-
-    model, tokenizer = tokenry.load("smollm2")
-    ids = passages(tokenizer, LENGTH, PASSAGES, seed, MODULES)  # [P, LENGTH]
-    divergence = {way: [0.0] * len(TAUS) for way in WAYS}
-    share = {way: [0.0] * len(TAUS) for way in WAYS}
-    regained, counted = 0.0, 0
-    generator = torch.Generator().manual_seed(seed)
-    for text in ids.split(1):
+def reproduce(seed: int, scale: Scale = "full") -> Outcome:
+    count, length, scored, window, least, taus = at(
+        scale, full=(6, 512, 32, 32, 64, (0.05, 0.2, 0.4)), smoke=(2, 48, 8, 8, 4, (0.2, 0.4))
+    )
+    model, tokenizer = language_model(scale)
+    generator, table = torch.Generator().manual_seed(seed), Table()
+    settings = [(way, tau) for way in WAYS for tau in taus]
+    kl, share = ({setting: list[float]() for setting in settings} for _ in range(2))
+    again: list[float] = []
+    for text in passages(tokenizer, length, count, seed).split(1):
         layers = low_drift_layers(model, text)
-        options = {"layers": layers, "window": WINDOW, "min_tokens": MIN_TOKENS}
-        dense = logprobs(model, text)
-        for place, tau in enumerate(TAUS):
-            sparse = Remembered(tau=tau, **options)
+        dense = tail_logprobs(model, text, scored)
+        for tau in taus:
+            options: dict[str, Any] = {"layers": layers, "window": window, "min_tokens": least}
+            ours = Remembered(tau=tau, **options)
             for way in WAYS:
-                policy: TokenSparse = sparse
-                if way != "token-sparse":
-                    sizes = [LENGTH if one is None else one.shape[2] for one in sparse.chosen]
+                policy, sizes = ours, ours.sizes(length)
                 if way == "random sets":
                     policy = RandomSets(tau=tau, sizes=sizes, generator=generator, **options)
                 elif way == "eviction":
                     size = round((sum(n * n for n in sizes) / len(sizes)) ** 0.5)
                     policy = Eviction(tau=tau, size=size, **options)
                 with policy.on(model) as prefill:
-                    found = logprobs(model, text)
-                kl = (dense.exp() * (dense - found)).sum(-1).mean()
-                divergence[way][place] += float(kl) / PASSAGES
-                pairs = [(int(n) / LENGTH) ** 2 for n in prefill.attended.values()]
-                dense_layers = len(layers) - len(pairs)
-                share[way][place] += (sum(pairs) + dense_layers) / len(layers) / PASSAGES
-            back = dropped_and_read_later([one for one in sparse.chosen if one is not None])
-            regained, counted = regained + back, counted + 1
-    measurements = [
-        Measurement(f"KL to dense, {way}, tau {tau}", divergence[way][place], "nats", seed)
-        for way in WAYS
-        for place, tau in enumerate(TAUS)
-    ]
-    measurements += [
-        Measurement(f"query-key pairs, {way}, tau {tau}", share[way][place], "of dense", seed)
-        for way in WAYS
-        for place, tau in enumerate(TAUS)
-    ]
-    again = regained / counted
-    measurements.append(
-        Measurement("tokens dropped by a head that a later layer reads again", again, "share", seed)
+                    kl[way, tau].append(mean_kl(dense, tail_logprobs(model, text, scored)))
+                pairs = [(int(n) / length) ** 2 for n in prefill.cost.attended.values()]
+                share[way, tau].append((sum(pairs) + len(layers) - len(pairs)) / len(layers))
+            again.append(ours.read_again(length))
+    for way, tau in settings:
+        table.add(f"KL to dense, {way}, tau {tau}", fmean(kl[way, tau]), "nats", seed)
+        pairs = fmean(share[way, tau])
+        table.add(f"query-key pairs, {way}, tau {tau}", pairs, "of dense", seed)
+    label = "tokens dropped by a head that a later layer reads again"
+    table.add(label, fmean(again), "share", seed)
+    lines = {way: [(fmean(share[way, tau]), fmean(kl[way, tau])) for tau in taus] for way in WAYS}
+    return verdict(
+        table,
+        {
+            f"at tau {tau} random sets of the same sizes are farther from dense": paired(
+                kl["random sets", tau], kl["token-sparse", tau]
+            )
+            for tau in taus
+        },
+        reason="A token that a head does not select loses that head's output, which on short texts "
+        "costs much. The paper's speed-up (3.2x at 128K tokens) is not measured here.",
+        plots=[curves(lines, "query-key pairs in sparse layers, of dense", "KL to dense (nats)")],
     )
-    ours, random, evicted = (divergence[way] for way in WAYS)
-    better = all(a < b for a, b in zip(ours, random, strict=True))
-    below = sum(a < b for a, b in zip(ours, evicted, strict=True))
-    return Outcome(
-        held=better,
-        needs="KL(token-sparse) < KL(random sets of the same sizes) at every tau",
-        measurements=measurements,
-        reason=(
-            f"Evicting once and for all, with as many pairs, was farther from dense at {below} of "
-            f"{len(TAUS)} values of tau. A token that a head does not select loses that head's "
-            "output, which on short texts costs much. The paper's speed-up (3.2x at 128K tokens) "
-            "is not measured here."
-        ),
-        figure=lambda figure: draw(figure, divergence, share),
-    )
-
-
-@torch.no_grad()
-def logprobs(model: Any, ids: Tensor) -> Tensor:
-    return model(ids, use_cache=False, logits_to_keep=SCORED).logits[0].log_softmax(-1)
-
-
-def dropped_and_read_later(chosen: list[Tensor]) -> float:
-    """Of the (head, token) that the first sparse layer drops, those that a later one reads."""
-    if len(chosen) < 2:
-        return 0.0
-    heads = chosen[0].shape[1]
-    read = [torch.zeros(heads, LENGTH).scatter_(1, index[0], 1.0).bool() for index in chosen]
-    later = torch.stack(read[1:]).any(0)
-    return float(later[~read[0]].float().mean())
-
-
-def draw(figure: Any, divergence: dict[str, list[float]], share: dict[str, list[float]]) -> None:
-    axes = figure.subplots()
-    for way in WAYS:
-        axes.plot(share[way], divergence[way], marker="o", label=way)
-    axes.set(xlabel="query-key pairs in the sparse layers (of dense)", ylabel="KL to dense (nats)")
-    axes.set_xscale("log")
-    axes.legend()
 
 
 PAPER = Paper(

@@ -6,151 +6,78 @@ same number of tokens: first and latest ones and a selection (TokenSelect), firs
 alone, H2O's heavy hitters, or random ones, which are kept or lost for good when the prompt ends.
 """
 
-from typing import Any
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tokenry.lab.models import language_model
+from tokenry.lab.outcome import Outcome, verdict
+from tokenry.lab.plots import curves
+from tokenry.lab.prompt_policies import prefilled
+from tokenry.lab.scale import Scale, at
+from tokenry.lab.table import Table, paired
 from tokenry.model.cache.h2o import H2O
-from tokenry.model.cache.policy import PolicyCache
-from tokenry.model.cache.simulation import SimulatedCache
 from tokenry.model.cache.tokenselect import TokenSelect
-from tokenry.papers.base import Measurement, Outcome, Paper, mean_and_error
+from tokenry.papers.base import Paper
+from tokenry.tasks.worlds.pass_keys import pass_key, pass_key_prompts
 
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = (0.1, 0.35, 0.6, 0.85)
-KEYS = 2
-TOKENS = 700
-SINKS, LOCAL = 8, 64
-SELECTED = (32, 64, 128)
-REUSE = {"": 0.9, ", selecting always": 2.0}
-
-Losses = dict[str, Tensor]
-"""Policy -> nats per digit of each prompt [P]."""
+SINKS, LOCAL, JUDGED = 8, 64, 64
+REUSE = {"": 0.9, ", selecting always": 2.0}  # the paper's threshold, and one that none reaches
+RIVALS = ("first and latest", "h2o", "random")
 
 
-def reproduce(seed: int) -> Outcome:
-    import tokenry
-
-    model, tokenizer = tokenry.load("smollm2")
-    implementation = model.config._attn_implementation
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    try:
-        for _ in range(KEYS):
-            key = "".join(map(str, torch.randint(0, 10, (5,), generator=generator).tolist()))
-            parts.append(measure(model, *prompts(tokenizer, key), seed))
-    finally:
-        model.set_attn_implementation(implementation)
-    loss = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
-    rate = {name: sum(part[1][name] for part in parts) / KEYS for name in parts[0][1]}
-    measurements = []
-    for name, values in loss.items():
-        measurements.append(Measurement(name, float(values.mean()), "nats per digit", seed))
-    for name, value in rate.items():
-        label = f"selections used again, {name}"
-        measurements.append(Measurement(label, value, "share", seed))
-        measurements.append(
-            Measurement(f"bytes read, {name}", bytes_read(name, value), "of full attention's", seed)
-        )
-    ours = loss["tokenselect, k = 64"]
-    rivals = ("first and latest, k = 64", "h2o, k = 64", "random, k = 64")
-    margins = [mean_and_error(loss[name] - ours) for name in rivals]
-    always = float(loss["tokenselect, k = 64, selecting always"].mean())
-    return Outcome(
-        held=all(mean > 2 * error for mean, error in margins),
-        needs="at k = 64: loss(tokenselect) < loss(first and latest), loss(h2o), loss(random), "
-        "each by two standard errors",
-        measurements=measurements,
-        reason=(
-            f"Prompts of {TOKENS} tokens, views of {SINKS + 64 + LOCAL}; the full cache costs "
-            f"{float(loss['full cache'].mean()):.3f} nats per digit. With the paper's threshold of "
-            f"0.9 a selection is used again in {rate['k = 64']:.0%} of the steps, and the loss is "
-            f"{float(ours.mean()):.3f}; selecting at every step it is {always:.3f}."
-        ),
-        figure=lambda figure: draw(figure, loss),
-    )
-
-
-def prompts(tokenizer: Any, key: str) -> tuple[Tensor, Tensor]:
-    """Prompts [depths, TOKENS] that ask for the key, and the key's tokens [n]."""
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    start = ids("There is a pass key hidden in this text. Find it and remember it.\n")
-    needle = ids(f" The pass key is {key}. Remember it. {key} is the pass key.")
-    question = ids("\nWhat is the pass key? The pass key is ")
-    answer = ids(key)
-    filler = ids(" " + FILLER) * (TOKENS // 10)
-    room = TOKENS - len(start) - len(needle) - len(question)
-    rows = []
-    for depth in DEPTHS:
-        before = int(depth * room)
-        rows.append(start + filler[:before] + needle + filler[: room - before] + question)
-    return torch.tensor(rows), torch.tensor(answer)
-
-
-@torch.no_grad()
-def measure(model: Any, ids: Tensor, answer: Tensor, seed: int) -> tuple[Losses, dict[str, float]]:
-    """Loss of the answer after each prompt under each policy, and how often selections served."""
-    shared = SimulatedCache(model)
-    first = model(ids, past_key_values=shared, logits_to_keep=1).logits
-    target = answer.expand(len(ids), -1)
-
-    def loss(logits: Tensor) -> Tensor:
-        logprob = torch.cat([first, logits], dim=1).float().log_softmax(-1)
-        return -logprob.gather(-1, target[..., None]).mean((1, 2))
-
-    def at_once(policy: H2O, ranking: Any = "attention") -> Tensor:
-        return loss(
-            model(target[:, :-1], past_key_values=shared.under(policy, ranking, seed)).logits
-        )
-
-    found: Losses = {"full cache": at_once(H2O(heavy=0, recent=2 * TOKENS))}
-    rates: dict[str, float] = {}
-    for k in SELECTED:
-        found[f"h2o, k = {k}"] = at_once(H2O(heavy=SINKS + k, recent=LOCAL))
-        found[f"random, k = {k}"] = at_once(H2O(heavy=SINKS + k, recent=LOCAL), "random")
-        found[f"first and latest, k = {k}"] = at_once(
-            H2O(heavy=SINKS, recent=LOCAL + k), "earliest"
-        )
-        for note, reuse in REUSE.items():
-            policy = TokenSelect(n_init=SINKS, k=k, n_local=LOCAL, reuse=reuse)
-            cache = continued(model, shared, policy)
-            steps = [
-                model(target[:, t : t + 1], past_key_values=cache).logits
-                for t in range(target.shape[1] - 1)
-            ]
-            found[f"tokenselect, k = {k}{note}"] = loss(torch.cat(steps, dim=1))
-            rates[f"k = {k}{note}"] = sum(layer.hit_rate for layer in cache.layers) / len(cache)
-    return found, rates
-
-
-def continued(model: Any, prompt: SimulatedCache, policy: TokenSelect) -> PolicyCache:
-    """A cache under `policy` that has read the prompt, with the attention that `prompt` saw."""
-    cache = PolicyCache(model.config, lambda number: policy.layer())
-    for layer, read in zip(cache.layers, prompt.layers, strict=True):
-        layer.update(read.keys, read.values)
-        layer.waiting = False
-    return cache
-
-
-def bytes_read(name: str, served: float) -> float:
+def bytes_read(k: int, served: float, tokens: int) -> float:
     """Of keys and values per step, relative to full attention: all keys to select, then the view,
     which a new selection also has to copy (read, and written)."""
-    view = SINKS + LOCAL + int(name.split()[2].strip(","))
-    return (2 * view + (1 - served) * (TOKENS + 4 * view)) / (2 * TOKENS)
+    view = SINKS + LOCAL + k
+    return (2 * view + (1 - served) * (tokens + 4 * view)) / (2 * tokens)
 
 
-def draw(figure: Any, loss: Losses) -> None:
-    axes = figure.subplots()
-    for name in ("tokenselect", "first and latest", "h2o", "random"):
-        values = [float(loss[f"{name}, k = {k}"].mean()) for k in SELECTED]
-        axes.plot([SINKS + LOCAL + k for k in SELECTED], values, marker="o", label=name)
-    axes.axhline(float(loss["full cache"].mean()), color="gray", label="full cache")
-    axes.set(xlabel=f"tokens seen, of {TOKENS}", ylabel="loss of the pass key (nats per digit)")
-    axes.legend()
+def reproduce(seed: int, scale: Scale = "full") -> Outcome:
+    keys, tokens, selected = at(scale, full=(2, 700, (32, 64, 128)), smoke=(1, 120, (16, 64)))
+    model, tokenizer = language_model(scale)
+    generator, table = torch.Generator().manual_seed(seed), Table()
+    losses: dict[str, list[Tensor]] = {}  # [depths], one of each key
+    rates: dict[str, float] = {}
+    for _ in range(keys):
+        prompts, answer = pass_key_prompts(tokenizer, pass_key(generator), DEPTHS, tokens)
+        with prefilled(model, prompts) as read:
+            behind = {"full cache": read.under(answer, H2O(heavy=0, recent=2 * tokens))}
+            for k in selected:
+                heavy, first = H2O(SINKS + k, LOCAL), H2O(SINKS, LOCAL + k)
+                behind[f"h2o, k = {k}"] = read.under(answer, heavy)
+                behind[f"random, k = {k}"] = read.under(answer, heavy, "random", seed)
+                behind[f"first and latest, k = {k}"] = read.under(answer, first, "earliest")
+                for how, reuse in REUSE.items():
+                    policy = TokenSelect(n_init=SINKS, k=k, n_local=LOCAL, reuse=reuse)
+                    name = f"k = {k}{how}"
+                    behind[f"tokenselect, {name}"], served = read.selecting(answer, policy)
+                    rates[name] = rates.get(name, 0.0) + served / keys
+        for name, loss in behind.items():
+            losses.setdefault(name, []).append(loss.mean(1))
+    loss = {name: torch.cat(parts) for name, parts in losses.items()}
+    table.add_all({name: float(one.mean()) for name, one in loss.items()}, "nats per digit", seed)
+    for name, served in rates.items():
+        table.add(f"selections used again, {name}", served, "share", seed)
+        share = bytes_read(int(name.split()[2].strip(",")), served, tokens)
+        table.add(f"bytes read, {name}", share, "of full attention's", seed)
+    lines = {
+        name: [(SINKS + LOCAL + k, float(loss[f"{name}, k = {k}"].mean())) for k in selected]
+        for name in ("tokenselect", *RIVALS)
+    }
+    ours = loss[f"tokenselect, k = {JUDGED}"]
+    return verdict(
+        table,
+        {
+            f"at k = {JUDGED} it loses less than {name}": paired(
+                loss[f"{name}, k = {JUDGED}"], ours
+            )
+            for name in RIVALS
+        },
+        plots=[curves(lines, f"tokens seen, of {tokens}", "loss of the key (nats per digit)")],
+    )
 
 
 PAPER = Paper(

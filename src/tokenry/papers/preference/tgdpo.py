@@ -8,150 +8,76 @@ rewarded tokens has moved than that of neutral ones, on held-out sequences.
 
 from __future__ import annotations
 
-from statistics import mean
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
-
-from tokenry.lab.preference_world import (
-    WorldPoint,
-    fit_reference,
-    frontier_gap,
-    sample_sequences,
-    train_in_world,
-)
+from tokenry.lab.outcome import Outcome, verdict
+from tokenry.lab.plots import bars, curves
+from tokenry.lab.preference_world import PreferenceBench, add_point, frontier, frontier_gap
+from tokenry.lab.scale import Scale, at
+from tokenry.lab.table import Table, over_seeds
 from tokenry.learn.preference.dpo import DPO
 from tokenry.learn.preference.tgdpo import TGDPO
-from tokenry.model.score import score
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Paper
 from tokenry.tasks.worlds.preference import PreferenceWorld
 
-WORLDS = 2
-SAMPLING_ERROR = 0.1  # of one world's reward difference at equal KL, from 512 samples a point
 BETAS = (0.3, 1.0)
 CLASSES = {"rewarded": 1.0, "neutral": 0.0, "penalised": -1.0}
-SETTINGS: dict[str, Any] = {
-    "steps": 120,
-    "batch_size": 32,
-    "learning_rate": 1.5e-4,
-    "measure_every": 20,
-    "samples": 512,
-}
+GAP = "tgdpo minus dpo: reward at equal KL"
+CREDIT = "log-ratio of rewarded minus neutral tokens"
 
 
-class Run(NamedTuple):
-    """A trained policy: its way, and the mean log-ratio of each class of tokens at the end."""
+def reproduce(seed: int, scale: Scale = "full") -> Outcome:
+    """Six worlds, seeds from `100 seed`."""
+    worlds, size = at(
+        scale,
+        full=(6, {"fit_steps": 150, "steps": 120, "measure_every": 20, "samples": 512}),
+        smoke=(2, {"fit_steps": 2, "steps": 2, "measure_every": 1, "samples": 16, "drawn": 64}),
+    )
+    table, lines, classes = Table(), {}, {"dpo": {}, "tgdpo": {}}
 
-    points: list[WorldPoint]
-    log_ratio: dict[str, float]
+    def trained(number: int):
+        world = PreferenceWorld(number)
+        bench = PreferenceBench(world, batch_size=32, learning_rate=1.5e-4, **size)
+        rewards = world.token_reward[held_out := bench.held_out(bench.drawn // 4)]
+        runs = {}
+        for beta in BETAS:
+            guide = bench.train(DPO(beta))
+            guided = bench.train(TGDPO(beta), frozen={"guide": guide[0]})
+            for name, (policy, points) in (("dpo", guide), ("tgdpo", guided)):
+                ratio = bench.log_ratio(policy, held_out)
+                credit = {label: float(ratio[rewards == r].mean()) for label, r in CLASSES.items()}
+                runs[name, beta] = points, credit
+        return runs
 
-    @property
-    def credit(self) -> float:
-        return self.log_ratio["rewarded"] - self.log_ratio["neutral"]
-
-
-def reproduce(seed: int) -> Outcome:
-    """Two worlds, seeds `10 * seed` and `10 * seed + 1`."""
-    worlds = [runs_in_world(10 * seed + offset) for offset in range(WORLDS)]
-    gaps = [
-        frontier_gap(
-            [runs["tgdpo", beta].points for beta in BETAS],
-            [runs["dpo", beta].points for beta in BETAS],
-        )
-        for runs in worlds
-    ]
-    measurements = []
-    for offset, runs in enumerate(worlds):
-        for (name, beta), run in runs.items():
-            last = run.points[-1]
-            measurements += [
-                Measurement(f"{name}, beta {beta}: {what}", value, unit, 10 * seed + offset)
-                for what, value, unit in (
-                    ("true reward", last.reward, "per sequence"),
-                    ("KL(policy || reference)", last.kl, "nats"),
-                    ("log-ratio of rewarded minus neutral tokens", run.credit, "nats"),
-                )
-            ]
-        measurements.append(
-            Measurement(
-                "tgdpo minus dpo: reward at equal KL",
-                gaps[offset],
-                "per sequence",
-                10 * seed + offset,
+    for number, runs in over_seeds(trained, seed, worlds):
+        for (name, beta), (points, credit) in runs.items():
+            label = f"{name}, beta {beta}"
+            add_point(table, label, points[-1], number, ("true reward", "KL(policy || reference)"))
+            apart = credit["rewarded"] - credit["neutral"]
+            table.add(f"{label}: {CREDIT}", apart, "nats", number)
+            lines[f"{label} [{number}]"] = frontier(points)
+            classes[name] = credit
+        ours, theirs = ([runs[name, b][0] for b in BETAS] for name in ("tgdpo", "dpo"))
+        table.add(GAP, frontier_gap(ours, theirs), "per sequence", number)
+    return verdict(
+        table,
+        {
+            f"at beta {beta} TGDPO separates rewarded from neutral tokens further than DPO after "
+            "the same steps": table.gap(
+                f"tgdpo, beta {beta}: {CREDIT}", f"dpo, beta {beta}: {CREDIT}"
             )
-        )
-    credited = all(
-        runs["tgdpo", beta].credit > runs["dpo", beta].credit for runs in worlds for beta in BETAS
+            for beta in BETAS
+        }
+        | {
+            "TGDPO's true reward at equal KL, each method at the better of two betas, is above "
+            "DPO's": table.above(GAP, 0.0)
+        },
+        reason="the guide's weights make the same beta a weaker pull, so that only equal KL "
+        "compares; and DPO is the maximum-likelihood estimator of just this world (additive token "
+        "rewards, Bradley-Terry labels), so that little is left to win",
+        plots=[
+            curves(lines, "KL(policy || reference), nats", "true reward"),
+            bars(classes, f"mean token log-ratio at beta {BETAS[-1]}, nats"),
+        ],
     )
-    held = credited and mean(gaps) > 2 * SAMPLING_ERROR / WORLDS**0.5
-    return Outcome(
-        held=held,
-        needs="in both worlds and at both betas TGDPO separates rewarded from neutral tokens "
-        "further than DPO after the same steps; and the mean of its true reward at equal KL, each "
-        "method with the better of two betas, is above DPO's by two standard errors",
-        measurements=measurements,
-        reason=_reason(held, credited, gaps),
-        figure=lambda figure: _draw(figure, worlds[0]),
-    )
-
-
-def runs_in_world(seed: int) -> dict[tuple[str, float], Run]:
-    """Both methods at both betas in one world; DPO's policy is the guide of TGDPO."""
-    world = PreferenceWorld(seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    reference = fit_reference(world, seed, steps=150)
-    pairs = world.pairs(2000, generator, sample_sequences(reference, world, 4000, generator))
-    held_out = sample_sequences(reference, world, 1000, generator)
-    found = {}
-    for beta in BETAS:
-        guide, points = train_in_world(DPO(beta), world, reference, pairs, seed=seed, **SETTINGS)
-        found["dpo", beta] = Run(points, token_log_ratio(guide, reference, world, held_out))
-        policy, points = train_in_world(
-            TGDPO(beta), world, reference, pairs, seed=seed, frozen={"guide": guide}, **SETTINGS
-        )
-        found["tgdpo", beta] = Run(points, token_log_ratio(policy, reference, world, held_out))
-    return found
-
-
-def token_log_ratio(
-    policy: Any, reference: Any, world: PreferenceWorld, sequences: Tensor
-) -> dict[str, float]:
-    """Mean log-ratio of the tokens of each class, over the sequences."""
-    batch = world.sequences_batch(sequences)
-    own, held = (score(model, batch).need("logprob")[:, 1:] for model in (policy, reference))
-    reward = world.token_reward[sequences]
-    return {name: float((own - held)[reward == value].mean()) for name, value in CLASSES.items()}
-
-
-def _reason(held: bool, credited: bool, gaps: list[float]) -> str:
-    values = " and ".join(f"{gap:+.2f}" for gap in gaps)
-    equal_kl = f"TGDPO minus DPO at equal KL is {values} (sampling error {SAMPLING_ERROR} each)"
-    if held:
-        return equal_kl
-    if not credited:
-        return "TGDPO did not separate rewarded from neutral tokens further than DPO"
-    return (
-        "at the same steps and beta TGDPO has the higher reward and the clearer credit, and also "
-        f"the larger divergence: {equal_kl}. The guide's weights make the same beta a weaker pull; "
-        "and DPO is the maximum-likelihood estimator of just this world (additive token rewards, "
-        "Bradley-Terry labels), so that little is left to gain"
-    )
-
-
-def _draw(figure: Any, runs: dict[tuple[str, float], Run]) -> None:
-    reward, classes = figure.subplots(1, 2)
-    for (name, beta), run in runs.items():
-        kl, value = [p.kl for p in run.points], [p.reward for p in run.points]
-        reward.plot(kl, value, marker="o", label=f"{name}, beta {beta}")
-    reward.set(xlabel="KL(policy || reference), nats", ylabel="true reward")
-    reward.legend()
-    for place, name in enumerate(("dpo", "tgdpo")):
-        heights = list(runs[name, 1.0].log_ratio.values())
-        classes.bar([i + 0.4 * place for i in range(len(heights))], heights, 0.4, label=name)
-    classes.set_xticks([i + 0.2 for i in range(len(CLASSES))], list(CLASSES))
-    classes.set(ylabel="mean token log-ratio at beta 1, nats")
-    classes.legend()
 
 
 PAPER = Paper(

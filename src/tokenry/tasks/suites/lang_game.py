@@ -24,7 +24,7 @@ from random import Random
 from typing import ClassVar
 
 from tokenry.core.errors import InputError
-from tokenry.tasks.task import Answer, Item, Loglikelihood, likeliest, task
+from tokenry.tasks.task import Answer, Item, Loglikelihood, Task, likeliest, task
 
 KINDS = ("occurrences", "contains", "starts", "ends", "longest", "shortest")
 ASKS = {
@@ -83,7 +83,7 @@ def _examples() -> list[LangGame]:
 
 @task("langgame", paper=181, examples=_examples)
 @dataclass(frozen=True)
-class LangGame:
+class LangGame(Task):
     """Draws questions about `words`; as a task, the option that the model finds likeliest counts.
 
     InputError if the words cannot make a question of every kind asked for.

@@ -2,9 +2,9 @@
 
     CSR(y) = sum_k w_k c_k / sum_k w_k        constraint satisfaction rate, c_k in [0, 1]
 
-Three classes of constraints, by what they look at: the response alone ("response"), prompt and
-response ("pair"), or the responses to several prompts of one group together ("group"), in which
-case every member of the group is credited with the group's value.
+The c_k are verifiers (`verifiers.base`): of the response alone, of prompt and response, or of the
+responses to several prompts of one group together, in which case every member of the group is
+credited with the group's value.
 
     checks = ConstraintSet.of(one_of(["yes", "no"]), length_between(1, 3))
     checks.csr(["Is it?", "Is it?"], ["yes", "maybe so, who knows"])      # [1.0, 0.0]
@@ -17,54 +17,28 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.tasks.verifiers.base import Example, Verifier, verifier
 
-Scope = Literal["response", "pair", "group"]
 WORD = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A verifier and its name.
-
-    check: (response), (prompt, response) or (prompts, responses), by `scope`; a bool or a number
-        in [0, 1]. weight: its share in the rate, > 0.
-    """
-
-    name: str
-    check: Callable[..., float]
-    scope: Scope = "response"
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("response", "pair", "group"):
-            raise UnknownNameError("constraint scope", self.scope, ("response", "pair", "group"))
-        if not self.weight > 0:
-            raise InputError(f"{self.name}: the weight must be positive, got {self.weight}")
-
-    def __call__(self, *texts: Any) -> float:
-        value = float(self.check(*texts))
-        if not 0 <= value <= 1:
-            raise InputError(f"{self.name} gave {value}: a constraint gives a value in [0, 1]")
-        return value
 
 
 @dataclass(frozen=True)
 class ConstraintSet:
     """The constraints of a task. Raises InputError when there are none."""
 
-    constraints: tuple[Constraint, ...]
+    constraints: tuple[Verifier, ...]
 
     def __post_init__(self) -> None:
         if not self.constraints:
             raise InputError("a constraint set without constraints cannot rate anything: add one")
 
     @classmethod
-    def of(cls, *constraints: Constraint) -> ConstraintSet:
+    def of(cls, *constraints: Verifier) -> ConstraintSet:
         return cls(constraints)
 
     @classmethod
@@ -94,7 +68,7 @@ class ConstraintSet:
 
     def _values(
         self,
-        constraint: Constraint,
+        constraint: Verifier,
         prompts: Sequence[str],
         responses: Sequence[str],
         groups: Sequence[Any] | None,
@@ -115,21 +89,31 @@ class ConstraintSet:
         return [shared[group] for group in groups]
 
 
-def one_of(options: Sequence[str]) -> Constraint:
+@verifier(
+    "one_of", examples=lambda: [Example(one_of(["yes", "no"]), [(" yes\n",)], [("yes and no",)])]
+)
+def one_of(options: Sequence[str]) -> Verifier:
     """The response, stripped, is one of the options."""
     allowed = set(options)
-    return Constraint(f"one of {len(allowed)} options", lambda y: y.strip() in allowed)
+    return Verifier(f"one of {len(allowed)} options", lambda y: y.strip() in allowed)
 
 
-def labels_from(options: Sequence[str], separator: str = ",") -> Constraint:
+@verifier(
+    "labels_from",
+    examples=lambda: [Example(labels_from(["a", "b"]), [("b, a",)], [("a, c",), ("",)])],
+)
+def labels_from(options: Sequence[str], separator: str = ",") -> Verifier:
     """The response is a list of labels, all of them options."""
     allowed = set(options)
-    return Constraint("known labels", lambda y: bool(s := _labels(y, separator)) and s <= allowed)
+    return Verifier("known labels", lambda y: bool(s := _labels(y, separator)) and s <= allowed)
 
 
+@verifier(
+    "hierarchy_closed", examples=lambda: [Example(hierarchy_closed(), [("a, a/b",)], [("a/b",)])]
+)
 def hierarchy_closed(
     parents: Mapping[str, str] | None = None, separator: str = ",", level: str = "/"
-) -> Constraint:
+) -> Verifier:
     """With each label, all those above it are in the list.
 
     parents: child -> parent; without it, "person/artist" is below "person".
@@ -144,23 +128,34 @@ def hierarchy_closed(
         found = _labels(response, separator)
         return all((parent := above(label)) is None or parent in found for label in found)
 
-    return Constraint("labels closed upwards", closed)
+    return Verifier("labels closed upwards", closed)
 
 
-def length_between(shortest: int, longest: int) -> Constraint:
+@verifier(
+    "length_between",
+    examples=lambda: [Example(length_between(2, 3), [("two words",)], [("one",), ("a b c d",)])],
+)
+def length_between(shortest: int, longest: int) -> Verifier:
     """The number of words is in this range, ends included."""
-    return Constraint(
+    return Verifier(
         f"{shortest} to {longest} words", lambda y: shortest <= len(y.split()) <= longest
     )
 
 
-def regex(pattern: str) -> Constraint:
+@verifier("regex", examples=lambda: [Example(regex("[0-9]+"), [(" 12 ",)], [("12a",)])])
+def regex(pattern: str) -> Verifier:
     """The whole response, stripped, matches the pattern."""
     compiled = re.compile(pattern, re.DOTALL)
-    return Constraint(f"matches {pattern}", lambda y: compiled.fullmatch(y.strip()) is not None)
+    return Verifier(f"matches {pattern}", lambda y: compiled.fullmatch(y.strip()) is not None)
 
 
-def json_schema(required: Mapping[str, str] | None = None) -> Constraint:
+@verifier(
+    "json_schema",
+    examples=lambda: [
+        Example(json_schema({"a": "integer"}), [('{"a": 1}',)], [('{"a": true}',), ("{",)])
+    ],
+)
+def json_schema(required: Mapping[str, str] | None = None) -> Verifier:
     """The response is a JSON object; with `required`, it has these keys with values of these JSON
     types ("string", "number", "integer", "boolean", "array", "object", "null")."""
     kinds: dict[str, Any] = {
@@ -189,10 +184,16 @@ def json_schema(required: Mapping[str, str] | None = None) -> Constraint:
             key in value and fits(value[key], kind) for key, kind in (required or {}).items()
         )
 
-    return Constraint("JSON object", check)
+    return Verifier("JSON object", check)
 
 
-def copy_rate(least: float = 0.0) -> Constraint:
+@verifier(
+    "copy_rate",
+    examples=lambda: [
+        Example(copy_rate(), [("the cat", "Cat!")], [("the cat", "a cat"), ("the cat", "")])
+    ],
+)
+def copy_rate(least: float = 0.0) -> Verifier:
     """Share of the response's words that are in the prompt; with `least`, whether it reaches it."""
 
     def rate(prompt: str, response: str) -> float:
@@ -201,49 +202,45 @@ def copy_rate(least: float = 0.0) -> Constraint:
         share = sum(word in given for word in words) / max(len(words), 1)
         return share if least <= 0 else float(share >= least)
 
-    return Constraint("copied from the prompt", rate, "pair")
+    return Verifier("copied from the prompt", rate, "pair")
 
 
-def disjoint_answers(separator: str = ",") -> Constraint:
+@verifier(
+    "disjoint_answers",
+    examples=lambda: [
+        Example(disjoint_answers(), [(["p", "q"], ["a", "b"])], [(["p", "q"], ["a, c", "c"])])
+    ],
+)
+def disjoint_answers(separator: str = ",") -> Verifier:
     """No two responses of a group share a label: before and after the same event, say."""
 
     def disjoint(prompts: Sequence[str], responses: Sequence[str]) -> bool:
         labels = [label for response in responses for label in _labels(response, separator)]
         return len(labels) == len(set(labels))
 
-    return Constraint("disjoint answers", disjoint, "group")
+    return Verifier("disjoint answers", disjoint, "group")
 
 
-def symmetric() -> Constraint:
+@verifier(
+    "symmetric",
+    examples=lambda: [
+        Example(symmetric(), [(["p", "q"], ["Yes ", "yes"])], [(["p", "q"], ["yes", "no"])])
+    ],
+)
+def symmetric() -> Verifier:
     """All responses of a group are the same text, up to case and white space."""
 
     def same(prompts: Sequence[str], responses: Sequence[str]) -> bool:
         return len({" ".join(response.lower().split()) for response in responses}) <= 1
 
-    return Constraint("same answer both ways", same, "group")
-
-
-BUILT_IN: dict[str, Callable[..., Constraint]] = {
-    check.__name__: check
-    for check in (
-        one_of,
-        labels_from,
-        hierarchy_closed,
-        length_between,
-        regex,
-        json_schema,
-        copy_rate,
-        disjoint_answers,
-        symmetric,
-    )
-}
+    return Verifier("same answer both ways", same, "group")
 
 
 def _labels(response: str, separator: str) -> set[str]:
     return {label.strip() for label in response.split(separator) if label.strip()}
 
 
-def _parsed(text: str) -> Constraint:
+def _parsed(text: str) -> Verifier:
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Name):
@@ -258,9 +255,8 @@ def _parsed(text: str) -> Constraint:
             f"{text!r} is not a check with literal arguments, such as length_between(5, 60): "
             f"{error}"
         ) from None
-    if name not in BUILT_IN:
-        raise UnknownNameError("check", name, BUILT_IN)
+    make = verifier[name]
     try:
-        return BUILT_IN[name](*arguments, **named)
+        return make(*arguments, **named)
     except (TypeError, re.error) as error:
         raise InputError(f"{text!r}: {error}") from None

@@ -15,7 +15,8 @@ so the best reachable reward at every KL is known, without sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -35,6 +36,15 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def __getitem__(self, index: slice) -> Pairs:
+        return Pairs(self.chosen[index], self.rejected[index])
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return Pairs(*(torch.cat(rows) for rows in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.chosen, self.rejected))
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,25 @@ class MarkovPolicy:
             tokens.append(state)
         return torch.stack(tokens, 1)
 
+    def greedy(self, start: Tensor, position: int) -> Tensor:
+        """The likeliest token at each step, from `position` on behind tokens [N], [N, rest]."""
+        return self._follow(start, {t: self.logprob[t].argmax(-1) for t in self._steps(position)})
+
+    def likeliest(self, start: Tensor, position: int) -> Tensor:
+        """The likeliest completion from `position` on behind tokens [N], [N, rest] (Viterbi)."""
+        value, choices = self.logprob.new_zeros(self.logprob.shape[-1]), {}
+        for step in reversed(self._steps(position)):
+            best, choices[step] = (self.logprob[step] + value).max(-1)  # of each previous token
+            value = best[:-1]
+        return self._follow(start, choices)
+
+    def _steps(self, position: int) -> range:
+        return range(position, len(self.logprob))
+
+    def _follow(self, token: Tensor, choices: dict[int, Tensor]) -> Tensor:
+        """The path of the token chosen at each step for each token before it."""
+        return torch.stack([token := choices[step][token] for step in sorted(choices)], 1)
+
     def sequence_logprob(self, sequences: Tensor) -> Tensor:
         """log p(y), [N]."""
         start = sequences.new_full((len(sequences), 1), self.logprob.shape[-1])
@@ -71,6 +100,29 @@ class MarkovPolicy:
         for step in range(length - 1):
             visits[step + 1, :-1] = visits[step] @ self.logprob[step].exp()
         return visits
+
+    def containing(self, token: int) -> float:
+        """Probability that a sequence contains the token, exact."""
+        without = self.logprob.exp()
+        without[..., token] = 0.0
+        states = torch.zeros(without.shape[1], dtype=without.dtype)
+        states[-1] = 1.0
+        for step in without:
+            states = torch.nn.functional.pad(states @ step, (0, 1))
+        return 1.0 - float(states.sum())
+
+    def with_share(self, token: int, share: float) -> MarkovPolicy:
+        """The chain with one number added to the token's logit in every step, so that this share of
+        sequences, in (0, 1), contains it. By bisection of that number in [-12, 12]."""
+        low, high = -12.0, 12.0
+        raised = self
+        for _ in range(40):
+            middle = (low + high) / 2
+            boost = torch.zeros(self.logprob.shape[-1], dtype=self.logprob.dtype)
+            boost[token] = middle
+            raised = MarkovPolicy((self.logprob + boost).log_softmax(-1))
+            low, high = (middle, high) if raised.containing(token) < share else (low, middle)
+        return raised
 
     def kl(self, other: MarkovPolicy) -> float:
         """KL(self || other) of whole sequences, nats, exact."""
@@ -114,6 +166,11 @@ class PreferenceWorld:
     def start(self) -> int:
         return self.vocabulary
 
+    @property
+    def prompt(self) -> Tensor:
+        """The one prompt there is, [1, 1]."""
+        return torch.tensor([[self.start]])
+
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -139,6 +196,11 @@ class PreferenceWorld:
         """r(y), [N]."""
         return self.token_reward[sequences].sum(-1)
 
+    def batch_reward(self, batch: TokenBatch) -> Tensor:
+        """r(y) of a batch's rows, [B] float32; the start token, drawn again, earns 0."""
+        table = torch.cat([self.token_reward, torch.zeros(1, dtype=torch.float64)]).float()
+        return (table[batch.ids] * batch.target).sum(-1)
+
     def optimum(self, beta: float) -> MarkovPolicy:
         """argmax of E[r] - beta KL(pi || language): the closed form that RLHF and DPO aim at."""
         base, tilt = self._tables[0], self.token_reward / beta
@@ -150,6 +212,26 @@ class PreferenceWorld:
             steps.append(joint - total[:, None])
             log_z = total[:-1]
         return MarkovPolicy(torch.stack(steps[::-1]))
+
+    def foresight(self, sequences: Tensor) -> Tensor:
+        """P(the next token carries reward | the one before it), of every token, [N, length]."""
+        chance = self.language.logprob[0].exp()[:, self.token_reward != 0].sum(-1)
+        start = sequences.new_full((len(sequences), 1), self.start)
+        return chance[torch.cat([start, sequences[:, :-1]], 1)]
+
+    def optimum_at(self, kl: float) -> MarkovPolicy:
+        """The optimum at this KL from the language, in nats: no policy has more reward there.
+
+        By bisection on beta in [0.01, 1000].
+        """
+        low, high = 1e-2, 1e3
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            if self.optimum(middle).kl(self.language) > kl:
+                low = middle
+            else:
+                high = middle
+        return self.optimum(high)
 
     def pairs(
         self, count: int, generator: torch.Generator, sequences: Tensor | None = None
@@ -167,17 +249,12 @@ class PreferenceWorld:
         swap = (uniform > prefer_first)[:, None]
         pairs = Pairs(torch.where(swap, second, first), torch.where(swap, first, second))
         if sequences is None and len(pairs) < count:
-            more = self.pairs(count - len(pairs), generator)
-            pairs = Pairs(
-                torch.cat([pairs.chosen, more.chosen]), torch.cat([pairs.rejected, more.rejected])
-            )
+            pairs += self.pairs(count - len(pairs), generator)
         return pairs
 
     def batch(self, pairs: Pairs, index: Tensor | None = None) -> TokenBatch:
         """A preference batch [2B, 1 + length]: chosen rows, then rejected; `start` in front."""
-        chosen, rejected = pairs.chosen, pairs.rejected
-        if index is not None:
-            chosen, rejected = chosen[index], rejected[index]
+        chosen, rejected = pairs if index is None else (rows[index] for rows in pairs)
         batch = self.sequences_batch(torch.cat([chosen, rejected]))
         return TokenBatch(
             batch.ids, batch.attention, batch.target, torch.arange(len(chosen)).repeat(2)
@@ -191,3 +268,26 @@ class PreferenceWorld:
         target = attention.clone()
         target[:, 0] = False
         return TokenBatch(ids, attention, target)
+
+
+@dataclass(frozen=True)
+class Taste(PreferenceWorld):
+    """A world's language with another table of rewards, [V]; pairs are labelled by it."""
+
+    table: tuple[float, ...] = ()
+
+    @property
+    def token_reward(self) -> Tensor:
+        return torch.tensor(self.table, dtype=torch.float64)
+
+
+def opposed(world: PreferenceWorld) -> Taste:
+    """A taste that conflicts with the world's: two liked and two disliked tokens change sides, the
+    others of both are neutral, one neutral token becomes liked and one disliked."""
+    own = world.token_reward
+    liked, disliked, neutral = ((own == value).nonzero()[:, 0] for value in (1, -1, 0))
+    other = torch.zeros_like(own)
+    other[torch.cat([disliked[:2], neutral[:1]])] = 1.0
+    other[torch.cat([liked[:2], neutral[1:2]])] = -1.0
+    shape = {field.name: getattr(world, field.name) for field in fields(world)}
+    return Taste(**shape, table=tuple(other.tolist()))

@@ -31,7 +31,7 @@ Levels = list[Tensor]
 
 
 @dataclass(frozen=True)
-class TokenTree:
+class RewardTree:
     """All texts of `depth` tokens with the reference's log-probabilities and the tokens' rewards.
 
     reference, reward: `Levels`. Build a random one with `random`.
@@ -51,7 +51,7 @@ class TokenTree:
     @classmethod
     def random(
         cls, seed: int = 0, vocabulary: int = 3, depth: int = 4, terminal: bool = False
-    ) -> TokenTree:
+    ) -> RewardTree:
         """Normal rewards and logits; `terminal` leaves only the last token's reward."""
         generator = torch.Generator().manual_seed(seed)
 
@@ -103,7 +103,7 @@ class SoftOptimum:
     advantage: Levels
 
 
-def soft_backup(tree: TokenTree, beta: float) -> SoftOptimum:
+def soft_backup(tree: RewardTree, beta: float) -> SoftOptimum:
     """The optimum of E[reward] - beta KL(pi || reference) on the tree, exactly."""
     if beta <= 0:
         raise InputError(f"beta must be positive, got {beta}")

@@ -13,12 +13,19 @@ on its class, so that lyrics and melodies have a structure of their own.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tokenry.core.errors import InputError
 
 PAD, MASK, START, EOS, SEP = range(5)
 FIRST = 5  # the first word; in melodies the first pitch, behind which the durations come
+SOURCE, TARGET = -1, -2  # word and sentence of a token that has none, on either side
+SENTENCE = 100  # words of a song are numbered in hundreds, one hundred a sentence
 MOVES = [(0,), (1, 1), (-1, 2), (-1, -1, 3)]
 DURATIONS = 3
 
@@ -30,6 +37,64 @@ class Song:
 
     words: tuple[tuple[int, ...], ...]
     notes: tuple[tuple[tuple[int, int, int], ...], ...]
+
+    @property
+    def lyrics(self) -> Tensor:
+        """The words and their sentences, [2, n]."""
+        rows = [(word, n) for n, words in enumerate(self.words) for word in words]
+        return torch.tensor(rows).T
+
+    @property
+    def melody(self) -> Tensor:
+        """Pitches and durations in turn, and their sentences, [2, n]."""
+        sung = [(note, n) for n, notes in enumerate(self.notes) for note in notes]
+        return torch.tensor([(token, n) for note, n in sung for token in note[:2]]).T
+
+    def columns(self) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+        """The lyrics and the melody as (token, word, sentence): sentences end with SEP, which
+        belongs to the sentence and to no word, the song with EOS."""
+        source, target = [], []
+        for n, (words, notes) in enumerate(zip(self.words, self.notes, strict=True)):
+            source += [(word, SENTENCE * n + i, n) for i, word in enumerate(words)]
+            target += [(t, SENTENCE * n + i, n) for *note, i in notes for t in note]
+            source.append((SEP, SOURCE, n))
+            target.append((SEP, TARGET, n))
+        return [*source, (EOS, SOURCE, SOURCE)], [*target, (EOS, TARGET, TARGET)]
+
+
+@dataclass(frozen=True)
+class SongBatch:
+    """Songs as tensors: lyrics `source` [B, S] and melodies `target` [B, T], padded on the right;
+    the word and the sentence of every token."""
+
+    source: Tensor
+    source_words: Tensor
+    source_sentences: Tensor
+    target: Tensor
+    target_words: Tensor
+    target_sentences: Tensor
+
+    @classmethod
+    def of(cls, songs: Sequence[Song]) -> SongBatch:
+        sides = zip(*(song.columns() for song in songs), strict=True)
+        columns = [
+            pad_sequence([torch.tensor(row)[:, n] for row in side], True, value)
+            for side, none in zip(sides, (SOURCE, TARGET), strict=True)
+            for n, value in enumerate((PAD, none, none))
+        ]
+        return cls(*columns)
+
+    @property
+    def words(self) -> tuple[Tensor, Tensor]:
+        """Of the target's and the source's tokens."""
+        return self.target_words, self.source_words
+
+    @property
+    def sentences(self) -> tuple[Tensor, Tensor]:
+        return self.target_sentences, self.source_sentences
+
+    def take(self, rows: Tensor) -> SongBatch:
+        return SongBatch(*(value[rows] for value in vars(self).values()))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,16 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class NextToken(Protocol):
+    """What gives next-token logits [V] after any text, a sequence of ids."""
+
+    def logits(self, text: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,11 @@ class ToyLM:
 class ToyState:
     """Reads a `ToyLM` with the verbs of a decoding state: start, logits, append, select, fork."""
 
-    def __init__(self, model: ToyLM, rows: list[list[int]]):
+    def __init__(self, model: NextToken, rows: list[list[int]]):
         self.model, self.rows = model, rows
 
     @classmethod
-    def start(cls, model: ToyLM, ids: Tensor) -> ToyState:
+    def start(cls, model: NextToken, ids: Tensor) -> ToyState:
         """ids: `[B, T]` prompts; T may be 0."""
         return cls(model, [list(map(int, row)) for row in ids])
 
@@ -114,3 +121,13 @@ class ToyState:
 def total_variation(p: dict[tuple[int, ...], float], q: dict[tuple[int, ...], float]) -> float:
     """½ Σ |p - q| over all texts of either distribution."""
     return 0.5 * math.fsum(abs(p.get(text, 0.0) - q.get(text, 0.0)) for text in {*p, *q})
+
+
+def odd_sum(text: tuple[int, ...]) -> bool:
+    """A constraint on toy texts: `may_get_odd`, and an odd sum."""
+    return may_get_odd(text) and sum(text) % 2 == 1
+
+
+def may_get_odd(text: tuple[int, ...]) -> bool:
+    """Token 3 at most once, and not right behind a leading 1."""
+    return text.count(3) <= 1 and text[:2] != (1, 3)

@@ -16,13 +16,14 @@ entries have the same bytes the split uses the ordinary one with the lowest id.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from tokenry.core.checks import within
 from tokenry.core.errors import InputError
-from tokenry.core.registry import tokenizer as registered
+from tokenry.text.tokenizers.base import Draws, WrappedTokenizer
+from tokenry.text.tokenizers.base import tokenizer as registered
 from tokenry.text.vocabulary import BYTE_FALLBACK, token_bytes
 
 SplitTable = dict[int, list[tuple[int, int]]]
@@ -96,7 +97,7 @@ def split_tokens(
     return expanded, sources
 
 
-@registered("stochastok", paper=181)
+@registered("stochastok", paper=181, examples=lambda: _examples())
 @dataclass(frozen=True)
 class StochasTok:
     """Stochastic splits for any fast tokenizer: `StochasTok(p=0.1).wrap(tokenizer)(texts)`.
@@ -112,6 +113,9 @@ class StochasTok:
     max_splits: int | None = None
     seed: int = 0
 
+    lossless: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         within(self, "[0, 100]", "p")
         within(self, "[0, inf)", "max_splits", integer=True, optional=True)
@@ -123,8 +127,8 @@ class StochasTok:
 
 
 @dataclass
-class StochasticTokenizer:
-    """Called like the tokenizer it wraps; everything else, such as decode, is asked of that."""
+class StochasticTokenizer(WrappedTokenizer):
+    """A tokenizer whose tokens are split at random."""
 
     tokenizer: Any
     method: StochasTok
@@ -134,67 +138,20 @@ class StochasticTokenizer:
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.method.seed)
 
-    def expand(
-        self, ids: Sequence[int], generator: torch.Generator | int | None = None
-    ) -> list[int]:
-        """`ids` with some tokens split. generator: a torch.Generator or a seed."""
-        return self._split(ids, generator)[0]
+    def expand(self, ids: Sequence[int], generator: Draws = None) -> list[int]:
+        """`ids` with some tokens split. generator: None: this tokenizer's own stream."""
+        return self.traced(ids, generator)[0]
 
-    def __call__(
-        self,
-        text: str | list[str],
-        *,
-        generator: torch.Generator | int | None = None,
-        padding: bool | str = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        **options: Any,
-    ) -> Any:
-        """A BatchEncoding of input_ids and attention_mask; truncates the expanded text."""
-        from transformers import BatchEncoding
-
-        if options.get("return_offsets_mapping"):
-            raise InputError("a split token has no offsets; ask the wrapped tokenizer for them")
-        generator = self._stream(generator)
-        single = isinstance(text, str)
-        encoded = self.tokenizer([text] if single else text, **options)["input_ids"]
-        rows = [self._split(ids, generator)[0] for ids in encoded]
-        if truncation and max_length is not None:
-            from_left = self.tokenizer.truncation_side == "left"
-            cut = slice(-max_length, None) if from_left else slice(max_length)
-            rows = [row[cut] for row in rows]
-        features = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        if padding not in (False, "do_not_pad"):
-            features = self.tokenizer.pad(features, padding=padding, max_length=max_length)
-        if single and return_tensors is None:
-            features = {name: values[0] for name, values in features.items()}
-        return BatchEncoding(dict(features), tensor_type=return_tensors)
+    def traced(self, ids: Sequence[int], generator: Draws = None) -> tuple[list[int], list[int]]:
+        """The expanded ids, and for each the index of the token in `ids` that it comes from."""
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
+        stream = self.generator if generator is None else generator
+        return split_tokens(ids, self.table, self.method.p, stream, self.method.max_splits)
 
     def collator(self, base: Callable[[list[dict]], Any]) -> "StochasTokCollator":
         """`base`, fed with expanded examples."""
         return StochasTokCollator(self, base)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("tokenizer", "table", "method", "generator"):
-            raise AttributeError(name)
-        return getattr(self.tokenizer, name)
-
-    def __len__(self) -> int:
-        return len(self.tokenizer)
-
-    def _split(
-        self, ids: Sequence[int], generator: torch.Generator | int | None
-    ) -> tuple[list[int], list[int]]:
-        stream = self._stream(generator)
-        return split_tokens(ids, self.table, self.method.p, stream, self.method.max_splits)
-
-    def _stream(self, generator: torch.Generator | int | None) -> torch.Generator:
-        if generator is None:
-            return self.generator
-        if isinstance(generator, int):
-            return torch.Generator().manual_seed(generator)
-        return generator
 
 
 @dataclass
@@ -216,7 +173,7 @@ class StochasTokCollator:
 
     def _expanded(self, feature: dict) -> dict:
         ids = [int(v) for v in feature["input_ids"]]
-        new, origin = self.wrapped._split(ids, None)
+        new, origin = self.wrapped.traced(ids)
         for name, values in feature.items():
             if name != "input_ids" and _per_token(values, len(ids)):
                 values = values.tolist() if hasattr(values, "tolist") else values
@@ -237,3 +194,7 @@ def _per_token(values: Any, length: int) -> bool:
     """Whether a field holds one value for each of so many tokens."""
     whole = isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__")
     return not whole and len(values) == length
+
+
+def _examples() -> list[StochasTok]:
+    return [StochasTok(), StochasTok(p=2.0)]  # 2.0 changes short texts too

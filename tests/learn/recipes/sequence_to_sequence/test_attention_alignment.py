@@ -6,18 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ShapeError
+from tokenry.lab.toy_encoder_decoder import joined, small_decoder, small_encoder
 from tokenry.learn.recipes.sequence_to_sequence.attention_alignment import (
     alignment_attention_loss,
     matches,
     sentence_attention_mask,
     shares,
 )
-from tokenry.learn.recipes.sequence_to_sequence.model import (
-    joined,
-    read,
-    small_decoder,
-    small_encoder,
-)
+from tokenry.model.encoder_decoder import read
 
 TARGET_WORDS = torch.tensor([[0, 0, 1, 2, 3, -2]])
 SOURCE_WORDS = torch.tensor([[0, 1, 2, 2, 3, -1]])

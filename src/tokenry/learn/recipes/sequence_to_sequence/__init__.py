@@ -1,4 +1,4 @@
-"""Encoder-decoder models: objectives and modules that look at the attention from target to source.
+"""Training of encoder-decoders: objectives that look at the attention from target to source.
 
-They work on tensors that any of transformers' encoder-decoders gives (`model.read`).
+They work on tensors that any of transformers' encoder-decoders gives (`model.encoder_decoder`).
 """

@@ -51,7 +51,9 @@ def alignment_attention_loss(
     """L, a scalar, from the cross-attentions [B, T, S] of the layers.
 
     target_words [B, T] and source_words [B, S]: numbers of the aligned groups; *_sentences alike.
-    target: bool [B, T], True for tokens that count (default: those with a sentence).
+
+    Args:
+        target: bool [B, T], True for tokens that count (default: those with a sentence).
     """
     if not attentions:
         raise InputError("the loss of no layer's attention is undefined: give at least one")

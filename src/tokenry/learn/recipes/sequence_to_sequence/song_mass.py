@@ -57,11 +57,14 @@ def song_mass_example(
 ) -> MassExample:
     """One song masked.
 
-    tokens [n]: a song without the marks between its sentences. sentence_ids [n]: the number of each
-    token's sentence. kinds: for each token of a group, the ids from which replacements are drawn:
-    one list for words, two for notes of pitch and duration. ratio: share of tokens to be masked,
-    in (0, 1]. span: tokens of a masked span, about. decoder_noise: share of decoder inputs that are
-    replaced.
+    Args:
+        tokens: [n], a song without the marks between its sentences.
+        sentence_ids: [n], the number of each token's sentence.
+        kinds: for each token of a group, the ids from which replacements are drawn: one list for
+            words, two for notes of pitch and duration.
+        ratio: share of tokens to be masked, in (0, 1].
+        span: tokens of a masked span, about.
+        decoder_noise: share of decoder inputs that are replaced.
     """
     if tokens.ndim != 1 or tokens.shape != sentence_ids.shape:
         raise ShapeError(
@@ -105,7 +108,7 @@ def masked_spans(
     """The masked [first, last) of each segment, multiples of `group`; all are groups below."""
     groups = length // group
     segments = min(groups, max(1, round(length * ratio / span)))
-    size, found = groups // segments, []
+    size, spans = groups // segments, []
     for segment in range(segments):
         begin = segment * size
         end = groups if segment == segments - 1 else begin + size
@@ -114,8 +117,8 @@ def masked_spans(
         first = begin if fate < 0.2 else end - masked
         if fate >= 0.4:
             first = int(torch.randint(begin, end - masked + 1, (), generator=generator))
-        found.append((first * group, (first + masked) * group))
-    return found
+        spans.append((first * group, (first + masked) * group))
+    return spans
 
 
 def replacements(length: int, kinds: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:

@@ -1,0 +1,25 @@
+"""Options of `tokenry generate` that are settings now, and how each is written."""
+
+SETTINGS = {
+    "--whitespace": "--constrain json:schema=FILE,whitespace=R",
+    "--lenient": "--constrain json:schema=FILE,lenient=true",
+    "--strict": "--constrain json:schema=FILE,lenient=false",
+    "--min-tokens": "--constrain length:minimum=N",
+    "--accept": "--constrain predicate:complete=FILE.py:NAME,prefix=FILE.py:NAME",
+    "--dictionary": "--constrain dictionary:phrases=FILE",
+    "--melody": "--constrain melody:phrases=8,6,8,6",
+    "--with-letter": "--constrain words:with=L",
+    "--only-letters": "--constrain words:only=LETTERS",
+    "--starts-with": "--constrain words:starts=S",
+    "--ends-with": "--constrain words:ends=S",
+    "--shortest-word": "--constrain words:shortest=N",
+    "--longest-word": "--constrain words:longest=N",
+    "--syllables": "--constrain words:syllables=N",
+    "--rhymes-with": "--constrain words:rhymes=W",
+    "--end-when-complete": "--steer ending",
+    "--no-end-when-complete": "no --steer ending",
+    "--expected-length": "--steer stopping:expected_length=N",
+    "--style": "--steer ngram-style:ngrams=FILE",
+    "--style-strength": "--steer ngram-style:ngrams=FILE,strength=X",
+    "--contrast": "--steer uscd:negative=PROMPT",
+}
