@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from tokenry.core.errors import InputError
+from tokenry.lab import toys
 from tokenry.lab.plots import MOST, bars, curves, draw
 from tokenry.lab.toys import fitted, trained
+from tokenry.tasks.worlds.preference import PreferenceWorld
+from tokenry.tasks.worlds.sparse_grammar import SparseGrammar
 
 
 @pytest.fixture
@@ -31,6 +35,20 @@ def test_a_toy_is_trained_once_and_anew_for_another_recipe(elsewhere):
     assert not again.weight.requires_grad
     assert trained(build, train, "a", 1).weight[0, 0] == 2
     assert not list(elsewhere.rglob("*.part"))
+
+
+def test_a_recipe_says_what_it_is_made_from_or_is_refused(elsewhere, monkeypatch):
+    world = SparseGrammar(seed=3)
+    name = toys._digest(world)
+    assert toys._digest(SparseGrammar(seed=3)) == name != toys._digest(SparseGrammar(seed=4))
+    source = toys._source
+    for changed in SparseGrammar, PreferenceWorld:  # the source of the world, or of what it extends
+        monkeypatch.setattr(
+            toys, "_source", lambda kind, c=changed: source(kind) + "x" * (kind is c)
+        )
+        assert toys._digest(world) != name
+    with pytest.raises(InputError, match="give it a repr"):
+        trained(lambda: nn.Linear(1, 1), lambda model: None, object())
 
 
 def test_an_interrupted_training_leaves_nothing(elsewhere):

@@ -208,3 +208,32 @@ def test_it_trains_in_the_real_trainer_and_evaluates(tiny_llama_text, tiny_token
         losses[share] = [entry["loss"] for entry in record["history"] if "loss" in entry]
         assert record["evaluation"]["eval_entropy"] > 0
     assert losses[0.4][0] > losses[1.0][0] + 0.1  # the least likely tokens alone
+
+
+def test_the_count_is_known_before_the_scores_where_it_can_be(batch):
+    assert TopShare("policy.entropy", 1 / 3).count(batch) == 2 + 2 + 1
+    between = Between("token.weight", 7.0, 9.0)
+    assert between.count(batch) == between(batch, {}).sum() < batch.target.sum()
+    assert Between("policy.entropy", 7.0, 9.0).count(batch) == batch.target.sum()
+
+
+def test_micro_batches_weigh_as_many_as_they_choose(tiny_llama_text, tiny_tokenizer, tmp_path):
+    completions = (" sat", " sat there on the mat", " sat on the mat", " ran over there then")
+    rows = [{"prompt": "the cat", "completion": text} for text in completions]
+    losses = []
+    for size in (4, 1):
+        record = train(
+            Selected(SFT(), TopShare("policy.entropy", 0.4)),
+            rows,
+            (copy.deepcopy(tiny_llama_text), tiny_tokenizer),
+            tmp_path / str(size),
+            disable_tqdm=True,
+            use_cpu=True,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=4 // size,
+            learning_rate=1e-2,
+            num_train_epochs=2,
+            save_strategy="no",
+        ).record
+        losses.append([entry["loss"] for entry in record["history"] if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)

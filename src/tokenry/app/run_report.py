@@ -1,4 +1,4 @@
-"""What a preference run moved: its report on pairs, token by token, for the terminal."""
+"""What a preference run moved: its report on pairs, token by token."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from tokenry.app.terminal import (
-    check_writable,
-    load,
-    notes,
-    plain_table,
-    print_json,
-    results,
-    working,
-    write_text,
-)
+from tokenry.app.terminal import load, working
 from tokenry.core.errors import InputError
 
 COLUMNS = ("token", "side", "log ratio (nats)", "KL (nats)", "after")
@@ -33,25 +24,6 @@ class RunReport:
     def to_dict(self) -> dict[str, Any]:
         names = {"run": self.folder, "model": self.model, "reference": self.reference}
         return names | self.report.to_dict()
-
-
-def report_run(
-    folder: str, pairs: Path | None, rows: int, as_json: bool, html: Path | None = None
-) -> None:
-    """Show what a run moved on its own pairs, or on others: as a table, JSON, or a page."""
-    if html is not None:
-        check_writable(html)
-    run = read_run(folder, pairs)
-    if html is not None:
-        from tokenry.app.run_report_html import page
-
-        write_text(html, page(run))
-    if as_json:
-        print_json(run.to_dict())
-    else:
-        show(run, rows)
-    if html is not None:
-        notes().print(f"written to {html}")
 
 
 def read_run(folder: str, pairs: Path | None) -> RunReport:
@@ -150,29 +122,6 @@ def summary(run: RunReport) -> list[str]:
     if report.skipped:
         lines.append(f"{report.skipped} rows skipped, the first: {report.first_skipped}")
     return lines
-
-
-def show(run: RunReport, rows: int) -> None:
-    """The summary, and the tokens whose log-probability changed most."""
-    from rich.text import Text
-
-    console = results()
-    for line in summary(run):
-        console.print(line, soft_wrap=True, markup=False)
-    tokens = largest_changes(run.report)[:rows]
-    if not tokens:
-        return
-    table = plain_table(*COLUMNS, numbers=[title for title in COLUMNS if "nats" in title])
-    for token, side, log_ratio, kl, before in tokens:
-        colour = "green" if log_ratio > 0 else "red"
-        table.add_row(
-            Text(repr(token)),
-            side,
-            f"[{colour}]{log_ratio:+.3f}[/]",
-            f"{kl:.3f}",
-            Text(before[-40:].replace("\n", " "), style="dim"),
-        )
-    console.print(table)
 
 
 def largest_changes(report: Any) -> list[tuple[str, str, float, float, str]]:

@@ -1,7 +1,7 @@
 """Toy models that are trained once: kept by what they were made from.
 
-A model's name in the cache is a hash of the recipe (its parameters), of the source of the function
-that trains it and of the modules it names, and of torch's and transformers' versions. Whoever asks
+A model's name in the cache is a hash of the recipe (its parameters), of the source of the modules
+of the functions and classes in it, and of torch's and transformers' versions. Whoever asks
 for the same again, another paper or another test, gets the weights that were kept; whoever changes
 the training gets new ones.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenry.core.errors import InputError
 from tokenry.core.files import replacing
 from tokenry.core.versions import installed
 from tokenry.learn.fit import fit
@@ -33,15 +34,19 @@ def trained(build: Callable[[], M], train: Callable[[M], Any], *recipe: Any) -> 
         build: makes the untrained model; called every time.
         train: trains it in place; called only when the cache has no such model.
         recipe: everything that decides the result: seed, sizes, steps, data. Values whose repr says
-            all about them; a function stands for the source of its module.
+            all about them, a world of the library stands for its source too, and a function for the
+            source of its module.
 
     Returns:
         The model in evaluation mode, its weights without gradients.
+
+    Raises:
+        InputError: when the repr of a part of the recipe is only its address.
     """
     from safetensors.torch import load_model, save_model
 
     model: Any = build()
-    file = home() / "toys" / f"{_digest(build, train, recipe)}.safetensors"
+    file = home() / "toys" / f"{_digest(build, train, *recipe)}.safetensors"
     if file.exists():
         load_model(model, file)
     else:
@@ -73,11 +78,20 @@ def fitted(
     return trained(build, train, loss, *recipe, *options.values())
 
 
-def _digest(build: Callable[..., Any], train: Callable[..., Any], recipe: tuple[Any, ...]) -> str:
-    sources = [_source(part) for part in (build, train, *recipe) if callable(part)]
-    values = [part for part in recipe if not callable(part)]
-    versions = installed("torch", "transformers")
-    return hashlib.sha256(repr((values, sources, versions)).encode()).hexdigest()[:24]
+def _digest(*parts: Any) -> str:
+    described = [_described(part) for part in parts], installed("torch", "transformers")
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:24]
+
+
+def _described(part: Any) -> str:
+    """A function by the source of its module; a value by its repr, and ours by their class's too."""
+    if inspect.isroutine(part) or inspect.isclass(part):
+        return _source(part)
+    text = repr(part)
+    if " at 0x" in text:
+        raise InputError(f"{text} does not say what a toy model is made from: give it a repr")
+    ours = [kind for kind in type(part).__mro__ if kind.__module__.startswith("tokenry.")]
+    return text + "".join(_source(kind) for kind in ours)
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -8,8 +8,9 @@ student may learn from the tokens where it is unsure, where a teacher is, or whe
 
     train(Selected(SFT(), TopShare("policy.entropy", 0.2)), ...)
 
-A mean over tokens is then one over chosen tokens; where an optimizer step is made of several
-micro-batches, they weigh as many as they have targets.
+A mean over tokens is then one over chosen tokens, and the micro-batches of an optimizer step weigh
+as many as they have of these; where only a model's scores tell how many (`Between` on a need of a
+model), as many as they have targets.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Selector(Protocol):
 
     def __call__(self, batch: TokenBatch, scores: Mapping[str, Scores]) -> Tensor:
         """True on the chosen targets, [B, T], from the scores of all targets by source."""
+        ...
+
+    def count(self, batch: TokenBatch) -> int:
+        """How many targets it chooses, before any score is known; an upper bound if it cannot say."""
         ...
 
 
@@ -69,8 +74,13 @@ class TopShare:
         rank = torch.empty_like(order).scatter_(
             -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
         )
-        count = (batch.target.sum(-1, keepdim=True) * self.share - 1e-6).ceil()
-        return batch.target & (rank < count)
+        return batch.target & (rank < self._per_row(batch)[:, None])
+
+    def count(self, batch: TokenBatch) -> int:
+        return int(self._per_row(batch).sum())
+
+    def _per_row(self, batch: TokenBatch) -> Tensor:
+        return (batch.target.sum(-1) * self.share - 1e-6).ceil()
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,10 @@ class Between:
     def __call__(self, batch: TokenBatch, scores: Mapping[str, Scores]) -> Tensor:
         values = statistic(self.need, batch, scores)
         return batch.target & (values >= self.least) & (values <= self.most)
+
+    def count(self, batch: TokenBatch) -> int:
+        known = self.need.partition(".")[0] in DATA
+        return int((self(batch, {}) if known else batch.target).sum())
 
 
 def statistic(need: str, batch: TokenBatch, scores: Mapping[str, Scores]) -> Tensor:

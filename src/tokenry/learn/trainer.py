@@ -265,7 +265,12 @@ class ObjectiveTrainer(FiniteTrainer):
 
     def _units(self, inputs: dict[str, Any]) -> int:
         """Pairs, rows or tokens of a micro-batch that count."""
-        return 0 if STAND_IN in inputs else count_units(self.objective.unit, batch_of(inputs))
+        if STAND_IN in inputs:
+            return 0
+        batch, selector = batch_of(inputs), self.objective.selector
+        if selector is not None and self.objective.unit == "token":
+            return selector.count(batch)
+        return count_units(self.objective.unit, batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the objective's metrics since the last log, over all processes."""

@@ -22,6 +22,16 @@ from tokenry.tasks.standard_library import sources
 MODULES = ("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "email", "inspect")
 MODULES += ("json", "logging", "pathlib", "random", "sqlite3", "statistics", "tarfile", "threading")
 
+_MANY = """
+    argparse ast asyncio collections concurrent.futures csv datetime decimal difflib email.message
+    fractions ftplib functools heapq http.client inspect itertools json logging math mailbox
+    multiprocessing numpy optparse os pathlib pickle plistlib random re shutil smtplib socket
+    sqlite3 statistics string subprocess tarfile tempfile textwrap threading tkinter tokenize
+    torch typing unittest urllib.request uuid wave xml.dom.minidom zipfile
+"""
+MANY_MODULES = tuple(_MANY.split())
+"""Modules of many subjects, whose documentation is a mixture of styles."""
+
 
 def printed_help(module: str) -> str:
     """What `help()` prints about a module."""

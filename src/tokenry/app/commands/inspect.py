@@ -87,7 +87,7 @@ def inspect(
             "without a text, the report is about the run",
         )
         require_use("--rows", not as_json, JSON_HAS_ALL)
-        from tokenry.app.run_report import report_run
+        from tokenry.app.run_report_terminal import report_run
 
         report_run(against, pairs, rows, as_json, html)
         return
