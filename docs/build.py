@@ -25,7 +25,18 @@ GALLERY = FOLDER / "gallery"
 REFERENCE = FOLDER / "reference"
 README = FOLDER.parent / "README.md"
 CONTRIBUTING = FOLDER.parent / "CONTRIBUTING.md"
-LAYERS = ("core", "text", "tasks", "codecs", "model", "decode", "measure", "learn", "lab")
+LAYERS = (
+    "core",
+    "text",
+    "tasks",
+    "codecs",
+    "model",
+    "decode",
+    "measure",
+    "learn",
+    "lab",
+    "serving",
+)
 METHODS = ("<!-- methods: written by docs/build.py -->\n", "<!-- end of methods -->\n")
 ROLES = ("<!-- roles: written by docs/build.py -->\n", "<!-- end of roles -->\n")
 
@@ -274,24 +285,10 @@ def reference(layer: str) -> list[str]:
     return lines
 
 
-LAYERS = (
-    "core",
-    "text",
-    "tasks",
-    "codecs",
-    "model",
-    "decode",
-    "measure",
-    "learn",
-    "lab",
-    "serving",
-)
-
-
 def main(draw: bool = True) -> None:
     shutil.rmtree(REFERENCE, ignore_errors=True)
     REFERENCE.mkdir()
-    for layer in (*LAYERS, "serving"):
+    for layer in LAYERS:
         REFERENCE.joinpath(f"{layer}.md").write_text("\n".join(reference(layer)))
     for file, written in ((README, with_methods), (CONTRIBUTING, with_roles)):
         file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")

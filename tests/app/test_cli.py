@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from tokenry.lab.outcome import verdict
+from tokenry.lab.table import Table
 from tokenry.papers import catalogue
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Paper
 
 VERBS = (
     "inspect",
@@ -41,8 +43,10 @@ def pairs(tmp_path):
 @pytest.fixture
 def toy_paper(monkeypatch):
     def reproduce(seed, scale):
-        measured = [Measurement("method", 2.0, "tokens", seed), Measurement("rival", 1.0, "tokens")]
-        return Outcome(held=False, needs="method > rival + 5", measurements=measured, reason="toy")
+        table = Table()
+        table.add("method", 2.0, "tokens", seed)
+        table.add("rival", 1.0, "tokens")
+        return verdict(table, {"method > rival + 5": False}, reason="toy")
 
     paper = Paper(7, "toy", "A toy", "0000.00000", "sampler", "toys", "It plays.", reproduce)
     monkeypatch.setattr(catalogue, "papers", lambda: {"toy": paper})
@@ -617,7 +621,7 @@ def test_all_papers_are_gone_on_with(run, refused, monkeypatch, tmp_path):
             calls.append((key, seed, scale))
             if key == "b" and len(calls) == 2:
                 raise KeyboardInterrupt
-            return Outcome(held=True, needs="x", measurements=[Measurement("x", 1.0, "", seed)])
+            return verdict(Table(), {"x": True})
 
         return Paper(None, key, key, "0.0", "sampler", "toys", "It plays.", reproduce)
 

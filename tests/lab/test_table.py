@@ -50,8 +50,9 @@ def test_bounds_are_margins_too():
 
 def test_a_claim_holds_when_every_check_surely_does():
     outcome = verdict(measured(), {"a > b": measured().gap("a", "b"), "sums agree": True})
-    assert (outcome.held, outcome.verdict) == (True, "held")
-    assert outcome.needs == "a > b; sums agree"
+    record = outcome.record()
+    assert (record["held"], record["verdict"]) == (True, "held")
+    assert record["needs"] == "a > b; sums agree"
     assert outcome.checks[0].seeds == (3, 3)
     assert len(outcome.measurements) == 6
 
@@ -60,7 +61,7 @@ def test_one_sure_failure_decides_and_an_unsure_one_leaves_it_open():
     table = measured()
     unsure = table.above("a", 1.5)
     assert verdict(table, {"a > 1.5": unsure}).verdict == "undecided"
-    assert not verdict(table, {"a > 1.5": unsure}).held
+    assert verdict(table, {"a > 1.5": unsure}).record()["held"] is False
     assert verdict(table, {"x": unsure, "b > a": table.gap("b", "a")}).verdict == "not held"
 
 
@@ -68,6 +69,7 @@ def test_one_seed_decides_nothing_unless_it_is_exact():
     assert verdict(Table(), {"x": Evidence((5.0,))}).verdict == "undecided"
     assert verdict(Table(), {"x": Evidence((5.0,), exact=True)}).verdict == "held"
     assert verdict(Table(), {"x": False}).verdict == "not held"
+    assert verdict(Table(), {}).verdict == "undecided"
 
 
 def test_margins_without_spread_are_sure_and_nan_is_not():
@@ -96,6 +98,7 @@ def test_bases_with_a_stride_share_no_seed():
 def test_a_margin_counts_when_it_is_above_zero():
     assert Evidence((0.5, -0.25, 0.0)).above == 1
     assert Evidence((0.5, 0.25), exact=True).sure == 1
+    assert Evidence((0.0, 0.0)).sure == 0
     for margins in ((0.5, -0.25), (0.5, 0.0)):
         assert Evidence(margins, exact=True).sure == 0
 

@@ -38,7 +38,6 @@ class Breaks(DPO):
 
     what: str = "loss"
     at: int = 3
-    calls: tuple = ()
 
     def __post_init__(self):
         object.__setattr__(self, "count", [0])

@@ -5,14 +5,18 @@ import json
 import pytest
 
 from tokenry.core.errors import InputError, UnknownNameError
+from tokenry.lab.outcome import verdict
+from tokenry.lab.table import Table
 from tokenry.papers import catalogue
-from tokenry.papers.base import Measurement, Outcome, Paper
+from tokenry.papers.base import Paper
 
 
 @pytest.fixture
 def one_paper(monkeypatch):
     def reproduce(seed, scale):
-        return Outcome(True, "a > b", [Measurement("a", 2.0, "nats", seed)], reason="by far")
+        table = Table()
+        table.add("a", 2.0, "nats", seed)
+        return verdict(table, {"a > b": True}, reason="by far")
 
     record = Paper(5, "demo", "A Title", "2401.00001", "sampler", "control", "a beats b", reproduce)
     monkeypatch.setattr(catalogue, "papers", lambda: {"demo": record})

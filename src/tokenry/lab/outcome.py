@@ -34,36 +34,31 @@ class Check:
 class Outcome:
     """What a reproduction measured, and what follows.
 
-    held: whether `needs`, the inequalities that the paper's claim requires, are true of the
-        measured values. Decided by the code, never by hand; False when undecided.
     reason: why it did not hold, or the limits under which it did.
-    checks: the inequalities one by one, where the verdict rests on them.
+    checks: the inequalities that the paper's claim requires. Decided by the code, never by hand.
     plots: pictures of the outcome.
     """
 
-    held: bool
-    needs: str
     measurements: list[Measurement]
+    checks: tuple[Check, ...]
     reason: str | None = None
-    checks: tuple[Check, ...] = ()
     plots: tuple[Plot, ...] = ()
-    figure: Any = None  # of papers that have no `plots` yet; drawn nowhere
 
     @property
     def verdict(self) -> Verdict:
         """not held if one check surely fails, held if all surely hold, else undecided."""
-        if not self.checks:
-            return "held" if self.held else "not held"
         states = {check.verdict for check in self.checks}
         if "not held" in states:
             return "not held"
-        return "undecided" if "undecided" in states else "held"
+        return "held" if states == {"held"} else "undecided"
 
     def record(self) -> dict[str, Any]:
-        """As JSON: {held, verdict, needs, reason, checks, measurements, plots}."""
+        """As JSON: {verdict, held, needs, reason, checks, measurements, plots}."""
         record = asdict(self)
-        names = ("held", "needs", "reason", "checks", "measurements", "plots")
-        return {"verdict": self.verdict} | {name: record[name] for name in names}
+        needs = "; ".join(check.text for check in self.checks)
+        held = self.verdict == "held"
+        about = {"verdict": self.verdict, "held": held, "needs": needs}
+        return about | {n: record[n] for n in ("reason", "checks", "measurements", "plots")}
 
 
 def verdict(
@@ -82,17 +77,10 @@ def verdict(
         plots: see `Outcome`.
 
     Returns:
-        An Outcome whose `held` is True when every check is surely true (`SURE`).
+        An Outcome that is "held" when every check is surely true (`SURE`).
     """
     decided = tuple(_check(text, evidence) for text, evidence in checks.items())
-    return Outcome(
-        held=bool(decided) and all(check.verdict == "held" for check in decided),
-        needs="; ".join(checks),
-        measurements=list(table.measurements),
-        reason=reason,
-        checks=decided,
-        plots=tuple(plots),
-    )
+    return Outcome(list(table.measurements), decided, reason, tuple(plots))
 
 
 def _check(text: str, evidence: Evidence | bool) -> Check:

@@ -84,7 +84,7 @@ def _digest(*parts: Any) -> str:
 
 
 def _described(part: Any) -> str:
-    """A function by the source of its module; a value by its repr, and ours by their class's too."""
+    """A function by its module's source; a value by its repr, a world of ours by source too."""
     if inspect.isroutine(part) or inspect.isclass(part):
         return _source(part)
     text = repr(part)

@@ -41,7 +41,7 @@ class Selector(Protocol):
         ...
 
     def count(self, batch: TokenBatch) -> int:
-        """How many targets it chooses, before any score is known; an upper bound if it cannot say."""
+        """How many targets it chooses; an upper bound where that needs scores."""
         ...
 
 

@@ -1,17 +1,9 @@
-"""What a paper's record holds, and what running its reproduction gives."""
+"""A paper's record in the catalogue."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tokenry.lab.outcome import Outcome
-from tokenry.lab.table import Measurement
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["Measurement", "Outcome", "Paper", "mean_and_error"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,3 @@ class Paper:
     claim: str
     reproduce: Callable[..., Outcome]
     threads: int | None = None
-
-
-def mean_and_error(values: "Tensor") -> tuple[float, float]:
-    """The mean of independent values `[n]` and its standard error."""
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

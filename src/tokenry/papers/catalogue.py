@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import json
 import re
 import time
@@ -25,7 +24,7 @@ from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.files import write_whole
 from tokenry.core.versions import installed
 from tokenry.lab.scale import Scale
-from tokenry.papers.base import Outcome, Paper
+from tokenry.papers.base import Paper
 
 PACKAGE = "tokenry.papers"
 POINT = re.compile(
@@ -75,16 +74,7 @@ def declared(module: str, source: str) -> Paper | None:
         values = {name: ast.literal_eval(node) for name, node in given.items()}
     except ValueError:
         return imported()
-    return Paper(**values, reproduce=lambda seed, scale: run(imported().reproduce, seed, scale))
-
-
-def run(reproduction: Any, seed: int, scale: Scale) -> Outcome:
-    """Reproductions that know of no scale run at full scale only."""
-    if "scale" in inspect.signature(reproduction).parameters:
-        return reproduction(seed, scale)
-    if scale != "full":
-        raise InputError(f"this reproduction has no scale {scale!r}; it has: full")
-    return reproduction(seed)
+    return Paper(**values, reproduce=lambda seed, scale: imported().reproduce(seed, scale))
 
 
 def paper(key: str) -> Paper:
