@@ -1,0 +1,71 @@
+"""Written addition: the answers are the sums, and nothing else is judged to be right."""
+
+import pytest
+import torch
+
+from tokenry.core.batch import TokenBatch
+from tokenry.core.errors import InputError
+from tokenry.tasks.worlds.written_addition import END, SYMBOLS, WrittenAddition
+
+
+def ids(text):
+    return [SYMBOLS.index(symbol) for symbol in text]
+
+
+def judged(prompt, answer):
+    row, padding = torch.tensor([ids(prompt + answer) + [0] * 3]), [False] * 3
+    target = torch.tensor([[False] * len(prompt) + [True] * len(answer) + padding])
+    attention = torch.tensor([[True] * (len(prompt) + len(answer)) + padding])
+    return bool(WrittenAddition().correct(TokenBatch(row, attention, target)))
+
+
+def test_answers_read_as_they_should():
+    world, prompt = WrittenAddition(), torch.tensor([ids("47+38=")] * 2)
+    answers, lengths = world.answers(prompt, torch.tensor([True, False]))
+    assert world.text(answers[0]) == "15,08;085."
+    assert world.text(answers[1, : lengths[1]]) == "085."
+    assert lengths.tolist() == [world.longest, 4]
+    assert (answers[1, lengths[1] :] == END).all()
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_all_sums_are_those_of_integers_and_given_answers_are_right(digits):
+    world, generator = WrittenAddition(digits), torch.Generator().manual_seed(0)
+    batch = world.given(generator, 200)
+    for row, total in zip(batch.ids.tolist(), world.sums(batch.ids).tolist(), strict=True):
+        first, second = (
+            int("".join(map(str, part)))
+            for part in (row[:digits], row[digits + 1 : 2 * digits + 1])
+        )
+        assert int("".join(map(str, total))) == first + second
+    assert world.correct(batch).all()
+    lengths = batch.target.sum(-1)
+    assert set(lengths.tolist()) == {digits + 2, world.longest}
+    assert 0.3 < (lengths == world.longest).float().mean() < 0.7  # of 200 with p = 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("085.", True),
+        ("15,08;085.", True),
+        ("99;085.", True),  # the working is not judged
+        ("086.", False),
+        ("085", False),
+        ("85.", False),
+        ("0085.", False),
+        ("15,08;86.", False),
+        ("1085.", False),
+        (".", False),
+        ("085;.", False),
+    ],
+)
+def test_only_a_whole_answer_that_ended_counts(answer, right):
+    assert judged("47+38=", answer) is right
+
+
+def test_settings_are_checked():
+    with pytest.raises(InputError, match="digits"):
+        WrittenAddition(0)
+    with pytest.raises(InputError, match="worked"):
+        WrittenAddition(worked=1.5)
