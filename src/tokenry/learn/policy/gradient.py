@@ -287,7 +287,7 @@ class PolicyGradient(Objective):
         if self.regularizer is not None:
             values = values + self.regularizer(logprob, ratio, rollouts)
         if self.aggregation == "balanced":
-            weights = balanced_weights(advantage, mask, rollouts.group)
+            weights = balanced_weights(advantage.to(values.dtype), mask, rollouts.group)
             return masked_sum(values * weights, mask)
         return aggregate(values, mask, self.aggregation, length=self.length)  # type: ignore[arg-type]
 
