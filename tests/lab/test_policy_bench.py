@@ -32,7 +32,7 @@ def test_an_objective_that_learns_nothing_leaves_the_measures_as_they_were():
 def test_measures_are_counts_of_the_answers():
     bench = PolicyBench(2, world=WrittenAddition(1), level=0.5, tokens=100, judged=50)
     values = bench.measure(bench.base)
-    batch, correct = bench._answers(bench.base, bench.judged, 2 * SAMPLES)
+    batch, correct = bench.answers(bench.base, bench.judged, 2 * SAMPLES)
     assert values["pass@1"] == pytest.approx(correct.float().mean())
     assert values["length"] == pytest.approx(batch.target.sum() / len(batch.ids))
     assert 0.3 < values["pass@1"] < values["pass@8"] <= 1

@@ -72,7 +72,7 @@ class PolicyBench:
         length = self.world.asked + self.world.longest + 1
 
         def good(model: Any) -> bool:
-            return float(self._answers(model, self.judged, 1)[1].float().mean()) >= self.level
+            return float(self.answers(model, self.judged, 1)[1].float().mean()) >= self.level
 
         data = (self.world, self.level, self.judged)
         settings: dict[str, Any] = {"steps": self.fit_steps, "good": good, "every": 25, "decay": 0}
@@ -115,7 +115,7 @@ class PolicyBench:
     def measure(self, policy: Any) -> dict[str, float]:
         """Of fresh answers to prompts that are the same for every policy: pass@1 (the mean reward),
         pass@8, the entropy of a token in nats, and the length in tokens."""
-        batch, correct = self._answers(policy, self.judged, 2 * SAMPLES)
+        batch, correct = self.answers(policy, self.judged, 2 * SAMPLES)
         right = correct.view(2 * SAMPLES, self.judged).sum(0).tolist()
         passed = [pass_at_k(2 * SAMPLES, count, SAMPLES) for count in right]
         entropy = score(policy, batch, ("entropy",)).need("entropy")
@@ -133,12 +133,20 @@ class PolicyBench:
         trained = self.train(objective, learning_rate, **options)
         return self.measure(trained.policy) | {"tokens to 60 %": trained.tokens_to(0.6)}
 
-    def _answers(self, policy: Any, count: int, samples: int) -> tuple[TokenBatch, Tensor]:
+    def answers(self, policy: Any, count: int, samples: int) -> tuple[TokenBatch, Tensor]:
+        """Answers to prompts that are the same for every policy, sample after sample, and whether
+        each is right, [samples * count] bool."""
         generator = torch.Generator().manual_seed(10**6 + self.seed)
         prompts, longest = self.world.prompts(count, generator), self.world.longest
         options: dict[str, Any] = {"max_new_tokens": longest, "eos": END, "seed": self.seed}
         batch = roll_out(policy, prompts, samples=samples, **options)
         return batch, self.world.correct(batch)
+
+
+def bench_sizes(scale: Scale) -> tuple[int, dict[str, Any]]:
+    """How many benches a comparison takes, and the fields of each."""
+    smallest: dict[str, Any] = {"tokens": 300, "prompts": 2, "judged": 4, "fit_steps": 5}
+    return at(scale, full=(5, {}), smoke=(2, smallest))
 
 
 def against_grpo(
@@ -154,8 +162,7 @@ def against_grpo(
         `NAME: MEASURE` for every measure of `UNITS`, at the rate with the higher mean pass@1, which
         stands as `NAME: learning rate`; and `before: MEASURE`.
     """
-    smallest: dict[str, Any] = {"tokens": 300, "prompts": 2, "judged": 4, "fit_steps": 5}
-    seeds, sizes = at(scale, full=(5, {}), smoke=(2, smallest))
+    seeds, sizes = bench_sizes(scale)
     methods, table = {"grpo": GRPO(), **methods}, Table()
 
     def outcomes(number: int) -> dict[tuple[str, float], dict[str, float]]:
