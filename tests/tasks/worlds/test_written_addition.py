@@ -19,13 +19,30 @@ def judged(prompt, answer):
     return bool(WrittenAddition().correct(TokenBatch(row, attention, target)))
 
 
-def test_answers_read_as_they_should():
-    world, prompt = WrittenAddition(), torch.tensor([ids("47+38=")] * 2)
-    answers, lengths = world.answers(prompt, torch.tensor([True, False]))
-    assert world.text(answers[0]) == "15,08;085."
-    assert world.text(answers[1, : lengths[1]]) == "085."
+@pytest.mark.parametrize(
+    ("prompt", "worked", "at_once"),
+    [
+        ("47+38=", "15,08;085.", "085."),
+        ("46+34=", "10,08;080.", "080."),
+        ("45+44=", "09,08;089.", "089."),
+        ("99+99=", "18,19;198.", "198."),
+    ],
+)
+def test_answers_read_as_they_should(prompt, worked, at_once):
+    world, prompts = WrittenAddition(), torch.tensor([ids(prompt)] * 2)
+    answers, lengths = world.answers(prompts, torch.tensor([True, False]))
+    assert world.text(answers[0]) == worked
+    assert world.text(answers[1, : lengths[1]]) == at_once
     assert lengths.tolist() == [world.longest, 4]
     assert (answers[1, lengths[1] :] == END).all()
+
+
+def test_prompts_are_two_numbers_of_any_digits():
+    prompts = WrittenAddition().prompts(400, torch.Generator().manual_seed(0))
+    for column in (0, 1, 3, 4):
+        assert sorted(set(prompts[:, column].tolist())) == list(range(10))
+    assert (prompts[:, 0] == prompts[:, 3]).float().mean() < 0.3  # of 400 with p = 0.1
+    assert WrittenAddition().text(prompts[0]).endswith("=")
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
