@@ -45,6 +45,8 @@ def test_a_path_is_smoothed_before_it_is_compared():
     assert Trained(None, path).tokens_to(0.5, over=2) == 2
     assert Trained(None, path).tokens_to(0.6, over=2) == 20
     assert Trained(None, path[:3]).tokens_to(0.6, over=8) == 3
+    assert Trained(None, path[:4]).roughness == pytest.approx((8 / 9) ** 0.5)  # of 1, -1 and 1
+    assert Trained(None, path[:1]).roughness == 0
 
 
 def test_a_comparison_has_every_measure_of_every_method_at_one_rate():

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
+from itertools import pairwise
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -35,7 +36,14 @@ SAMPLES = 8
 
 RATES = (2e-4, 5e-4)
 """Learning rates that every objective is tried with."""
-UNITS = {"pass@1": "", "pass@8": "", "entropy": "nats", "length": "tokens", "tokens to 60 %": ""}
+UNITS = {
+    "pass@1": "",
+    "pass@8": "",
+    "entropy": "nats",
+    "length": "tokens",
+    "tokens to 60 %": "tokens",
+    "roughness": "",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,12 @@ class Trained:
 
     policy: Any
     path: list[tuple[float, float]]
+
+    @property
+    def roughness(self) -> float:
+        """Standard deviation of how the reward changes from one step to the next."""
+        changes = [after - before for (_, before), (_, after) in pairwise(self.path)]
+        return pstdev(changes) if changes else 0.0
 
     def tokens_to(self, reward: float, over: int = 8) -> float:
         """Sampled tokens until the mean reward of `over` steps gets there, or all."""
@@ -131,7 +145,12 @@ class PolicyBench:
     ) -> dict[str, float]:
         """What a training by the objective came to, by the names of `UNITS`."""
         trained = self.train(objective, learning_rate, **options)
-        return self.measure(trained.policy) | {"tokens to 60 %": trained.tokens_to(0.6)}
+        path = {"tokens to 60 %": trained.tokens_to(0.6), "roughness": trained.roughness}
+        return self.measure(trained.policy) | path
+
+    def asked_by(self, samples: int) -> Tensor:
+        """Which prompt each of `answers` belongs to, [samples * judged]."""
+        return torch.arange(self.judged).repeat(samples)
 
     def answers(self, policy: Any, count: int, samples: int) -> tuple[TokenBatch, Tensor]:
         """Answers to prompts that are the same for every policy, sample after sample, and whether
@@ -150,12 +169,17 @@ def bench_sizes(scale: Scale) -> tuple[int, dict[str, Any]]:
 
 
 def against_grpo(
-    methods: Mapping[str, Objective], seed: int, scale: Scale = "full", **options: Any
+    methods: Mapping[str, Objective],
+    seed: int,
+    scale: Scale = "full",
+    tokens: int = 100_000,
+    **options: Any,
 ) -> Table:
     """Objectives and GRPO on five benches, seeds from `100 seed`, each at the better of two rates.
 
     Args:
         methods: the objectives by name; "grpo" is added.
+        tokens: the budget at full scale.
         options: of `train_on_policy`, for all.
 
     Returns:
@@ -163,6 +187,7 @@ def against_grpo(
         stands as `NAME: learning rate`; and `before: MEASURE`.
     """
     seeds, sizes = bench_sizes(scale)
+    sizes = {"tokens": tokens, **sizes}
     methods, table = {"grpo": GRPO(), **methods}, Table()
 
     def outcomes(number: int) -> dict[tuple[str, float], dict[str, float]]:

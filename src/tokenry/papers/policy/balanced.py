@@ -30,7 +30,7 @@ def pulls(bench: PolicyBench) -> dict[str, float]:
     """sum |w A| over bad answers' tokens / that over good ones', of the base's answers, under the
     weights w of the two aggregations; a mean over prompts whose answers differ."""
     batch, correct = bench.answers(bench.base, bench.judged, 8)
-    group = torch.arange(bench.judged).repeat(8)
+    group = bench.asked_by(8)
     advantage = group_advantage(correct.double(), group, eps=0.0)[:, None]
     tokens = advantage.expand(batch.shape).masked_fill(~batch.target, 0.0)
     weights = balanced_weights(tokens, batch.target, group)
