@@ -8,7 +8,7 @@ import torch
 from tokenry.core.batch import TokenBatch
 from tokenry.core.scores import Scores
 
-EXACT_ELSEWHERE = {"balanced", "d3s", "dhpo", "dph-rl", "fiberpo", "gtpo", "hapo", "tw-grpo"}
+EXACT_ELSEWHERE = {"balanced", "d3s", "dhpo", "dph-rl", "fiberpo", "gtpo", "hapo", "thr", "tw-grpo"}
 """Presets whose gradient is compared with one written by hand in a test file of their own."""
 
 LENGTHS = (2, 4, 7, 1, 3, 5)
