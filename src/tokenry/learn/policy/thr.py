@@ -17,8 +17,9 @@ eta = 2 |1/2 - |P|/G|. Scores are those of the sampling policy, constants; the h
 in tiles of the vocabulary. Groups without P or without others have A = 0 and no scores.
 
 Source: Token Hidden Reward (arXiv 2510.03669) and, for "nthr", On the Effect of Negative Gradient
-in Group Relative Deep Reinforcement Optimization. Reconstructed: the form 1 + sign p, and the
-threshold for tokens of both signs. The identity with the output matrix's gradient is exact.
+in Group Relative Deep Reinforcement Optimization (arXiv 2505.18830). Reconstructed: the form
+1 + sign p, and the threshold for tokens of both signs. The identity with the output matrix's
+gradient is exact.
 """
 
 from __future__ import annotations
