@@ -16,11 +16,11 @@ from tokenry.learn.compute import compute_loss, compute_scores
 from tokenry.learn.objective import frozen_sources
 from tokenry.learn.policy.dph_rl import (
     DPHRL,
-    RehearsalBuffer,
     partition_prompts,
     rehearsal_divergence,
 )
 from tokenry.learn.policy.presets import GRPO
+from tokenry.learn.policy.scored_rehearsal import RehearsalBuffer
 from tokenry.model.score import score
 
 T = torch.tensor

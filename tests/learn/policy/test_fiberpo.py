@@ -17,13 +17,8 @@ from policy_variants import (
     step,
 )
 from tokenry.core.errors import InputError
-from tokenry.learn.policy.fiberpo import (
-    FiberGate,
-    FiberPO,
-    aggregate_gate,
-    fiber_gate,
-    sign_aggregates,
-)
+from tokenry.learn.policy.fiber_gate import aggregate_gate, fiber_gate, sign_aggregates
+from tokenry.learn.policy.fiberpo import FiberGate, FiberPO
 from tokenry.learn.policy.presets import GRPO
 from tokenry.learn.policy.surrogate import Clip
 

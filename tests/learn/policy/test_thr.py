@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-import tokenry.learn.policy.thr as module
+import tokenry.learn.policy.token_influence as module
 from policy_variants import assert_gradient, assert_same, prepared, random_tokens, rollouts, step
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.linear_head import LinearHead
 from tokenry.learn.policy.groups import group_advantage
 from tokenry.learn.policy.presets import GRPO
-from tokenry.learn.policy.thr import THR, largest_share, token_influence
+from tokenry.learn.policy.thr import THR, largest_share
+from tokenry.learn.policy.token_influence import token_influence
 
 T = torch.tensor
 REWARDS = (1.0, 0.0, 0.0, 1.0, 1.0, 0.0)  # groups 4: rows 0, 2, 4; 9: rows 1, 3, 5

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-import tokenry.learn.policy.tw_grpo as module
+import tokenry.learn.policy.group_divergence as module
 from policy_variants import assert_gradient, assert_same, prepared, random_tokens, rollouts, step
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.core.linear_head import LinearHead
+from tokenry.learn.policy.group_divergence import divergence_weights, group_divergence
 from tokenry.learn.policy.presets import DAPO
-from tokenry.learn.policy.tw_grpo import TWGRPO, divergence_weights, group_divergence
+from tokenry.learn.policy.tw_grpo import TWGRPO
 
 T = torch.tensor
 

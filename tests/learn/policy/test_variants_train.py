@@ -6,8 +6,9 @@ import math
 import pytest
 
 from tokenry.learn.policy.d3s import D3S
-from tokenry.learn.policy.dph_rl import DPHRL, RehearsalBuffer
+from tokenry.learn.policy.dph_rl import DPHRL
 from tokenry.learn.policy.fiberpo import FiberPO
+from tokenry.learn.policy.scored_rehearsal import RehearsalBuffer
 from tokenry.learn.run import train
 
 ROWS = [([5, 9], [7, 8, 1]), ([6], [10, 1])]
