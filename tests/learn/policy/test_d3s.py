@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from policy_variants import assert_gradient, assert_same, prepared, random_tokens, rollouts, step
 from tokenry.core.errors import InputError, ShapeError
-from tokenry.learn.policy.d3s import (
-    D3S,
-    Schedule,
+from tokenry.learn.policy.d3s import D3S, Schedule
+from tokenry.learn.policy.down_sampling import (
     max_variance_subset,
     select_rollouts,
     select_tokens,

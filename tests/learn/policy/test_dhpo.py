@@ -16,8 +16,9 @@ from policy_variants import (
     step,
 )
 from tokenry.core.errors import InputError
-from tokenry.learn.policy.dhpo import DHPO, entropy_weight, hybrid_surrogate
+from tokenry.learn.policy.dhpo import DHPO
 from tokenry.learn.policy.groups import GroupAdvantage
+from tokenry.learn.policy.hybrid import entropy_weight, hybrid_surrogate
 from tokenry.learn.policy.presets import DAPO, GRPO, GSPO
 
 T = torch.tensor

@@ -16,7 +16,8 @@ from policy_variants import (
     step,
 )
 from tokenry.core.errors import InputError
-from tokenry.learn.policy.gtpo import GTPO, conflict_runs
+from tokenry.learn.policy.conflicts import conflict_runs
+from tokenry.learn.policy.gtpo import GTPO
 from tokenry.learn.policy.presets import GRPO
 from tokenry.learn.policy.surrogate import Clip
 

@@ -29,46 +29,11 @@ from torch import Tensor, nn
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.checks import within
 from tokenry.learn.objective import objective
+from tokenry.learn.policy.conflicts import conflict_runs
 from tokenry.learn.policy.gradient import PolicyGradient, Preset
 from tokenry.learn.policy.groups import GroupAdvantage
 from tokenry.learn.policy.rollout_batch import Column, RolloutBatch
 from tokenry.learn.policy.surrogate import Clip
-
-
-@torch.no_grad()
-def conflict_runs(
-    ids: Tensor, mask: Tensor, advantage: Tensor, group: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Tokens in the first and in the last run of conflicts, [B, T] bool each.
-
-    Args:
-        ids, mask: [B, T], the completions' tokens; advantage, group: [B].
-    """
-    place = mask.cumsum(-1) - 1
-    from_end = mask.sum(-1, keepdim=True) - 1 - place
-    forward = _run(_conflicts(ids, mask, place, advantage, group), mask)
-    backward = _conflicts(ids, mask, from_end, advantage, group).flip(-1)
-    return forward, _run(backward, mask.flip(-1)).flip(-1)
-
-
-def _conflicts(
-    ids: Tensor, mask: Tensor, place: Tensor, advantage: Tensor, group: Tensor
-) -> Tensor:
-    """True where both signs have this token at this place in this group, [B, T]."""
-    keys = torch.stack([group[:, None].expand_as(ids)[mask], place[mask], ids[mask]], -1)
-    kind = keys.unique(dim=0, return_inverse=True)[1]
-    owner = advantage[:, None].expand(ids.shape)[mask]
-    seen = torch.zeros(2, int(kind.max()) + 1 if len(kind) else 0, device=ids.device).bool()
-    seen[0, kind[owner > 0]] = True
-    seen[1, kind[owner < 0]] = True
-    conflict = torch.zeros_like(mask)
-    conflict[mask] = seen.all(0)[kind] & (owner != 0)
-    return conflict
-
-
-def _run(conflict: Tensor, mask: Tensor) -> Tensor:
-    """The conflicts before a row's first token without one."""
-    return mask & ((mask & ~conflict).cumsum(-1) == 0)
 
 
 @dataclass(frozen=True)
