@@ -1,8 +1,12 @@
 import pytest
 
 from tokenry.core.errors import InputError
-from tokenry.tasks.distinct import distinct_items
+from tokenry.tasks.distinct import distinct_items, split
+from tokenry.tasks.suites.arithmetic import Arithmetic
+from tokenry.tasks.suites.lang_game import LangGame
 from tokenry.tasks.task import Generate, Item
+
+WORDS = ["bring", "thing", "sea", "tea"]
 
 
 def draw(random):
@@ -21,3 +25,13 @@ def test_more_than_there_are_is_refused_with_what_there_is():
         distinct_items(draw, 41, 0)
     with pytest.raises(InputError, match="count is -1"):
         distinct_items(draw, -1, 0)
+
+
+def test_parts_never_meet():
+    train, test = split(Arithmetic(1, operations=("+",)), [80, 20])
+    assert (len(train), len(test)) == (80, 20)
+    assert len({item.request.prompt for item in [*train, *test]}) == 100
+    with pytest.raises(InputError, match="twice"):
+        split(LangGame(WORDS, ("ends",)), [300, 300])
+    with pytest.raises(InputError, match="size"):
+        split(Arithmetic(), [1, 0])
