@@ -75,6 +75,10 @@ class RolloutSettings:
         """Optimizer steps on one draw."""
         return self.updates * self.minibatches
 
+    def rewards(self, functions: Sequence[str | RewardFunction]) -> Rewards:
+        """The reward functions, called as these settings say."""
+        return Rewards.of(functions, self.reward_timeout, self.on_reward_error)
+
 
 def sample_rollouts(
     model: Any,

@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol
 
 from tokenry.core.errors import InputError, TokenryError
 from tokenry.learn.rewards import worker
-from tokenry.learn.rewards.worker import Signature, plain_value, signature_of
+from tokenry.learn.rewards.worker import Signature, name_of, plain_value, signature_of
 from tokenry.learn.user_code import user_value
 
 LOADING = 300.0  # seconds for a worker to import a function, which may import a whole framework
@@ -67,7 +67,7 @@ class Local:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self.name: str = getattr(function, "__name__", type(function).__name__)
+        self.name = name_of(function)
         self.signature = signature_of(function)
 
     def __call__(self, positional: Sequence[Any], named: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import InputError
+from tokenry.learn.rewards.base import reward
 from tokenry.learn.rewards.calling import Caller, RewardFailure, caller_of
 
 OnError = Literal["raise", "skip"]
@@ -106,9 +107,21 @@ class Rewards:
         timeout: float | None = None,
         on_error: OnError = "raise",
     ) -> Rewards:
-        """Each function in a worker of its own, or with timeout=None here (see `caller_of`)."""
+        """Each function in a worker of its own, or with timeout=None here (see `caller_of`).
+
+        A text is the place of a function in a file, or names one of the catalogue.
+        """
         in_range("reward_timeout", timeout, "(0, inf)", optional=True)
-        return cls([caller_of(function, timeout) for function in functions], on_error)
+        callers: list[Caller] = []
+        try:
+            for function in functions:
+                named = isinstance(function, str) and ".py:" not in function
+                callers.append(caller_of(reward.made(function) if named else function, timeout))
+        except BaseException:
+            for caller in callers:
+                caller.close()
+            raise
+        return cls(callers, on_error)
 
     @property
     def names(self) -> list[str]:
@@ -117,6 +130,21 @@ class Rewards:
     def close(self) -> None:
         for caller in self.callers:
             caller.close()
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
+        """The columns of these rows that functions name, and whether one takes all there are.
+
+        Raises InputError when no row has a column that a function cannot do without.
+        """
+        known = dict.fromkeys(k for row in rows for k, value in row.items() if value is not None)
+        named: dict[str, None] = {}
+        for caller in self.callers:
+            for name in caller.signature.required:
+                if name not in known and name not in ROW_FIELDS:
+                    raise missing_column(caller, name, known)
+            named |= dict.fromkeys(caller.signature.named)
+        wanted = [name for name in named if name in known and name not in ROW_FIELDS]
+        return wanted, any(caller.signature.every_column for caller in self.callers)
 
     def __call__(self, rows: Rows) -> Scored:
         """The values of all functions.

@@ -11,10 +11,12 @@ process ends, however it ends, this one does too, even inside a function that ha
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import pickle
 import queue
+import signal
 import struct
 import sys
 import threading
@@ -93,7 +95,7 @@ def main() -> None:
     def listen() -> None:
         while (frame := read_frame(frames)) is not None:
             asked.put(frame)
-        os._exit(0)  # nobody is there to hear an answer
+        _end_all()  # nobody is there to hear an answer
 
     threading.Thread(target=listen, daemon=True).start()
 
@@ -102,7 +104,7 @@ def main() -> None:
 
     try:
         function = _loaded(*pickle.loads(asked.get()))
-        answer("ready", (signature_of(function), _name(function)))
+        answer("ready", (signature_of(function), name_of(function)))
     except BaseException as error:
         answer("refused", _text(error))
         return
@@ -112,6 +114,13 @@ def main() -> None:
             answer("value", plain_value(function(*positional, **named)))
         except BaseException as error:
             answer("raised", _text(error))
+
+
+def _end_all() -> None:
+    """End this process and, where it leads a session of its own, what the function has started."""
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def _own_streams() -> tuple[BinaryIO, BinaryIO]:
@@ -134,8 +143,12 @@ def _loaded(form: str, content: Any) -> Callable[..., Any]:
     return function
 
 
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+def name_of(function: Any) -> str:
+    """A function's name; of a dataclass also its numbers and texts."""
+    if not dataclasses.is_dataclass(function) or isinstance(function, type):
+        return getattr(function, "__name__", type(function).__name__)
+    simple = {k: v for k, v in vars(function).items() if isinstance(v, int | float | str)}
+    return f"{type(function).__name__}({', '.join(f'{k}={v!r}' for k, v in simple.items())})"
 
 
 def _text(error: BaseException) -> str:
