@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tokenry.core.errors import InputError
-from tokenry.learn.rewards.calling import Local, RewardFailure, Worker, caller_of
+from tokenry.learn.rewards.calling import Local, RewardCallError, Worker, caller_of
 from tokenry.learn.rewards.worker import Signature, plain_value, signature_of
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-CODE = '''
+CODE = """
 import os, subprocess, sys, time
 
 def letters(prompt, completion):
@@ -49,7 +49,7 @@ def main_thread(prompt, completion):
     return float(threading.current_thread() is threading.main_thread())
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_hang_is_ended_wherever_it_is_called_from(rules, where, tmp_path):
         caller = caller_of(rules("hang"), 1.0)
         assert caller((str(tmp_path), "fine"), {}) == 1.0
         hanging = caller.process
-        with pytest.raises(RewardFailure, match="no answer in 1 seconds") as error:
+        with pytest.raises(RewardCallError, match="no answer in 1 seconds") as error:
             caller((str(tmp_path), "hang"), {})
         assert error.value.why == "hung"
         assert not running(hanging)
@@ -132,7 +132,7 @@ def test_a_hang_is_ended_wherever_it_is_called_from(rules, where, tmp_path):
             "import threading; from tokenry.learn.rewards.calling import *\n"
             f"caller = caller_of({rules('hang')!r}, 1.0)\n"
             f"try: caller(({str(tmp_path)!r}, 'hang'), {{}})\n"
-            "except RewardFailure as failure: print(failure.why)\n"
+            "except RewardCallError as failure: print(failure.why)\n"
         )  # a script without `if __name__ == '__main__'`, in a process that is not this one
         script = tmp_path / "script.py"
         script.write_text(code)
@@ -181,12 +181,12 @@ def test_a_function_that_raises_or_takes_its_process_down(rules, called):
     )  # fmt: skip
     columns = {"prompts": ["x"], "completions": ["y"], "answer": [1]}
     for _ in range(2):
-        with pytest.raises(RewardFailure, match="KeyError: 'sun'") as error:
+        with pytest.raises(RewardCallError, match="KeyError: 'sun'") as error:
             weather((), columns)
         assert error.value.why == "raised"
     die = called(rules("die"))
     for _ in range(2):
-        with pytest.raises(RewardFailure, match="its process ended with code 7") as error:
+        with pytest.raises(RewardCallError, match="its process ended with code 7") as error:
             die(("x", "y"), {})
         assert error.value.why == "ended"
 
@@ -198,7 +198,7 @@ def test_places_that_hold_no_function_are_refused_before_any_call(rules, tmp_pat
         (f"{tmp_path}/none.py:letters", "no such file"),
     ):
         for timeout in (30.0, None):
-            with pytest.raises((InputError, LookupError), match="function|did you|no such"):
+            with pytest.raises((InputError, LookupError), match=r"function|did you|no such"):
                 caller_of(place, timeout)
         with pytest.raises(InputError, match=what):
             caller_of(place, 30.0)
@@ -216,7 +216,7 @@ def test_what_cannot_be_sent_runs_here_and_that_is_said_once(called):
         assert [caller(("x", text), {}) for text in "ab"] == [2.0, 2.0]
         assert seen == ["a", "b"]
         assert isinstance(called(lambda p, c: 1.0, None), Local)  # asked for: nothing to say
-    with pytest.raises(RewardFailure, match="ZeroDivisionError"):
+    with pytest.raises(RewardCallError, match="ZeroDivisionError"):
         called(lambda p, c: 1 / 0, None)(("x", "y"), {})
 
 

@@ -4,7 +4,6 @@ import copy
 import json
 
 import pytest
-import torch
 
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.learn.run import train
@@ -14,7 +13,7 @@ DATA = [
     for n, noun in enumerate(("cat", "dog", "mat", "age"))
 ]
 QUIET = {"disable_tqdm": True, "use_cpu": True, "samples": 3, "max_new_tokens": 4}
-CODE = '''
+CODE = """
 import json
 
 def seen(prompts, completions, answer, **columns):
@@ -29,8 +28,9 @@ def weather(prompts, completions, temperature_outside):
     return [0.0] * len(prompts)
 
 def broken(prompt, completion):
-    raise KeyError("sun") if "dog" in prompt else None
-'''
+    if "dog" in prompt:
+        raise KeyError("sun")
+"""
 
 
 @pytest.fixture
@@ -62,13 +62,6 @@ def test_rows_that_nothing_scores_are_counted_and_logged(run):
     assert record["reward_counts"] == {"half": {"unscored": 6}}
     logged = [entry for entry in record["history"] if "rewards/left_out" in entry]
     assert [entry["rewards/left_out"] for entry in logged] == [0.5]
-
-
-def test_a_group_left_out_gives_the_update_of_the_others_alone(run, tiny_llama_text):
-    """Prompts 1 and 3 have no reward: weights move as if they had one that says nothing."""
-    weights = run("half", learning_rate=1e-2).model.state_dict()
-    start = tiny_llama_text.state_dict()
-    assert any(not torch.equal(weights[name], start[name]) for name in weights)
 
 
 def test_a_reward_that_fails_stops_the_run_or_leaves_its_rows_out(run):

@@ -11,7 +11,9 @@ from typing import Any
 from tokenry.core.errors import InputError
 from tokenry.learn.objective import PAIR
 
-PARTS = re.compile(r"(prompt|chosen|rejected|completion)(_.*)?|ids|target|text|messages|place|label")
+PARTS = re.compile(
+    r"(prompt|chosen|rejected|completion)(_.*)?|ids|target|text|messages|place|label"
+)
 ROUNDING = 1e-3  # a log-probability of 0 in half precision
 
 
@@ -25,7 +27,7 @@ def as_dataset(
 
     columns: "token.NAME" and "row.NAME". `{side}_target` goes along where a part of a completion
     does not count, and the reference's log-probabilities where all rows have them. data: what else
-    belongs to each row (`further_columns`), kept as one JSON text, which no row changes for another.
+    belongs to each row (`further_columns`), kept as one JSON text: Arrow would make rows alike.
     Raises InputError naming the row and the field of a column that is missing, of the wrong length,
     not finite, or (when its name ends in "weight") negative.
     """

@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from tokenry.core.errors import InputError
 from tokenry.core.registry import Role
+from tokenry.learn.rewards.worker import name_of, plain_value, signature_of
 
 
 @runtime_checkable
@@ -49,3 +51,44 @@ Texts = Sequence[str]
 RewardFn = Callable[..., list[Any]]
 
 reward = Role("reward", Reward, ("tokenry.learn.rewards",))
+
+
+def values_of(
+    given: str | RewardFn, prompts: Texts, completions: Texts, columns: Mapping[str, Sequence[Any]]
+) -> list[float | None]:
+    """What a reward gives, for a reward that is made of others.
+
+    Args:
+        given: a reward, or its name in the catalogue. columns: all there are, of which it gets
+            those that it takes.
+
+    Raises:
+        InputError: a column that it needs and nobody has, the wrong number of values, lists.
+    """
+    function = resolved(given)
+    signature, name = signature_of(function), name_of(function)
+    if not signature.batched:
+        pairs = zip(prompts, completions, strict=True)
+        return [plain_value(function(*pair)) for pair in pairs]
+    known: dict[str, Any] = {"prompts": prompts, "completions": completions, **columns}
+    if missing := [column for column in signature.required if column not in known]:
+        raise InputError(f'the reward function {name} asks for the column "{missing[0]}": add it')
+    wanted = {k: v for k, v in known.items() if signature.every_column or k in signature.named}
+    values = plain_value(function(**wanted))
+    if not isinstance(values, list) or len(values) != len(completions):
+        raise InputError(f"{name} gave {values!r} for {len(completions)} rows")
+    if any(isinstance(value, list) for value in values):
+        raise InputError(f"{name} gives a number for each token: only whole rewards are combined")
+    return values
+
+
+def resolved(given: str | RewardFn) -> RewardFn:
+    """The reward itself; of a name in the catalogue, what it stands for."""
+    return reward.made(given) if isinstance(given, str) else given
+
+
+def columns_of(*given: str | RewardFn) -> tuple[str, ...]:
+    """The columns that these rewards cannot do without."""
+    always = ("prompts", "completions", "completion_ids", "groups")
+    names = (name for one in given for name in signature_of(resolved(one)).required)
+    return tuple(dict.fromkeys(name for name in names if name not in always))

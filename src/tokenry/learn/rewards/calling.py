@@ -4,7 +4,7 @@
     any other function, or no timeout                       ->  Local, this process
 
 A function that does not answer in time, raises, or takes its process down with it is a
-`RewardFailure` here, in the main thread, in other threads and in other processes alike: no signal
+`RewardCallError` here, in the main thread, in other threads and in other processes alike: no signal
 is involved. A worker that was ended starts again with the next call. Workers are plain processes,
 so that a script without `if __name__ == "__main__"` is not run a second time, and a function of
 such a script cannot be sent.
@@ -39,7 +39,7 @@ START = (
 Why = Literal["raised", "hung", "ended", "refused"]
 
 
-class RewardFailure(Exception):
+class RewardCallError(Exception):
     """A call without a value. why: what happened, for the counts; its text says it in words."""
 
     def __init__(self, why: Why, text: str):
@@ -48,13 +48,13 @@ class RewardFailure(Exception):
 
 
 class Caller(Protocol):
-    """One reward function. name: for errors and the record. signature: how it wants to be called."""
+    """One reward function. name: for errors and records. signature: how it wants to be called."""
 
     name: str
     signature: Signature
 
     def __call__(self, positional: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """What the function gives, in plain numbers and lists. Raises RewardFailure."""
+        """What the function gives, in plain numbers and lists. Raises RewardCallError."""
         ...
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Local:
         except TokenryError:
             raise
         except Exception as error:
-            raise RewardFailure("raised", f"{type(error).__name__}: {error}") from error
+            raise RewardCallError("raised", f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         pass
@@ -90,7 +90,7 @@ class Worker:
         timeout: seconds for one call, in (0, inf).
 
     Raises:
-        RewardFailure: "refused" when the process cannot load the function, with the reason.
+        RewardCallError: "refused" when the process cannot load the function, with the reason.
     """
 
     def __init__(self, form: str, content: Any, timeout: float):
@@ -111,7 +111,7 @@ class Worker:
                 self.close()
                 raise
         if kind == "raised":
-            raise RewardFailure("raised", value)
+            raise RewardCallError("raised", value)
         return value
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Worker:
             raise
         if kind == "refused":
             self.close()
-            raise RewardFailure("refused", value)
+            raise RewardCallError("refused", value)
         return value
 
     def _answer_to(self, content: bytes, seconds: float) -> tuple[str, Any]:
@@ -149,10 +149,10 @@ class Worker:
         try:
             answer = self.answers.get(timeout=seconds)
         except queue.Empty:
-            raise RewardFailure("hung", f"no answer in {seconds:g} seconds") from None
+            raise RewardCallError("hung", f"no answer in {seconds:g} seconds") from None
         if answer is None:
             code = self.process.wait()
-            raise RewardFailure("ended", f"its process ended with code {code}")
+            raise RewardCallError("ended", f"its process ended with code {code}")
         return pickle.loads(answer)
 
 
@@ -171,14 +171,14 @@ def caller_of(function: str | Callable[..., Any], timeout: float | None) -> Call
             return Local(_callable(function, user_value(function)))
         try:
             return Worker("place", function, timeout)
-        except RewardFailure as failure:
+        except RewardCallError as failure:
             raise InputError(f"the reward {function} cannot be loaded: {failure}") from None
     _callable(repr(function), function)
     if timeout is None:
         return Local(function)
     try:
         if getattr(function, "__module__", None) == "__main__":
-            raise RewardFailure("refused", "it is defined in the script that runs")
+            raise RewardCallError("refused", "it is defined in the script that runs")
         return Worker("pickle", pickle.dumps(function), timeout)
     except Exception as error:  # pickle has no one exception for what it cannot send
         local = Local(function)

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from tokenry.core.checks import in_range, one_of
 from tokenry.core.errors import InputError
 from tokenry.learn.rewards.base import reward
-from tokenry.learn.rewards.calling import Caller, RewardFailure, caller_of
+from tokenry.learn.rewards.calling import Caller, RewardCallError, caller_of
 
 OnError = Literal["raise", "skip"]
 ROW_FIELDS = ("prompts", "completions", "completion_ids", "groups")
@@ -215,7 +215,7 @@ class _Call:
         for row, pair in enumerate(zip(self.rows.prompts, self.rows.completions, strict=True)):
             try:
                 given.append(_single(self.caller(pair, {})))
-            except RewardFailure as failure:
+            except RewardCallError as failure:
                 self._failed(row, failure.why, str(failure))
                 given.append(None)
         return given
@@ -224,13 +224,13 @@ class _Call:
         """All rows in one call; when it fails, each alone, and then those that do not fail."""
         try:
             return self._batch(range(len(self.rows)))
-        except RewardFailure as failure:
+        except RewardCallError as failure:
             whole = failure
         count = len(self.rows)
         for row in range(count if count > 1 else 0):
             try:
                 self._batch([row])
-            except RewardFailure as failure:
+            except RewardCallError as failure:
                 self._failed(row, failure.why, str(failure))
         good = [row for row in range(count) if row not in self.failures]
         given: list[Any] = [None] * count
@@ -239,7 +239,7 @@ class _Call:
                 for row, value in zip(good, self._batch(good), strict=True):
                     given[row] = value
                 return given
-            except RewardFailure as failure:
+            except RewardCallError as failure:
                 whole = failure
         also = f" (in a call with {len(good)} rows)" if len(good) > 1 else ""
         for row in good:
@@ -250,9 +250,9 @@ class _Call:
         chosen = self.rows.select(rows)
         given = self.caller((), chosen.arguments(self.caller))
         if not isinstance(given, list):
-            raise RewardFailure("raised", f"it gave {given!r}, not a list of numbers")
+            raise RewardCallError("raised", f"it gave {given!r}, not a list of numbers")
         if len(given) != len(rows):
-            raise RewardFailure("raised", f"it gave {len(given)} values for {len(rows)} rows")
+            raise RewardCallError("raised", f"it gave {len(given)} values for {len(rows)} rows")
         return given
 
     def _wrong(self, row: int, value: Any) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""The other side of `rewards.calling`: a process that holds one reward function and is asked for it.
+"""The other side of `rewards.calling`: a process that holds one reward function.
 
     b"place" | b"pickle", what  ->  ("ready", signature) | ("refused", why)
     positional, named           ->  ("value", result)    | ("raised", why)
@@ -18,7 +18,6 @@ import pickle
 import queue
 import signal
 import struct
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,10 @@ class Signature:
 
 def signature_of(function: Callable[..., Any]) -> Signature:
     """TRL's signature where a parameter is called `completions` or all keywords are taken; else a
-    prompt and a completion."""
+    prompt and a completion.
+
+    A function that hands columns on says which it cannot do without, as its `required_columns`.
+    """
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some functions written in C have none
@@ -57,8 +59,9 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     plain = {
         name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
-    required = tuple(name for name, p in plain.items() if p.default is p.empty)
-    return Signature(True, required, tuple(plain), every)
+    required = [name for name, p in plain.items() if p.default is p.empty]
+    required += getattr(function, "required_columns", ())
+    return Signature(True, tuple(required), tuple(plain), every)
 
 
 def plain_value(value: Any) -> Any:
