@@ -40,17 +40,18 @@ def golds_of(gold: Any) -> list[Any]:
     return list(gold) if isinstance(gold, list | tuple) else [gold]
 
 
-@reward(
-    "exact_answer",
-    examples=lambda: [
+def _exact_examples() -> list[Example]:
+    return [
         Example(
             ExactAnswer(),
             ["<answer>Lyon</answer>", "So <answer> PARIS\n</answer>", "paris"],
             {"answer": ["Paris", "Paris", ["Rome", "Paris"]]},
             better=[(0, 1), (0, 2)],
         )
-    ],
-)
+    ]
+
+
+@reward("exact_answer", examples=_exact_examples)
 @dataclass(frozen=True)
 class ExactAnswer:
     """1 for the same text up to case and white space, 0 for another. `answer`: a text, a number, or

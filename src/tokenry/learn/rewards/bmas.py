@@ -71,13 +71,13 @@ class _Letters:
         return torch.eye(128)[places]
 
 
-@reward(
-    "bmas",
-    paper=125,
-    examples=lambda: [
+def _examples() -> list[Example]:
+    return [
         Example(BMAS(_Letters()), ["xyz", "abx", "cab"], {"answer": ["abc"] * 3}, [(0, 1), (1, 2)])
-    ],
-)
+    ]
+
+
+@reward("bmas", paper=125, examples=_examples)
 @dataclass(frozen=True)
 class BMAS:
     """Similarity of an answer's tokens and those of the column `answer`, the best of several.

@@ -56,17 +56,18 @@ def boxes_iou(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
     return total / max(len(predicted), len(gold), 1)
 
 
-@reward(
-    "box_iou",
-    examples=lambda: [
+def _examples() -> list[Example]:
+    return [
         Example(
             BoxIoU(),
             ["no box", "[1, 1, 3, 3]", "<answer>[0, 0, 2, 2]</answer>"],
             {"answer": ["[0,0,2,2]", [0, 0, 2, 2], [[0, 0, 2, 2]]]},
             better=[(0, 1), (1, 2)],
         )
-    ],
-)
+    ]
+
+
+@reward("box_iou", examples=_examples)
 @dataclass(frozen=True)
 class BoxIoU:
     """The boxes of an answer against those of the column `answer`: a text, a box or a list of them.

@@ -21,12 +21,11 @@ PARTS = ("exact_answer", "tags")
 ROWS = ["b", "<answer>a</answer>", "<think>c</think><answer>a</answer>"]
 
 
-@reward(
-    "weighted_sum",
-    examples=lambda: [
-        Example(WeightedSum(PARTS, (1.0, 0.5)), ROWS, {"answer": ["a"] * 3}, [(0, 1), (1, 2)])
-    ],
-)
+def _sum_examples() -> list[Example]:
+    return [Example(WeightedSum(PARTS, (1.0, 0.5)), ROWS, {"answer": ["a"] * 3}, [(0, 1), (1, 2)])]
+
+
+@reward("weighted_sum", examples=_sum_examples)
 @dataclass(frozen=True)
 class WeightedSum:
     """sum_k w_k r_k.
@@ -60,12 +59,11 @@ class WeightedSum:
         return totals
 
 
-@reward(
-    "gate",
-    examples=lambda: [
-        Example(Gate("tags", "exact_answer"), ROWS, {"answer": ["a"] * 3}, [(0, 2), (1, 2)])
-    ],
-)
+def _gate_examples() -> list[Example]:
+    return [Example(Gate("tags", "exact_answer"), ROWS, {"answer": ["a"] * 3}, [(0, 2), (1, 2)])]
+
+
+@reward("gate", examples=_gate_examples)
 @dataclass(frozen=True)
 class Gate:
     """A reward that counts only where another one is high enough.

@@ -17,16 +17,17 @@ from tokenry.tasks.verifiers.base import Verifier, verifier
 from tokenry.tasks.verifiers.programs import ConstraintSet
 
 
-@reward(
-    "constraint_rate",
-    examples=lambda: [
+def _examples() -> list[Example]:
+    return [
         Example(
             ConstraintRate(("one_of(['yes', 'no'])", "length_between(1, 2)")),
             ["one two three", "perhaps", "yes"],
             better=[(0, 1), (1, 2)],
         )
-    ],
-)
+    ]
+
+
+@reward("constraint_rate", examples=_examples)
 @dataclass(frozen=True)
 class ConstraintRate:
     """In [0, 1], 1 for a completion that passes every check.

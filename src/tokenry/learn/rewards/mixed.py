@@ -74,8 +74,8 @@ class MixedReward:
         rewards: list[float | None] = [None] * len(completions)
         for name, rows in rows_of.items():
             own = {k: [values[row] for row in rows] for k, values in columns.items()}
-            texts = ([side[row] for row in rows] for side in (prompts, completions))
-            values = values_of(self.routes[name], *texts, own)
+            x, y = ([side[row] for row in rows] for side in (prompts, completions))
+            values = values_of(self.routes[name], x, y, own)
             for row, value in zip(rows, values, strict=True):
                 rewards[row] = value
         form = Tags()(prompts, completions)

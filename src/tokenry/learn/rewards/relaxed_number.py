@@ -49,13 +49,14 @@ def relaxed_number_match(
     return max(0.0, 1 - error / abs(wanted))
 
 
-@reward(
-    "relaxed_number",
-    examples=lambda: [
+def _examples() -> list[Example]:
+    return [
         Example(RelaxedNumber(), ["211", "209"], {"answer": [200, "200"]}, [(0, 1)]),
         Example(RelaxedNumber(soft=True), ["250", "211"], {"answer": [200, 200]}, [(0, 1)]),
-    ],
-)
+    ]
+
+
+@reward("relaxed_number", examples=_examples)
 @dataclass(frozen=True)
 class RelaxedNumber:
     """A number within a tolerance of the column `answer`.

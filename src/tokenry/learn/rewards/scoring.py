@@ -48,9 +48,9 @@ class Rows:
 
     def select(self, rows: Sequence[int]) -> Rows:
         """These rows, in this order."""
-        own = [[getattr(self, name)[row] for row in rows] for name in ROW_FIELDS]
+        own: Any = {name: [getattr(self, name)[row] for row in rows] for name in ROW_FIELDS}
         columns = {name: [values[n] for n in rows] for name, values in self.columns.items()}
-        return Rows(*own, columns)
+        return Rows(**own, columns=columns)
 
     def arguments(self, caller: Caller) -> dict[str, Any]:
         """What a function of TRL's signature is called with: what it names, or everything."""
@@ -115,8 +115,9 @@ class Rewards:
         callers: list[Caller] = []
         try:
             for function in functions:
-                named = isinstance(function, str) and ".py:" not in function
-                callers.append(caller_of(reward.made(function) if named else function, timeout))
+                if isinstance(function, str) and ".py:" not in function:
+                    function = reward.made(function)
+                callers.append(caller_of(function, timeout))
         except BaseException:
             for caller in callers:
                 caller.close()

@@ -19,17 +19,18 @@ from tokenry.core.checks import in_range, within
 from tokenry.learn.rewards.base import Example, Texts, reward
 
 
-@reward(
-    "soft_overlong",
-    examples=lambda: [
+def _examples() -> list[Example]:
+    return [
         Example(
             SoftOverlong(4, 2),
             ["a", "b", "c"],
             {"completion_ids": [[1] * 5, [1] * 3, [1] * 2]},
             better=[(0, 1), (1, 2)],
         )
-    ],
-)
+    ]
+
+
+@reward("soft_overlong", examples=_examples)
 @dataclass(frozen=True)
 class SoftOverlong:
     """In [-1, 0], to be added to a reward of what a completion says.

@@ -20,13 +20,14 @@ from tokenry.learn.rewards.base import Example, Texts, reward
 RIGHT = "<think>b</think>\n<answer>a</answer>"
 
 
-@reward(
-    "tags",
-    examples=lambda: [
+def _examples() -> list[Example]:
+    return [
         Example(Tags(), ["a", f"So: {RIGHT}", RIGHT], better=[(0, 2), (1, 2)]),
         Example(Tags(end=True), ["a", f"{RIGHT} So.", f"So: {RIGHT}"], better=[(0, 2), (1, 2)]),
-    ],
-)
+    ]
+
+
+@reward("tags", examples=_examples)
 @dataclass(frozen=True)
 class Tags:
     """1 for a text of these parts, each once, 0 for any other.

@@ -21,7 +21,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 LENGTH = struct.Struct("<Q")
 
@@ -75,12 +75,12 @@ def plain_value(value: Any) -> Any:
     return repr(value)[:200]
 
 
-def write_frame(stream: BinaryIO, content: bytes) -> None:
+def write_frame(stream: IO[bytes], content: bytes) -> None:
     stream.write(LENGTH.pack(len(content)) + content)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
+def read_frame(stream: IO[bytes]) -> bytes | None:
     """The next frame, or None when the stream has ended."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
