@@ -1,6 +1,6 @@
 """Every policy objective on two benches: what its updates are, exactly, and what they lead to.
 
-enumerated   a world of 7 texts in which all groups of 4 completions are listed, with random rewards:
+enumerated   a world of 7 texts in which all groups of 4 completions are listed, random rewards:
              the cosine of the expected update with the policy gradient, its length beside that
              gradient's, and its spread, for the policy that wrote the completions and for one that
              has moved on from it

@@ -1,4 +1,4 @@
-"""HAPO: its worked advantages, clips and redistribution, and dual-clipped GRPO at its neutral end."""
+"""HAPO: its worked advantages, clips and redistribution; dual-clipped GRPO at its neutral end."""
 
 import math
 from dataclasses import replace

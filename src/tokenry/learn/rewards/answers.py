@@ -121,6 +121,6 @@ def _expression(text: str) -> Any:
     return parse(text, parsing_timeout=_seconds())
 
 
-def _seconds() -> int | None:
-    """Its limit works by a signal, in a main thread; elsewhere it would fail and give no match."""
-    return SECONDS if threading.current_thread() is threading.main_thread() else None
+def _seconds() -> int:
+    """Its limit works by a signal, in a main thread; elsewhere it would fail, and 0 is none."""
+    return SECONDS if threading.current_thread() is threading.main_thread() else 0
