@@ -5,7 +5,7 @@ enumerated   a world of 7 texts in which all groups of 4 completions are listed,
              gradient's, and its spread, for the policy that wrote the completions and for one that
              has moved on from it
 trained      sums with or without working (`tokenry.lab.policy_bench`): a tiny transformer that is
-             right now and then, a budget of 100,000 sampled tokens, the better of two learning
+             right now and then, a budget of 60,000 sampled tokens, the better of two learning
              rates, means over the seeds
 
     python benchmarks/policy_variants.py [--seeds N] [--only KEY ...]

@@ -74,7 +74,7 @@ class PolicyBench:
 
     seed: int
     level: float = 0.4
-    tokens: int = 100_000
+    tokens: int = 60_000
     prompts: int = 16
     judged: int = 200
     fit_steps: int = 1500
@@ -172,7 +172,7 @@ def against_grpo(
     methods: Mapping[str, Objective],
     seed: int,
     scale: Scale = "full",
-    tokens: int = 100_000,
+    tokens: int = 60_000,
     **options: Any,
 ) -> Table:
     """Objectives and GRPO on five benches, seeds from `100 seed`, each at the better of two rates.
