@@ -164,7 +164,7 @@ class PolicyBench:
 
 def bench_sizes(scale: Scale) -> tuple[int, dict[str, Any]]:
     """How many benches a comparison takes, and the fields of each."""
-    smallest: dict[str, Any] = {"tokens": 300, "prompts": 2, "judged": 4, "fit_steps": 5}
+    smallest: dict[str, Any] = {"tokens": 100, "prompts": 2, "judged": 4, "fit_steps": 5}
     return at(scale, full=(5, {}), smoke=(2, smallest))
 
 

@@ -1,9 +1,9 @@
 """Token Hidden Reward on written sums: few tokens carry it, and its sign exploits or explores.
 
 GRPO and the tilts p = 0.5, 0 and -0.5 see the same prompts and as many tokens, each at the better
-of two learning rates; sums can be right at once and with working. How the hidden reward is spread over
-tokens is measured on the base policy's own answers, beside a control in which each token has the
-state of another one.
+of two learning rates; sums can be right at once and with working. How the hidden reward is spread
+over tokens is measured on the base policy's own answers, beside a control in which each token has
+the state of another one.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ def weights(bench: PolicyBench) -> dict[str, float]:
     weight = divergence_weights(hidden, head, batch.target, asked, TWGRPO().alpha)
     ids = batch.ids.masked_fill(~batch.target, -1).view(SAMPLES, bench.judged, -1)
     same = (ids == ids[0]).all(0).repeat(SAMPLES, 1) & batch.target
-    return {PART: float(weight[batch.target & ~same].mean()), SHARE: float(weight[same].mean())}
+    return {
+        name: float(weight[tokens].mean()) if bool(tokens.any()) else 1.0
+        for name, tokens in ((PART, batch.target & ~same), (SHARE, same))
+    }
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
