@@ -6,7 +6,7 @@ enumerated   a world of 7 texts in which all groups of 4 completions are listed,
              has moved on from it
 trained      sums with or without working (`tokenry.lab.policy_bench`): a tiny transformer that is
              right now and then, a budget of 60,000 sampled tokens, the better of two learning
-             rates, means over the seeds
+             rates
 
     python benchmarks/policy_variants.py [--seeds N] [--only KEY ...]
 
@@ -65,15 +65,15 @@ def enumerated(objective: Preset, seeds: int) -> dict[str, float]:
     return {name: fmean(values) for name, values in rows.items()}
 
 
-def trained(objective: Preset, seeds: int) -> dict[str, float]:
-    """Means over benches at the better learning rate, and that rate."""
+def trained(objective: Preset, seeds: int) -> dict[str, Any]:
+    """The values of all benches at the better learning rate, and that rate."""
     runs = {
         rate: [PolicyBench(seed).outcome(objective, rate) for seed in range(seeds)]
         for rate in RATES
     }
     best = max(RATES, key=lambda rate: fmean(run["pass@1"] for run in runs[rate]))
-    means = {name: fmean(run[name] for run in runs[best]) for name in UNITS}
-    return means | {"learning rate": best}
+    values = {name: [run[name] for run in runs[best]] for name in UNITS}
+    return values | {"learning rate": best}
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
         print(key, json.dumps(rows[key]), flush=True)
     benches = [PolicyBench(seed) for seed in range(options.seeds)]
     starts = [bench.measure(bench.base) for bench in benches]
-    before = {name: fmean(start[name] for start in starts) for name in starts[0]}
+    before = {name: [start[name] for start in starts] for name in starts[0]}
     record = {"seeds": options.seeds, "before": before, "rows": rows}
     write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
 
