@@ -1,0 +1,73 @@
+"""Simulation, of work on a row: a substring copied, bubble sort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from string import ascii_lowercase
+from typing import Any
+
+from tokenry.tasks.suites.tail.algorithm import Algorithm, Inputs, drawn_text, onto_tape
+from tokenry.tasks.suites.tail.trace import Machine
+
+
+class Substring(Algorithm):
+    """The letters of a text from one position to another; positions begin at 1. What the paper's
+    "any substring" asks is reconstructed."""
+
+    name, paradigm = "substring", "simulation"
+    shortest, longest = 3, 8
+
+    def sample(self, random: Random, low: int, high: int) -> Inputs:
+        size = random.randint(low, high)
+        text = drawn_text(random, size + random.randint(1, size), ascii_lowercase)
+        start = random.randint(1, len(text) - size + 1)
+        return {"text": text, "start": start, "end": start + size - 1}
+
+    def size(self, inputs: Inputs) -> int:
+        return inputs["end"] - inputs["start"] + 1
+
+    def question(self, inputs: Inputs) -> str:
+        return f"What are the letters {inputs['start']} to {inputs['end']} of {inputs['text']}?"
+
+    def tape(self, inputs: Inputs) -> dict[str, Any]:
+        return onto_tape("s", inputs["text"], 1)
+
+    def run(self, inputs: Inputs, machine: Machine) -> None:
+        for k in range(inputs["start"], inputs["end"] + 1):
+            (letter,) = machine.fetch(f"s{k}")
+            then = f"k{k + 1}" if k < inputs["end"] else "end"
+            machine.write(f"k{k}", {f"o{k - inputs['start']}": letter}, then)
+
+    def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
+        return "".join(memory[f"o{k}"] for k in range(self.size(inputs)))
+
+
+class BubbleSort(Algorithm):
+    """n (n - 1) / 2 comparisons of neighbours, the smaller one to the left."""
+
+    name, paradigm = "bubble_sort", "simulation"
+    shortest, longest = 3, 4
+
+    def sample(self, random: Random, low: int, high: int) -> Inputs:
+        return {"numbers": [random.randint(0, 99) for _ in range(random.randint(low, high))]}
+
+    def size(self, inputs: Inputs) -> int:
+        return len(inputs["numbers"])
+
+    def question(self, inputs: Inputs) -> str:
+        return f"Sort {' '.join(map(str, inputs['numbers']))} from the smallest to the largest."
+
+    def tape(self, inputs: Inputs) -> dict[str, Any]:
+        return onto_tape("x", inputs["numbers"])
+
+    def run(self, inputs: Inputs, machine: Machine) -> None:
+        pairs = [(p, j) for p in range(self.size(inputs)) for j in range(self.size(inputs) - 1 - p)]
+        for (p, j), after in zip(pairs, [*pairs[1:], None], strict=True):
+            left, right = machine.fetch(f"x{j}", f"x{j + 1}")
+            values = {f"x{j}": min(left, right), f"x{j + 1}": max(left, right)}
+            then = f"p{after[0]},{after[1]}" if after else "end"
+            machine.write(f"p{p},{j}", values, then, block=p)
+
+    def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
+        return " ".join(str(memory[f"x{j}"]) for j in range(self.size(inputs)))
