@@ -75,3 +75,8 @@ def drawn_number(random: Random, digits: int) -> str:
 
 def drawn_text(random: Random, length: int, alphabet: str) -> str:
     return "".join(random.choice(alphabet) for _ in range(length))
+
+
+def value_of(digit: Any) -> int:
+    """The digit, or 0 where there is none."""
+    return 0 if digit == ABSENT else digit

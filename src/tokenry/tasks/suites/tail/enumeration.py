@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import gcd
 from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 from tokenry.tasks.suites.tail.algorithm import Algorithm, Inputs, drawn_text, onto_tape
@@ -18,7 +19,7 @@ class LetterCount(Algorithm):
     shortest, longest = 3, 8
 
     def sample(self, random: Random, low: int, high: int) -> Inputs:
-        letters = random.sample("abcdefghijklmnopqrstuvwxyz", 4)
+        letters = random.sample(ascii_lowercase, 4)
         word = drawn_text(random, random.randint(low, high), "".join(letters))
         return {"word": word, "letter": letters[0]}
 
@@ -43,15 +44,14 @@ class LetterCount(Algorithm):
 
 
 class Diophantine(Algorithm):
-    """The smallest x >= 0 with a x + b y = c for a whole y >= 0: x = 0, 1, ... are tried, with t =
-    c - a x. The size is how many are."""
+    """The smallest x >= 0 with a x + b y = c, y >= 0: x = 0, 1, ... are tried, t = c - a x. The
+    size is how many are."""
 
     name, paradigm = "diophantine", "enumeration"
     shortest, longest = 2, 5
 
     def sample(self, random: Random, low: int, high: int) -> Inputs:
-        x = random.randint(low, high) - 1
-        a, b = 1, 1
+        x, a, b = random.randint(low, high) - 1, 1, 1
         # a and b share no factor and b > x: then no smaller x leaves a multiple of b
         while gcd(a, b) > 1 or a == b:
             a, b = random.randint(2, 30), x + random.randint(2, 30)
@@ -63,8 +63,8 @@ class Diophantine(Algorithm):
 
     def question(self, inputs: Inputs) -> str:
         return (
-            f"Whole numbers x and y, none below 0, fulfil {inputs['a']} x + {inputs['b']} y = "
-            f"{inputs['c']}. What are they where x is smallest?"
+            "Which whole numbers x and y, none below 0 and x the smallest possible, fulfil "
+            f"{inputs['a']} x + {inputs['b']} y = {inputs['c']}?"
         )
 
     def tape(self, inputs: Inputs) -> dict[str, Any]:
@@ -86,8 +86,7 @@ class Diophantine(Algorithm):
 
 
 class PrimeSearch(Algorithm):
-    """The primes among numbers that follow each other: each is divided by 2, 3, ... up to its
-    root, until a remainder is 0."""
+    """The primes of a range: each number is divided by 2, 3, ... until d d > v or v mod d = 0."""
 
     name, paradigm = "prime_search", "enumeration"
     shortest, longest = 3, 5
@@ -113,10 +112,10 @@ class PrimeSearch(Algorithm):
                 v, d = machine.fetch("v", "d")
                 verdict = 1 if d * d > v else 0 if v % d == 0 else None
                 values = {"d": d + 1} if verdict is None else {f"f{v}": verdict, "v": v + 1}
-                last = f"v{v + 1}" if v < inputs["end"] else "end"
-                then = f"try{v},{d + 1}" if verdict is None else last
+                then = f"v{v + 1}" if v < inputs["end"] else "end"
+                then = f"try{v},{d + 1}" if verdict is None else then
                 machine.write(f"try{number},{d}", values, then, block=number)
 
     def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
-        numbers = range(inputs["start"], inputs["end"] + 1)
+        numbers = range(inputs["start"], memory["v"])
         return " ".join(str(v) for v in numbers if memory[f"f{v}"]) or "none"

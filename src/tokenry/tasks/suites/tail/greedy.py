@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -20,7 +21,7 @@ class Dijkstra(Algorithm):
     def sample(self, random: Random, low: int, high: int) -> Inputs:
         n = random.randint(low, high)
         order = random.sample(range(n), n)
-        pairs = {tuple(sorted(pair)) for pair in zip(order, order[1:], strict=False)}  # connected
+        pairs = {tuple(sorted(pair)) for pair in pairwise(order)}  # connected
         pairs |= {tuple(sorted(random.sample(range(n), 2))) for _ in range(n)}
         return {"n": n, "edges": [[u, v, random.randint(1, 9)] for u, v in sorted(pairs)]}
 

@@ -1,10 +1,10 @@
-"""Simulation, of calculation on paper: addition, division by a digit, comparison."""
+"""Simulation, of calculation on paper: addition, division by a digit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 from tokenry.tasks.suites.tail.algorithm import (
     ABSENT,
@@ -13,12 +13,9 @@ from tokenry.tasks.suites.tail.algorithm import (
     digits_of,
     drawn_number,
     onto_tape,
+    value_of,
 )
 from tokenry.tasks.suites.tail.trace import Machine
-
-
-def _value(digit: Any) -> int:
-    return 0 if digit == ABSENT else digit
 
 
 class Addition(Algorithm):
@@ -48,7 +45,7 @@ class Addition(Algorithm):
         places = self.size(inputs)
         for i in range(places + 1):
             a, b, c = machine.fetch(f"a{i}", f"b{i}", "c")
-            total = _value(a) + _value(b) + c
+            total = value_of(a) + value_of(b) + c
             digit = ABSENT if i == places and not total else total % 10
             then = f"i{i + 1}" if i < places else "end"
             machine.write(f"i{i}", {"t": total, f"s{i}": digit, "c": total // 10}, then)
@@ -88,43 +85,3 @@ class Division(Algorithm):
     def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
         quotient = "".join(str(memory[f"q{i}"]) for i in range(self.size(inputs)))
         return f"{quotient.lstrip('0') or '0'} r {memory['r']}"
-
-
-class Comparison(Algorithm):
-    """a < b, a = b or a > b, from the right: the highest place that differs decides."""
-
-    name, paradigm = "compare", "simulation"
-    shortest, longest = 3, 8
-    likely: ClassVar[tuple[str, ...]] = ("other", "changed", "changed", "equal")
-
-    def sample(self, random: Random, low: int, high: int) -> Inputs:
-        size = random.randint(low, high)
-        a = drawn_number(random, size)
-        kind, place = random.choice(self.likely), random.randrange(size)
-        changed = a[:place] + str(random.randint(1, 9)) + a[place + 1 :]
-        other = drawn_number(random, random.randint(1, size))
-        pair = [a, {"other": other, "changed": changed, "equal": a}[kind]]
-        random.shuffle(pair)
-        return {"a": pair[0], "b": pair[1]}
-
-    def size(self, inputs: Inputs) -> int:
-        return max(len(inputs["a"]), len(inputs["b"]))
-
-    def question(self, inputs: Inputs) -> str:
-        return f"Which sign stands between {inputs['a']} and {inputs['b']}: <, = or >?"
-
-    def tape(self, inputs: Inputs) -> dict[str, Any]:
-        places = self.size(inputs)
-        numbers = digits_of("a", inputs["a"], places) | digits_of("b", inputs["b"], places)
-        return numbers | {"o": "eq"}
-
-    def run(self, inputs: Inputs, machine: Machine) -> None:
-        size = self.size(inputs)
-        for i in range(size):
-            a, b, o = machine.fetch(f"a{i}", f"b{i}", "o")
-            difference = _value(a) - _value(b)
-            o = "lt" if difference < 0 else "gt" if difference > 0 else o
-            machine.write(f"i{i}", {"o": o}, f"i{i + 1}" if i + 1 < size else "end")
-
-    def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
-        return {"lt": "<", "eq": "=", "gt": ">"}[memory["o"]]

@@ -1,4 +1,4 @@
-"""Simulation, of work on a row: a substring copied, bubble sort."""
+"""Simulation, of work on rows: a substring copied, two numbers compared, bubble sort."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from random import Random
 from string import ascii_lowercase
 from typing import Any
 
-from tokenry.tasks.suites.tail.algorithm import Algorithm, Inputs, drawn_text, onto_tape
+from tokenry.tasks.suites.tail.algorithm import (
+    Algorithm,
+    Inputs,
+    digits_of,
+    drawn_number,
+    drawn_text,
+    onto_tape,
+    value_of,
+)
 from tokenry.tasks.suites.tail.trace import Machine
 
 
@@ -41,6 +49,48 @@ class Substring(Algorithm):
 
     def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
         return "".join(memory[f"o{k}"] for k in range(self.size(inputs)))
+
+
+class Comparison(Algorithm):
+    """a < b, a = b or a > b, from the right: the highest place that differs decides."""
+
+    name, paradigm = "compare", "simulation"
+    shortest, longest = 3, 8
+
+    def sample(self, random: Random, low: int, high: int) -> Inputs:
+        size = random.randint(low, high)
+        a = drawn_number(random, size)
+        kind, place = (
+            random.choice(("other", "changed", "changed", "equal")),
+            random.randrange(size),
+        )
+        changed = a[:place] + str(random.randint(1, 9)) + a[place + 1 :]
+        other = drawn_number(random, random.randint(1, size))
+        pair = [a, {"other": other, "changed": changed, "equal": a}[kind]]
+        random.shuffle(pair)
+        return {"a": pair[0], "b": pair[1]}
+
+    def size(self, inputs: Inputs) -> int:
+        return max(len(inputs["a"]), len(inputs["b"]))
+
+    def question(self, inputs: Inputs) -> str:
+        return f"Which sign stands between {inputs['a']} and {inputs['b']}: <, = or >?"
+
+    def tape(self, inputs: Inputs) -> dict[str, Any]:
+        places = self.size(inputs)
+        numbers = digits_of("a", inputs["a"], places) | digits_of("b", inputs["b"], places)
+        return numbers | {"o": "eq"}
+
+    def run(self, inputs: Inputs, machine: Machine) -> None:
+        size = self.size(inputs)
+        for i in range(size):
+            a, b, o = machine.fetch(f"a{i}", f"b{i}", "o")
+            difference = value_of(a) - value_of(b)
+            o = "lt" if difference < 0 else "gt" if difference > 0 else o
+            machine.write(f"i{i}", {"o": o}, f"i{i + 1}" if i + 1 < size else "end")
+
+    def answer(self, inputs: Inputs, memory: Mapping[str, Any]) -> str:
+        return {"lt": "<", "eq": "=", "gt": ">"}[memory["o"]]
 
 
 class BubbleSort(Algorithm):

@@ -23,13 +23,14 @@ from tokenry.tasks.distinct import distinct_items
 from tokenry.tasks.suites.tail.algorithm import Algorithm, Inputs, tier_sizes
 from tokenry.tasks.suites.tail.backtracking import PalindromePermutations
 from tokenry.tasks.suites.tail.divide_and_conquer import BinarySearch
-from tokenry.tasks.suites.tail.dynamic import CommonSubsequence, Knapsack, Levenshtein
+from tokenry.tasks.suites.tail.dynamic_texts import CommonSubsequence, Levenshtein
+from tokenry.tasks.suites.tail.dynamic_things import Knapsack
 from tokenry.tasks.suites.tail.enumeration import Diophantine, LetterCount, PrimeSearch
 from tokenry.tasks.suites.tail.greedy import Dijkstra, Schedule
 from tokenry.tasks.suites.tail.iteration import PopulationGrowth
 from tokenry.tasks.suites.tail.recursion import Derangement, WordFlip
-from tokenry.tasks.suites.tail.simulation_numbers import Addition, Comparison, Division
-from tokenry.tasks.suites.tail.simulation_rows import BubbleSort, Substring
+from tokenry.tasks.suites.tail.simulation_numbers import Addition, Division
+from tokenry.tasks.suites.tail.simulation_rows import BubbleSort, Comparison, Substring
 from tokenry.tasks.suites.tail.trace import Machine, Style, lines
 from tokenry.tasks.task import Answer, Generate, Item, Task, task
 
