@@ -12,7 +12,7 @@ import pytest
 from tokenry.core import extras
 from tokenry.core.errors import InputError
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "math_verify": "math-verify"}
 
 
 def test_the_extras_are_those_of_the_package():

@@ -15,6 +15,7 @@ EXTRAS = {
     "audit": ("sklearn",),
     "fast": ("numba",),
     "ray": ("ray",),
+    "rewards": ("math_verify",),
 }
 
 

@@ -14,14 +14,16 @@ packages its methods live in and imports their modules when it is first asked, s
 found by being a file in the right folder; `roles` finds the roles themselves in the same way.
 """
 
+import ast
 import fnmatch
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tokenry.core.errors import UnknownNameError
+from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.core.extras import extra_of
 
 T = TypeVar("T")
@@ -88,6 +90,32 @@ class Role:
         if key not in self.entries:
             raise UnknownNameError(self.name, key, self.entries)
         return self.entries[key]
+
+    def made(self, call: str) -> Any:
+        """What a call of a method makes, from its text: "length_between(5, 60)", or its key alone.
+
+        Arguments are literals; nothing else is evaluated. Raises InputError for any other text,
+        UnknownNameError for a key that is not registered.
+        """
+        try:
+            parsed = ast.parse(call.strip(), mode="eval").body
+            if isinstance(parsed, ast.Name):
+                parsed = ast.Call(parsed, [], [])
+            if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name):
+                raise ValueError("not a call")
+            key = parsed.func.id
+            arguments = [ast.literal_eval(argument) for argument in parsed.args]
+            named = {str(word.arg): ast.literal_eval(word.value) for word in parsed.keywords}
+        except (SyntaxError, ValueError) as error:
+            raise InputError(
+                f"{call!r} is no {self.name} with literal arguments, such as "
+                f"{self.names()[0]}(5, name='text'): {error}"
+            ) from None
+        make = self[key]
+        try:
+            return make(*arguments, **named)
+        except (TypeError, re.error) as error:
+            raise InputError(f"{call!r}: {error}") from None
 
     def __iter__(self) -> Iterator[Entry]:
         self.discover()

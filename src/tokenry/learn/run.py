@@ -19,7 +19,13 @@ from typing import Any, get_args
 from tokenry.core.errors import InputError, NonFiniteError
 from tokenry.learn.checkpoints import check_resumable, last_checkpoint
 from tokenry.learn.compute import missing_source
-from tokenry.learn.data import SUPERVISED, PreferenceCollator, as_dataset, read_rows
+from tokenry.learn.data import (
+    SUPERVISED,
+    PreferenceCollator,
+    as_dataset,
+    further_columns,
+    read_rows,
+)
 from tokenry.learn.data.precompute import PrecomputeContext, precompute
 from tokenry.learn.data.rows import completion_rows, template_hash
 from tokenry.learn.limits import Limits, fitting
@@ -54,6 +60,7 @@ from tokenry.learn.reference import (
     WithoutAdapter,
     load_reference,
 )
+from tokenry.learn.rewards.scoring import Rewards
 from tokenry.learn.settings import (
     DATA_DEFAULTS,
     LEARNING_RATES,
@@ -66,7 +73,7 @@ from tokenry.learn.settings import (
     training_arguments,
 )
 from tokenry.learn.start import AdapterMode, has_adapter, precision, save_base, start_from
-from tokenry.learn.user_code import user_objective, user_value
+from tokenry.learn.user_code import user_objective
 from tokenry.model.hub import load
 
 BASE = "base"
@@ -108,7 +115,9 @@ def train(
     model: what `tokenry.load` takes, or a (model, tokenizer) pair.
     reference: see `ObjectiveTrainer`, or a folder or several (their weights are averaged).
     frozen: further frozen models by the names that the objective uses: folders, hub ids, models.
-    rewards: for on-policy objectives, functions (prompt, completion) -> number or "file.py:name".
+    rewards: for on-policy objectives, functions (prompt, completion) -> number, or of TRL's form
+    (prompts, completions, **columns) -> list, as values, "file.py:name", or the name of one of the
+    catalogue, with arguments where it takes some: "numeric_answer", "soft_overlong(longest=64)".
     config: YAML file or mapping whose keys are hyper-parameters of the objective (beta, ...),
     fields of transformers' TrainingArguments (learning_rate, num_train_epochs, ...),
     `max_length`, `truncate`, `as_chat`, `data_format` (one of `learn.data.kinds`), `bad_rows`
@@ -137,7 +146,7 @@ def train(
     checkpoint = last_checkpoint(output) if resume else None
     if checkpoint is not None:
         check_resumable(checkpoint)
-    functions = _rewards([*chosen["rewards"], *rewards], built)
+    functions = _rewards([*chosen["rewards"], *rewards], built, rollout)
     arguments = training_arguments(
         output, chosen["training"], wants_lora, seed, eval_data is not None
     )
@@ -172,10 +181,12 @@ def train(
     reading = DATA_DEFAULTS | chosen["data"]
     limits = Limits.of(policy)
     limits.check_padding(PreferenceCollator.of(tokenizer).pad_id)
-    dataset, where_from = _dataset(data, built, context, reading, rollout, limits)
+    dataset, where_from = _dataset(data, built, context, reading, rollout, limits, functions)
     heldout, heldout_from = None, None
     if eval_data is not None:
-        heldout, heldout_from = _dataset(eval_data, built, context, reading, rollout, limits)
+        heldout, heldout_from = _dataset(
+            eval_data, built, context, reading, rollout, limits, functions
+        )
     record = {
         "state": "running",
         "objective": next((e.key for e in objectives if e.value is kind), kind.__name__),
@@ -185,7 +196,7 @@ def train(
         "reference": _named(reference),
         "frozen": {name: _named(value) for name, value in named.items()},
         "fingerprints": fingerprints,
-        "rewards": [getattr(function, "__name__", str(function)) for function in functions],
+        "rewards": functions.names,
         "code": code_hashes([objective, *chosen["rewards"], *rewards, rollout.source]),
         "rollout": chosen["rollout"] | _source_of(chosen["rollout"]),
         "dropout": chosen["loop"].get("dropout", False),
@@ -246,12 +257,15 @@ def train(
             if not existed:
                 shutil.rmtree(output, ignore_errors=True)
         raise
+    finally:
+        functions.close()
     record |= {
         "state": "finished",
         "seconds": round(time.perf_counter() - started, 2),
         "steps": trainer.state.global_step,
         "history": [dict(entry) for entry in trainer.state.log_history],
         "evaluation": {k: v for k, v in final.items() if isinstance(v, float)},
+        "reward_counts": {name: dict(counts) for name, counts in functions.counts.items()},
     }
     write_record(output, record)
     return TrainedRun(output, record, trainer.model, tokenizer)
@@ -298,17 +312,13 @@ def _changed(objective: Any, **values: Any) -> Any:
     return dataclasses.replace(objective, **values) if values else objective
 
 
-def _rewards(given: list[Any], objective: Any) -> list[RewardFunction]:
-    found = [user_value(item) if isinstance(item, str) else item for item in given]
-    if found and not is_on_policy(objective):
+def _rewards(given: list[Any], objective: Any, rollout: RolloutSettings) -> Rewards:
+    if given and not is_on_policy(objective):
         raise InputError(
             f"{type(objective).__name__} learns from the data's completions and has no use for "
             "rewards"
         )
-    for function in found:
-        if not callable(function):
-            raise InputError(f"a reward must be a function (prompt, completion), got {function!r}")
-    return found
+    return rollout.rewards(given)
 
 
 def _frozen_models(given: Mapping[str, Any], objective: Any) -> dict[str, Reference]:
@@ -353,6 +363,7 @@ def _dataset(
     reading: dict[str, Any],
     rollout: RolloutSettings,
     limits: Limits,
+    rewards: Rewards,
 ) -> tuple[Any, dict[str, Any]]:
     """What the objective trains on, with its columns, and where it came from."""
     sampled, supervised = is_on_policy(objective), objective.supervised
@@ -385,7 +396,9 @@ def _dataset(
     where_from = provenance(read, rows, skipped)
     rows = precompute(objective, rows, context)
     completions = _completions(objective, rollout)
-    dataset = as_dataset(rows, completions, _columns(objective))
+    named, every = rewards.columns(rows)
+    further = further_columns(rows, named, every) if named or every else None
+    dataset = as_dataset(rows, completions, _columns(objective), further)
     for row in rows:
         limits.check_row(row, completions, rollout.max_new_tokens if sampled else 0)
     return dataset, where_from

@@ -62,6 +62,7 @@ from tokenry.learn.reference import (
     precompute_reference,
     reference_columns,
 )
+from tokenry.learn.rewards.scoring import Rewards
 from tokenry.learn.settings import refusals
 from tokenry.learn.start import (
     TRAINED_FOLDER,
@@ -86,7 +87,7 @@ class ObjectiveTrainer(FiniteTrainer):
         "copy", "adapter", "precomputed" (reference log-probabilities are computed before training,
         or taken from the columns `reference_{chosen,rejected}_logprob`), or a `Reference` value.
     frozen: further frozen models, by the names that the objective's needs use.
-    rewards, rollout: for on-policy objectives, functions (prompt, completion) -> number, and how
+    rewards, rollout: for on-policy objectives, reward functions (`learn.rewards.base`), and how
         completions are sampled and how often they are used; the collator then gives prompts
         (`PreferenceCollator(completions=())`). Checkpoints hold the rollouts that are still to be
         used.
@@ -114,7 +115,7 @@ class ObjectiveTrainer(FiniteTrainer):
         lora: Any = None,
         reference: str | Reference = "auto",
         frozen: Mapping[str, Reference] | None = None,
-        rewards: Sequence[RewardFunction] = (),
+        rewards: Rewards | Sequence[RewardFunction] = (),
         rollout: RolloutSettings | None = None,
         tokens_per_pass: int | Literal["auto"] | None = "auto",
         dropout: bool = False,
@@ -131,7 +132,8 @@ class ObjectiveTrainer(FiniteTrainer):
         self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
         self.start = start
         self.frozen = dict(frozen or {})
-        self.rewards, self.rollout = tuple(rewards), rollout or RolloutSettings()
+        self.rollout = rollout or RolloutSettings()
+        self.rewards = rewards if isinstance(rewards, Rewards) else self.rollout.rewards(rewards)
         self.source = source_of(self.rollout)
         if self.rollout != RolloutSettings() and not is_on_policy(objective):
             raise InputError(
@@ -380,7 +382,14 @@ class ObjectiveTrainer(FiniteTrainer):
             batch_of(inputs) if "ids" in inputs else None,
         )
         batch = self.source(model, prompts, self.rollout)
-        batch = reward_rollouts(batch, tokenizer, self.rewards)
+        rows, data = len(batch.ids), inputs.get("data") or [{}]
+        data = {name: [row[name] for row in data] for name in data[0]}
+        separate = self.objective.num_rewards > 1
+        batch = reward_rollouts(batch, tokenizer, self.rewards, data, separate=separate)
+        if self.rewards.callers and model.training and STAND_IN not in inputs:
+            left_out = rows - int(batch.target.any(-1).sum())
+            share = torch.tensor([left_out, rows], dtype=torch.float64)
+            self._since_log["rewards/left_out"].append(share)
         batch = batch.with_columns(progress=self._progress(batch.ids)["column.progress"])
         needs = self.objective.rollout_needs
         with switched_off(self.dropouts):  # the mode that the loss will be taken in

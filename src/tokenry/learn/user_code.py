@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.core.errors import InputError, TokenryError, UnknownNameError
-from tokenry.learn.objective import Objective
 
 
 def user_value(place: str) -> Any:
@@ -52,6 +51,8 @@ def guarded(place: str, function: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def user_objective(place: str) -> Any:
     """An objective, or the class of one, from a user's file; InputError for anything else."""
+    from tokenry.learn.objective import Objective  # torch, which a user's functions do without
+
     value = user_value(place)
     if not issubclass(value if isinstance(value, type) else type(value), Objective):
         what = "a function" if isfunction(value) else f"a value of {type(value).__name__}"

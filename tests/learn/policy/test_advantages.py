@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
+from tokenry.learn.policy.groups import group_advantage, has_spread
 
 
 def random_rollouts(seed, rows=4, length=6, dtype=torch.float64):
@@ -131,3 +132,69 @@ def test_bad_input_is_refused():
         gae(rewards, values[:, :2], mask)
     with pytest.raises(ShapeError, match="mask"):
         whiten(rewards, mask.float())
+
+
+# ---- against the group
+
+
+def test_one_bad_completion_among_equals_is_as_bad_as_its_reward():
+    """The others' mean is 0.95 up to rounding; no spread of theirs is divided by."""
+    reward = torch.tensor([0.0, *[0.95] * 7])
+    advantage = group_advantage(
+        reward, torch.zeros(8).long(), scale="none", leave_one_out=True, eps=0.0
+    )
+    assert advantage[0].item() == pytest.approx(-0.95, rel=1e-6)
+    assert advantage[1:].tolist() == pytest.approx([0.95 / 7] * 7, rel=1e-5)
+    for scale in ("group", "batch"):
+        for loo in (False, True):
+            scaled = group_advantage(
+                reward, torch.zeros(8).long(), scale=scale, leave_one_out=loo, eps=0.0
+            )
+            assert scaled.isfinite().all()
+            assert scaled.abs().max() < 3
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 7, 8])
+def test_rewards_that_are_equal_up_to_rounding_give_exactly_0(scale, leave_one_out, size):
+    noise = 1 + 1.2e-7 * (torch.arange(size) % 2)
+    options = {"scale": scale, "leave_one_out": leave_one_out, "eps": 0.0}
+    for level in (0.95, -300.0, 1e-8):
+        group = torch.zeros(size).long()
+        assert (group_advantage(level * noise, group, **options) == 0).all()
+    assert (group_advantage(torch.zeros(size), torch.zeros(size).long(), **options) == 0).all()
+
+
+@pytest.mark.parametrize(("gap", "some"), [(0.9e-6, False), (1.2e-6, True)])
+def test_the_resolution_of_rewards_is_a_millionth_of_the_largest(gap, some):
+    reward = torch.tensor([-5.0, -5.0 + 5 * gap], dtype=torch.float64)
+    assert has_spread(reward, torch.zeros(2).long()).tolist() == [some, some]
+    advantage = group_advantage(reward, torch.zeros(2).long(), eps=0.0)
+    half = 0.5**0.5
+    assert advantage.tolist() == pytest.approx([-half, half] if some else [0, 0])
+    # the level of another group does not matter
+    both = torch.cat([reward, torch.tensor([1e9, 0.0])])
+    assert has_spread(both, torch.tensor([0, 0, 1, 1])).tolist() == [some, some, True, True]
+
+
+def test_groups_are_by_index_whatever_their_sizes_and_places():
+    """Sizes 4, 3, 4, interleaved: each is what it would be alone."""
+    group = torch.tensor([7, 2, 5, 5, 7, 2, 7, 5, 2, 5, 7])
+    reward = torch.randn(11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for options in ({}, {"scale": "none", "leave_one_out": True}, {"unbiased": False}):
+        advantage = group_advantage(reward, group, **options)
+        for number, size in ((7, 4), (2, 3), (5, 4)):
+            rows = group == number
+            assert int(rows.sum()) == size
+            alone = group_advantage(reward[rows], torch.zeros(size).long(), **options)
+            torch.testing.assert_close(advantage[rows], alone)
+        order = torch.randperm(11, generator=torch.Generator().manual_seed(1))
+        permuted = group_advantage(reward[order], group[order], **options)
+        torch.testing.assert_close(permuted, advantage[order])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rewards_that_are_no_numbers_are_refused_by_row(bad):
+    with pytest.raises(InputError, match=r"completion 1 is (nan|inf)"):
+        group_advantage(torch.tensor([0.0, bad, 1.0]), torch.zeros(3).long())

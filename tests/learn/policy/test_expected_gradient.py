@@ -5,13 +5,13 @@ equations; the left side is what the preset makes of the same groups through `pr
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, pstdev, stdev
 
 import pytest
 import torch
 
-from tokenry.core.linear_head import LinearHead
-from tokenry.core.scores import Scores
+from tokenry.lab.expected_updates import group_loss
 from tokenry.learn.policy.axes import (
     GAE,
     KL,
@@ -44,33 +44,13 @@ def second_reward(number):
     return 0.7 * len(TEXTS[number]) - 0.3 * sum(TEXTS[number])
 
 
-def scores(table, chosen):
-    """What a tabular model says: its rows are hidden states, its head is the identity."""
-    batch = WORLD.batch(chosen)
-    rows = []
-    for number in chosen:
-        contexts = [WORLD.contexts[TEXTS[number][:at]] for at in range(len(TEXTS[number]))]
-        states = [table[context] for context in contexts]
-        empty = torch.zeros_like(table[0])
-        rows.append(torch.stack([empty, *states, *[empty] * (WORLD.length - len(states))]))
-    head = LinearHead(torch.eye(WORLD.vocabulary, dtype=table.dtype))
-    logprob = WORLD.logprob(table, chosen)
-    return Scores(batch.ids, batch.target, logprob=logprob, hidden=torch.stack(rows), head=head)
-
-
 def loss_of(goal, chosen, table, modules=None, several=False, frozen=FROZEN):
     """The objective's loss of one group, sampled from the old table, under `table`."""
-    batch = WORLD.batch(chosen)
+    columns = {}
     if several:
         second = torch.tensor([second_reward(number) for number in chosen]).double()
-        batch = batch.with_columns(reward=torch.stack([batch.column("reward"), second], -1))
-    others = {name: scores(other, chosen) for name, other in frozen.items()}
-    if modules is not None:
-        others["modules"] = modules
-    reference = others.pop("reference")
-    ready = goal.prepare(batch, scores(OLD, chosen), reference, **others)
-    own = scores(table, chosen[: len(ready.ids)])  # fewer when nothing was kept
-    return goal(ready, own, reference, **others).loss
+        columns = {"reward": torch.stack([WORLD.reward[list(chosen)], second], -1)}
+    return group_loss(goal, WORLD, chosen, OLD, table, frozen, modules, **columns)
 
 
 def expected(loss, table):
@@ -516,10 +496,13 @@ def test_every_group_of_the_world_is_listed_and_its_chances_sum_to_one():
     assert all(0 not in t[:-1] and (t[-1] == 0 or len(t) == WORLD.length) for t in TEXTS)
 
 
-def test_the_presets_are_all_here():
-    """One for each registered objective that is a policy gradient."""
+def test_every_preset_is_compared_with_one_written_by_hand():
+    """Here, or in a test file of its own beside this one."""
     from tokenry.learn.objective import objective
     from tokenry.learn.policy.gradient import Preset
 
-    presets = {entry.key for entry in objective if issubclass(entry.value, Preset)}
-    assert presets == set(CASES)
+    presets = {entry.key: entry.value for entry in objective if issubclass(entry.value, Preset)}
+    assert set(CASES) <= set(presets)
+    for key in set(presets) - set(CASES):
+        stem = presets[key].__module__.rpartition(".")[2]
+        assert Path(__file__).with_name(f"test_{stem}.py").is_file(), key

@@ -78,7 +78,9 @@ def train(
         typer.Option(
             "--reward",
             metavar="FILE.py:NAME",
-            help="For on-policy objectives: a function (prompt, completion) -> number.",
+            help="For on-policy objectives: a function (prompt, completion) -> number or (prompts, "
+            "completions, **columns) -> list, or a name of the catalogue with its arguments, such "
+            "as numeric_answer or 'soft_overlong(longest=64, buffer=16)'.",
         ),
     ] = None,
     resume: Annotated[

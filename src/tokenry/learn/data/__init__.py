@@ -11,7 +11,7 @@ collator   rows of the dataset -> fields of a batch
 
 from tokenry.core.batch import Truncate
 from tokenry.learn.data.collator import PreferenceCollator, batch_of
-from tokenry.learn.data.columns import as_dataset
+from tokenry.learn.data.columns import as_dataset, further_columns
 from tokenry.learn.data.kinds import KINDS, SUPERVISED, Kind
 from tokenry.learn.data.pairs import preference_dataset, preference_rows
 from tokenry.learn.data.rows import (
@@ -38,6 +38,7 @@ __all__ = [
     "as_dataset",
     "batch_of",
     "completion_rows",
+    "further_columns",
     "preference_dataset",
     "preference_rows",
     "read_jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ class PreferenceCollator:
     completions: which of a row, in this order. prompts: also the prompts alone, left-padded, for
     rollouts; without completions they are all there is. columns: "token.NAME" and "row.NAME", which
     become "column.NAME" [rows, T], [rows].
+    Rows with "data" (JSON, see `as_dataset`) give "data", a list of mappings.
     The row's `{side}_target` says which of the completion's tokens count; without it, all do.
     `reference_logprob` is there when the rows carry precomputed log-probabilities.
     """
@@ -43,13 +45,15 @@ class PreferenceCollator:
         known = next((x for x in (pad_id, tokenizer.eos_token_id) if x is not None), 0)
         return cls(known, completions=tuple(completions), columns=tuple(columns), prompts=prompts)
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        fields: dict[str, Tensor] = {}
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
         if self.prompts or not self.completions:
             prompts = TokenBatch.from_ids(
                 [row["prompt_ids"] for row in rows], pad_id=self.pad_id, padding_side="left"
             )
             fields = {"prompts": prompts.ids, "prompts_attention": prompts.attention}
+        if rows and "data" in rows[0]:
+            fields["data"] = [json.loads(row["data"]) for row in rows]
         if not self.completions:
             return fields
         ids, targets, answers = [], [], []

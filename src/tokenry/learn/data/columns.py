@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenry.core.errors import InputError
 from tokenry.learn.objective import PAIR
 
+PARTS = re.compile(
+    r"(prompt|chosen|rejected|completion)(_.*)?|ids|target|text|messages|place|label"
+)
 ROUNDING = 1e-3  # a log-probability of 0 in half precision
 
 
@@ -16,11 +21,13 @@ def as_dataset(
     rows: Sequence[dict[str, Any]],
     completions: Sequence[str] = PAIR,
     columns: Sequence[str] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
 ) -> Any:
     """A `datasets.Dataset` of the texts, the ids of `completions`, and the columns that are needed.
 
     columns: "token.NAME" and "row.NAME". `{side}_target` goes along where a part of a completion
-    does not count, and the reference's log-probabilities where all rows have them.
+    does not count, and the reference's log-probabilities where all rows have them. data: what else
+    belongs to each row (`further_columns`), kept as one JSON text: Arrow would make rows alike.
     Raises InputError naming the row and the field of a column that is missing, of the wrong length,
     not finite, or (when its name ends in "weight") negative.
     """
@@ -42,12 +49,44 @@ def as_dataset(
                 check_column(row, side, *column.split(".", 1))
     wanted += [f"{side}_{column.split('.', 1)[1]}" for column in columns for side in completions]
     kept = [{name: row[name] for name in wanted} for row in rows]
+    for fields, further in zip(kept, data or (), strict=bool(data)):
+        fields["data"] = json.dumps(further)
     for side in completions:
         if any(f"{side}_target" in row for row in rows):
             for row, fields in zip(rows, kept, strict=True):
                 every = [True] * len(row[f"{side}_ids"])
                 fields[f"{side}_target"] = row.get(f"{side}_target", every)
     return Dataset.from_list(kept)
+
+
+def further_columns(
+    rows: Sequence[dict[str, Any]], named: Sequence[str] = (), every: bool = False
+) -> list[dict[str, Any]]:
+    """The columns of the rows that are no part of their texts, for whoever asks for them.
+
+    named: those that must be possible to give, None in a row that lacks one. every: all others
+    that JSON can hold, too.
+    Raises InputError naming the row and the column when JSON cannot hold a named one.
+    """
+    other = {name for row in rows for name in row if not PARTS.fullmatch(name)} if every else set()
+    other = {n for n in other if all(_is_json(row.get(n)) for row in rows)} - {*named}
+    for row in rows:
+        for name in named:
+            if not _is_json(row.get(name)):
+                kind = type(row[name]).__name__
+                raise InputError(
+                    f'{row["place"]}: a reward asks for the column "{name}", and its {kind} is '
+                    "neither a text, a number, a list nor a mapping of them"
+                )
+    return [{name: row.get(name) for name in (*named, *sorted(other))} for row in rows]
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_reference(row: dict[str, Any], side: str, tokens: int) -> None:

@@ -275,7 +275,7 @@ class PolicyGradient(Objective):
         if self.gate is not None:
             log_ratio = self.gate(log_ratio, rollouts)
         ratio = self.ratio(log_ratio, rollouts)
-        advantage = rollouts.batch.column("advantage")
+        advantage = rollouts.batch.column("advantage").to(log_ratio.dtype)
         advantage = advantage.masked_fill(~_beside(mask, advantage), 0.0)
         for reshape in self.reshape:
             advantage = reshape(advantage, ratio.detach(), rollouts).detach()

@@ -1,6 +1,7 @@
 """Groups: completions of one prompt against each other.
 
     GroupAdvantage    A_i = (R_i - mean_group R) / (std_group R + eps)
+    has_spread        max R - min R > 1e-6 max |R| in the group: less is rounding, so no spread
     some_spread       leave out groups whose rewards are all equal: their advantages say nothing
     balanced          mean over groups of (G+/G) (token mean where A > 0) + (G-/G) (where A < 0)
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.checks import one_of, within
-from tokenry.core.errors import ShapeError
+from tokenry.core.errors import InputError, ShapeError
 from tokenry.learn.policy.rollout_batch import RolloutBatch
+
+RESOLUTION = 1e-6  # of a group's largest |reward|: 8 roundings in float32, the dtype of rewards
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class GroupAdvantage:
 
     center: subtract the group's mean (leave_one_out: of the others only, which is unbiased).
     scale: divide by the standard deviation over the "group" or the "batch", or by nothing.
-    unbiased: n - 1 in its denominator. eps: added to it, >= 0; a group of equal rewards gives 0.
-    Several rewards are summed.
+    unbiased: n - 1 in its denominator. eps: added to it, >= 0. Several rewards are summed.
+
+    A group without spread (`has_spread`) gives exactly 0 wherever its mean is subtracted or it is
+    divided by a spread that is none; so does a group of one completion.
     """
 
     center: bool = True
@@ -56,32 +61,57 @@ def group_advantage(
     leave_one_out: bool = False,
     unbiased: bool = True,
 ) -> Tensor:
-    """`GroupAdvantage` of rewards [B] in groups [B]."""
+    """`GroupAdvantage` of rewards [B] in groups [B].
+
+    Raises:
+        ShapeError: the shapes differ.
+        InputError: a reward is NaN or infinite.
+    """
     if reward.shape != group.shape:
         raise ShapeError(f"reward {[*reward.shape]} and group {[*group.shape]} must be [B] each")
     size = over_group(torch.ones_like(reward), group)
-    mean = over_group(reward, group) / size
-    centred = reward - mean
+    spread = has_spread(reward, group)
+    centred = torch.where(spread, reward - over_group(reward, group) / size, 0.0)
     advantage = centred if center else reward
     if center and leave_one_out:
         advantage = centred * size / (size - 1).clamp_min(1)  # r - mean of the others
+    if scale == "none":
+        return advantage
     if scale == "group":
         freedom = (size - 1).clamp_min(1) if unbiased else size
-        return advantage / ((over_group(centred.square(), group) / freedom).sqrt() + eps)
-    if scale == "batch":
-        spread = reward.std(correction=int(unbiased)) if len(reward) > 1 else reward.new_zeros(())
-        return advantage / (spread + eps)
-    return advantage
+        deviation = (over_group(centred.square(), group) / freedom).sqrt()
+    else:
+        spread = has_spread(reward, torch.zeros_like(group))
+        deviation = (
+            reward.std(correction=int(unbiased)) if len(reward) > 1 else reward.new_zeros(())
+        )
+    return torch.where(spread, advantage / torch.where(spread, deviation + eps, 1.0), 0.0)
+
+
+def has_spread(reward: Tensor, group: Tensor) -> Tensor:
+    """True on the rows of groups whose rewards [B] differ by more than `RESOLUTION` times the
+    largest of their magnitudes, [B].
+
+    Raises:
+        InputError: a reward is NaN or infinite.
+    """
+    if not bool(reward.isfinite().all()):
+        row = int((~reward.isfinite()).nonzero()[0])
+        raise InputError(
+            f"the reward of completion {row} is {float(reward[row])}; rewards must be finite: "
+            "leave out completions that nothing could judge"
+        )
+    peers = group.unique(return_inverse=True)[1]
+    empty = reward.new_full((int(peers.max()) + 1 if len(peers) else 0,), -torch.inf)
+    most, negated, largest = (
+        empty.scatter_reduce(0, peers, values, "amax") for values in (reward, -reward, reward.abs())
+    )
+    return (most + negated > RESOLUTION * largest)[peers]
 
 
 def some_spread(rollouts: RolloutBatch, advantage: Tensor) -> Tensor:
     """True on the completions of groups whose rewards differ, [B]."""
-    reward = rollouts.total_reward
-    peers = rollouts.group.unique(return_inverse=True)[1]
-    count = int(peers.max()) + 1
-    most = reward.new_full((count,), -torch.inf).scatter_reduce(0, peers, reward, "amax")
-    least = reward.new_full((count,), torch.inf).scatter_reduce(0, peers, reward, "amin")
-    return (most > least)[peers]
+    return has_spread(rollouts.total_reward, rollouts.group)
 
 
 @torch.no_grad()

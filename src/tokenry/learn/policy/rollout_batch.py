@@ -104,5 +104,24 @@ class RolloutBatch:
         self.measured[name] = values
 
 
+@dataclass(frozen=True)
+class Column:
+    """The axis that reads what another one left for the updates (`RolloutBatch.keep`): a weight of
+    tokens, a bound.
+
+    Args:
+        name: of the column, [B, T] or [B, 1].
+    """
+
+    name: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (f"token.{self.name}",)
+
+    def __call__(self, rollouts: RolloutBatch, *given: Tensor) -> Tensor:
+        return rollouts.batch.column(self.name)
+
+
 def module_name(axis: Any) -> str:
     return getattr(axis, "module_name", type(axis).__name__)

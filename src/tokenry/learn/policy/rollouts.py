@@ -3,28 +3,29 @@
     prompts [B, T] -> n completions of each -> TokenBatch with n B rows, sample after sample,
     `group` = prompt, `row.reward` from the reward functions -> objective.prepare -> columns
 
-A reward function takes (prompt, completion), both texts, and gives a number; several of them give
-`row.reward` as [rows, n].
+A reward function takes (prompt, completion), both texts, and gives a number, or has TRL's signature
+f(prompts=..., completions=..., **columns) -> list; several of them give `row.reward` as [rows, n].
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.checks import within
-from tokenry.core.errors import InputError, TokenryError
+from tokenry.core.checks import one_of, within
+from tokenry.core.errors import InputError
 from tokenry.decode.sample import sample
+from tokenry.learn.policy.token_rewards import last_target
+from tokenry.learn.rewards.scoring import OnError, Rewards, Rows
 from tokenry.model.score import unwrap
 
-RewardFunction = Callable[[str, str], float]
+RewardFunction = Callable[..., Any]
+"""(prompt, completion) -> number, or TRL's (prompts=, completions=, **columns) -> list."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class RolloutSettings:
     source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name".
     share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
     data's. None: all of an on-policy objective's, none of one that learns from given texts.
+    reward_timeout: seconds for one call of a reward function (of one row, or with TRL's signature
+    of one batch), which then runs in a process of its own, in (0, inf); None: in this process,
+    where nothing ends a hang. on_reward_error: "raise" (a reward that fails stops the training, as
+    in TRL) or "skip" (its row is left out of baseline and loss, and counted).
     """
 
     samples: int = 4
@@ -49,11 +54,15 @@ class RolloutSettings:
     minibatches: int = 1
     source: Any = "plain"
     share: float | None = None
+    reward_timeout: float | None = 60.0
+    on_reward_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         counts = ("samples", "max_new_tokens", "updates", "minibatches")
         within(self, "[1, inf)", *counts, integer=True)
         within(self, "(0, inf)", "temperature")
+        within(self, "(0, inf)", "reward_timeout", optional=True)
+        one_of("on_reward_error", self.on_reward_error, get_args(OnError))
         within(self, "[0, 1]", "share", optional=True)
 
     @property
@@ -65,6 +74,10 @@ class RolloutSettings:
     def steps(self) -> int:
         """Optimizer steps on one draw."""
         return self.updates * self.minibatches
+
+    def rewards(self, functions: Sequence[str | RewardFunction]) -> Rewards:
+        """The reward functions, called as these settings say."""
+        return Rewards.of(functions, self.reward_timeout, self.on_reward_error)
 
 
 def sample_rollouts(
@@ -132,46 +145,85 @@ def rollout_rows(
 
 
 def reward_rollouts(
-    batch: TokenBatch, tokenizer: Any, functions: Sequence[RewardFunction]
+    batch: TokenBatch,
+    tokenizer: Any,
+    functions: Rewards | Sequence[RewardFunction],
+    data: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    separate: bool = False,
 ) -> TokenBatch:
-    """The batch with the column "reward": [rows] of one function, [rows, n] of n, zeros of none.
+    """The rows that have a reward, with the column "reward": [rows] of one function, [rows, n] of
+    n, zeros of none.
 
-    Raises InputError naming the function and the text when a reward is not a finite number.
+    A row at which a function failed, or to which none gave a value, is left out (see
+    `learn.rewards.scoring`); where none remains, one row without targets stands for them, a loss of
+    0. Functions that give a number for each token also leave the column "token_reward", [rows, T],
+    which sums up to the reward: of what others wrote between the policy's turns nothing counts, and
+    a reward of the whole completion lies on its last target.
+
+    Args:
+        batch: completions; `group` says which prompt a row answers.
+        functions: called in this process, or as `Rewards` says. data: further columns of the
+            prompts, by name, one value a prompt.
+        separate: whether the objective looks at each function's rewards apart, which then must all
+            be there.
+
+    Raises:
+        InputError: naming the function and the text, when a function fails and is not to be left
+            out, or has no value where one is needed.
     """
-    rewards = []
-    begun = (
-        batch.target.cumsum(-1) > 0
-    )  # what others wrote between the policy's turns belongs to it
-    for row in range(len(batch.ids)):
-        prompt, completion = (
-            tokenizer.decode(batch.ids[row][mask[row]].tolist(), skip_special_tokens=True)
-            for mask in (batch.attention & ~begun, batch.attention & begun)
-        )
-        rewards.append([_checked(function, prompt, completion, row) for function in functions])
-    values = torch.tensor(rewards, device=batch.ids.device).float()
-    if not functions:
-        values = values.new_zeros(len(batch.ids), 1)
-    return batch.with_columns(reward=values[:, 0] if values.shape[1] == 1 else values)
+    rewards = functions if isinstance(functions, Rewards) else Rewards.of(functions)
+    if not rewards.callers:
+        return batch.with_columns(reward=torch.zeros(len(batch.ids), device=batch.ids.device))
+    rows, said = _as_rows(batch, tokenizer, data or {})
+    scored = rewards(rows)
+    kept = scored.kept()
+    if separate:
+        for name, values in zip(rewards.names, scored.values, strict=True):
+            if unscored := [row for row in kept if values[row] is None]:
+                raise InputError(
+                    f"the reward function {name} has no value for {rows.describe(unscored[0])}, "
+                    "and this objective compares each reward apart: give every row one"
+                )
+    device, none_left = batch.ids.device, not kept
+    dense = torch.zeros(len(rewards.callers), *batch.shape, device=device)
+    total = torch.zeros(len(batch.ids), len(rewards.callers), device=device)
+    per_token = False
+    for number, values in enumerate(scored.values):
+        for row in kept:
+            value = values[row]
+            if isinstance(value, list):
+                per_token = True
+                dense[number, row, said[row]] = torch.tensor(value, device=device).float()
+                dense[number, row] *= batch.target[row]
+                total[row, number] = dense[number, row].sum()
+            elif value is not None:
+                total[row, number] = float(value)
+                dense[number, row] = float(value) * last_target(batch.target[row])
+    batch = batch.with_columns(reward=total[:, 0] if total.shape[1] == 1 else total)
+    if per_token:
+        batch = batch.with_columns(token_reward=dense.sum(0))
+    if none_left:
+        batch = replace(batch, target=torch.zeros_like(batch.target)).select([0])
+    return batch if len(kept) in (0, len(rows)) else batch.select(kept)
 
 
-def _checked(function: RewardFunction, prompt: str, completion: str, row: int) -> float:
-    name = getattr(function, "__name__", type(function).__name__)
-    where = f"for sample {row}, prompt {prompt[-60:]!r}, completion {completion[:60]!r}"
-    try:
-        value: Any = function(prompt, completion)
-        if not isinstance(value, Real) and hasattr(value, "item"):
-            value = value.item()  # of torch or NumPy, if it is one number
-    except TokenryError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"the reward function {name} failed {where}: {type(error).__name__}: {error}"
-        ) from error
-    if isinstance(value, Real) and math.isfinite(value):
-        return float(value)
-    raise InputError(
-        f"the reward function {name} gave {value!r} {where}; it must give a finite number"
+def _as_rows(
+    batch: TokenBatch, tokenizer: Any, data: Mapping[str, Sequence[Any]]
+) -> tuple[Rows, Tensor]:
+    """What reward functions see of the batch, and where its completions stand, [B, T] bool."""
+    # what others wrote between the policy's turns belongs to the completion
+    said = batch.attention & (batch.target.cumsum(-1) > 0)
+    parts = [
+        [batch.ids[row][mask[row]].tolist() for row in range(len(batch.ids))]
+        for mask in (batch.attention & ~said, said)
+    ]
+    prompts, completions = (
+        [tokenizer.decode(ids, skip_special_tokens=True) for ids in part] for part in parts
     )
+    groups = range(len(batch.ids)) if batch.group is None else batch.group.tolist()
+    columns = {name: [values[group] for group in groups] for name, values in data.items()}
+    return Rows(prompts, completions, parts[1], list(groups), columns), said
 
 
 def _end_tokens(model: Any, eos: int | Sequence[int] | None) -> list[int]:

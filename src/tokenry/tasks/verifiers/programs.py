@@ -14,7 +14,6 @@ Source: the constraint classes of From Instructions to Constraints (arXiv 2403.0
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -45,7 +44,7 @@ class ConstraintSet:
     def parse(cls, calls: Sequence[str]) -> ConstraintSet:
         """From calls of the built-in checks as texts, e.g. "length_between(5, 60)": for settings
         in a file. Arguments are literals; nothing else is evaluated."""
-        return cls(tuple(_parsed(call) for call in calls))
+        return cls(tuple(verifier.made(call) for call in calls))
 
     def csr(
         self,
@@ -238,25 +237,3 @@ def symmetric() -> Verifier:
 
 def _labels(response: str, separator: str) -> set[str]:
     return {label.strip() for label in response.split(separator) if label.strip()}
-
-
-def _parsed(text: str) -> Verifier:
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if isinstance(call, ast.Name):
-            call = ast.Call(call, [], [])
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise ValueError("not a call")
-        name = call.func.id
-        arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{text!r} is not a check with literal arguments, such as length_between(5, 60): "
-            f"{error}"
-        ) from None
-    make = verifier[name]
-    try:
-        return make(*arguments, **named)
-    except (TypeError, re.error) as error:
-        raise InputError(f"{text!r}: {error}") from None
