@@ -44,8 +44,7 @@ class LetterCount(Algorithm):
 
 
 class Diophantine(Algorithm):
-    """The smallest x >= 0 with a x + b y = c, y >= 0: x = 0, 1, ... are tried, t = c - a x. The
-    size is how many are."""
+    """The smallest x >= 0 with a x + b y = c, y >= 0: x = 0, 1, ... size - 1 are tried."""
 
     name, paradigm = "diophantine", "enumeration"
     shortest, longest = 2, 5

@@ -20,8 +20,7 @@ from tokenry.tasks.suites.tail.trace import Machine
 
 
 class Substring(Algorithm):
-    """The letters of a text from one position to another; positions begin at 1. What the paper's
-    "any substring" asks is reconstructed."""
+    """The letters of a text from one position (of 1, 2, ..) to another. What is asked is ours."""
 
     name, paradigm = "substring", "simulation"
     shortest, longest = 3, 8
@@ -60,10 +59,8 @@ class Comparison(Algorithm):
     def sample(self, random: Random, low: int, high: int) -> Inputs:
         size = random.randint(low, high)
         a = drawn_number(random, size)
-        kind, place = (
-            random.choice(("other", "changed", "changed", "equal")),
-            random.randrange(size),
-        )
+        kind = random.choice(("other", "changed", "changed", "equal"))
+        place = random.randrange(size)
         changed = a[:place] + str(random.randint(1, 9)) + a[place + 1 :]
         other = drawn_number(random, random.randint(1, size))
         pair = [a, {"other": other, "changed": changed, "equal": a}[kind]]
