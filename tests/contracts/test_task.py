@@ -5,18 +5,10 @@ import math
 import pytest
 
 from role_cases import cases
-from tokenry.core.extras import EXTRAS
 from tokenry.tasks.task import Generate, Loglikelihood, Task, evaluate, task
 
 EACH = pytest.mark.parametrize("made", cases(task))
 COUNT = 24
-
-
-@pytest.fixture(autouse=True)
-def installed(made):
-    if type(made()).__name__ == "ReasoningGym":
-        for module in EXTRAS["gym"]:
-            pytest.importorskip(module)
 
 
 class Oracle:
