@@ -12,7 +12,11 @@ import pytest
 from tokenry.core import extras
 from tokenry.core.errors import InputError
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "math_verify": "math-verify"}
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "math_verify": "math-verify",
+    "reasoning_gym": "reasoning-gym",
+}
 
 
 def test_the_extras_are_those_of_the_package():

@@ -16,6 +16,7 @@ EXTRAS = {
     "fast": ("numba",),
     "ray": ("ray",),
     "rewards": ("math_verify",),
+    "gym": ("reasoning_gym",),
 }
 
 
