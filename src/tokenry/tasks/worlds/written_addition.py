@@ -12,6 +12,7 @@ rewarded for right answers has a way of writing to find, not only digits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class WrittenAddition:
 
     digits: int = 2
     worked: float = 0.5
+
+    vocabulary: ClassVar[int] = VOCABULARY
+    end: ClassVar[int] = END
 
     def __post_init__(self) -> None:
         within(self, "[1, inf)", "digits", integer=True)
