@@ -26,6 +26,7 @@ from tokenry.lab.table import Table, over_seeds
 from tokenry.lab.toy_training import fit_toy
 from tokenry.learn.objective import Objective
 from tokenry.learn.policy.presets import GRPO
+from tokenry.learn.policy.sources.base import RolloutSource
 from tokenry.measure.probes.critical_tokens import pass_at_k
 from tokenry.model.score import score
 from tokenry.tasks.worlds.written_addition import END, VOCABULARY, WrittenAddition
@@ -101,7 +102,7 @@ class PolicyBench:
         size = self.prompts * SAMPLES
 
         def count(batch: TokenBatch) -> dict[str, float]:
-            used.append(int(batch.target.sum()))
+            used.append(drawn_tokens(batch))
             return {}
 
         policy, points = train_on_policy(
@@ -162,6 +163,14 @@ class PolicyBench:
         return batch, self.world.correct(batch)
 
 
+def drawn_tokens(batch: TokenBatch) -> int:
+    """Tokens that were sampled for the rollouts: what several rows share counts once."""
+    if "node" not in batch.columns:
+        return int(batch.target.sum())
+    draws = torch.stack([batch.column("node")[batch.target], batch.target.nonzero()[:, 1]], 1)
+    return len(draws.unique(dim=0))
+
+
 def bench_sizes(scale: Scale) -> tuple[int, dict[str, Any]]:
     """How many benches a comparison takes, and the fields of each."""
     smallest: dict[str, Any] = {"tokens": 300, "prompts": 2, "judged": 4, "fit_steps": 5}
@@ -173,6 +182,7 @@ def against_grpo(
     seed: int,
     scale: Scale = "full",
     tokens: int = 100_000,
+    sources: Mapping[str, RolloutSource] | None = None,
     **options: Any,
 ) -> Table:
     """Objectives and GRPO on five benches, seeds from `100 seed`, each at the better of two rates.
@@ -180,6 +190,7 @@ def against_grpo(
     Args:
         methods: the objectives by name; "grpo" is added.
         tokens: the budget at full scale.
+        sources: of the rollouts of an objective, by its name, where they are not plain samples.
         options: of `train_on_policy`, for all.
 
     Returns:
@@ -189,12 +200,13 @@ def against_grpo(
     seeds, sizes = bench_sizes(scale)
     sizes = {"tokens": tokens, **sizes}
     methods, table = {"grpo": GRPO(), **methods}, Table()
+    own = {name: {"source": source} for name, source in (sources or {}).items()}
 
     def outcomes(number: int) -> dict[tuple[str, float], dict[str, float]]:
         bench = PolicyBench(number, **sizes)
         table.add_all(bench.measure(bench.base), "", number, "before")
         return {
-            (name, rate): bench.outcome(objective, rate, **options)
+            (name, rate): bench.outcome(objective, rate, **options, **own.get(name, {}))
             for name, objective in methods.items()
             for rate in RATES
         }

@@ -68,7 +68,8 @@ class RolloutSource(Protocol):
     method; what the policy chose in them is their target."""
 
     def __call__(self, policy: Any, prompts: Prompts, settings: RolloutSettings) -> TokenBatch:
-        """`settings.samples` completions of each prompt, or fewer where there are no more."""
+        """`settings.samples` completions of each prompt, or fewer where there are no more; with a
+        column "state", those with a number >= 0 there judge the others and do not count."""
         ...
 
 
