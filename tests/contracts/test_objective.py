@@ -163,7 +163,7 @@ class Case:
         reward = torch.randn(shape, generator=generator, dtype=torch.float64)
         old = {**self.logits, "policy": self.logits["policy"] * 0.95}
         made = {name: make(self.batch, reward) for name, make in example.columns.items()}
-        batch = self.batch.with_columns(reward=reward, **made)
+        batch = self.batch.with_columns(**{"reward": reward, **made})
         policy, reference, others = make_scores(
             self.objective, batch, old, self.objective.rollout_needs
         )

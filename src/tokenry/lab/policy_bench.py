@@ -33,8 +33,7 @@ from tokenry.tasks.worlds.written_addition import END, VOCABULARY, WrittenAdditi
 
 SAMPLES = 8
 """Answers of a prompt, in training and in the measurement of pass@8's estimate (twice as many)."""
-
-
+WRITTEN = WrittenAddition()
 RATES = (2e-4, 5e-4)
 """Learning rates that every objective is tried with."""
 UNITS = {
@@ -84,7 +83,7 @@ class PolicyBench:
     @cached_property
     def base(self) -> Any:
         """The policy that all start from."""
-        length = self.world.asked + self.world.longest + 1
+        length = self.world.context
 
         def good(model: Any) -> bool:
             return float(self.answers(model, self.judged, 1)[1].float().mean()) >= self.level
@@ -183,6 +182,7 @@ def against_grpo(
     scale: Scale = "full",
     tokens: int = 100_000,
     sources: Mapping[str, RolloutSource] | None = None,
+    world: WrittenAddition = WRITTEN,
     **options: Any,
 ) -> Table:
     """Objectives and GRPO on five benches, seeds from `100 seed`, each at the better of two rates.
@@ -191,6 +191,7 @@ def against_grpo(
         methods: the objectives by name; "grpo" is added.
         tokens: the budget at full scale.
         sources: of the rollouts of an objective, by its name, where they are not plain samples.
+        world: of the benches.
         options: of `train_on_policy`, for all.
 
     Returns:
@@ -198,7 +199,7 @@ def against_grpo(
         stands as `NAME: learning rate`; and `before: MEASURE`.
     """
     seeds, sizes = bench_sizes(scale)
-    sizes = {"tokens": tokens, **sizes}
+    sizes = {"tokens": tokens, "world": world, **sizes}
     methods, table = {"grpo": GRPO(), **methods}, Table()
     own = {name: {"source": source} for name, source in (sources or {}).items()}
 

@@ -2,7 +2,7 @@
 
 What judges and shared prefixes cost is counted. How good the advantages are is measured on the
 base policy's answers: those of three judges a state, and GRPO's centred rewards, against those of
-a hundred judges.
+forty judges.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenry.model.score import score
 from tokenry.papers.base import Paper
 from tokenry.tasks.worlds.written_addition import END
 
-JUDGES, INTERVAL = 3, 2
+JUDGES, INTERVAL, TOKENS = 3, 2, 40_000
 METHODS = {"chain": SPO(), "tree": SPO("tree")}
 SOURCES = {"chain": Chain(JUDGES, interval=INTERVAL), "tree": Tree(2, 3)}
 LABELS = {name: f"{name}: squared error of the advantage" for name in ("chain", "trajectory")}
@@ -34,7 +34,9 @@ LABELS = {name: f"{name}: squared error of the advantage" for name in ("chain", 
 @torch.no_grad()
 def errors(bench: PolicyBench, judges: int) -> dict[str, float]:
     """Mean squared errors over the tokens that the base was unsure of."""
-    prompts = bench.world.prompts(bench.judged // 4, torch.Generator().manual_seed(bench.seed))
+    prompts = bench.world.prompts(
+        max(1, bench.judged // 8), torch.Generator().manual_seed(bench.seed)
+    )
     source = Chain(JUDGES + judges, interval=INTERVAL)
     limit = {"max_new_tokens": bench.world.longest, "eos": END, "seed": bench.seed}
     batch = roll_out(bench.base, prompts, samples=8, source=source, **limit)
@@ -57,9 +59,9 @@ def errors(bench: PolicyBench, judges: int) -> dict[str, float]:
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
-    table = against_grpo(METHODS, seed, scale, sources=SOURCES)
+    table = against_grpo(METHODS, seed, scale, TOKENS, sources=SOURCES)
     seeds, sizes = bench_sizes(scale)
-    judges = at(scale, full=100, smoke=2)
+    judges = at(scale, full=40, smoke=2)
     for number, found in over_seeds(lambda n: errors(PolicyBench(n, **sizes), judges), seed, seeds):
         table.add_all({LABELS[name]: value for name, value in found.items()}, "", number)
     rewards = {name: table.mean(f"{name}: pass@1") for name in ("before", "grpo", *METHODS)}

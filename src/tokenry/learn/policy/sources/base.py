@@ -8,6 +8,8 @@ log-probabilities of its own choices; what others wrote in between (a tool, anot
 target. `group` is the number of the prompt that a row answers. Further columns, [rows] or
 [rows, T], reach every axis (`RolloutBatch.batch`). The trainer knows nothing else of a source.
 
+A source with `reads_data = True` is given the data's completions, which then have to be there.
+
 Draws come from torch's global generator, which the trainer seeds and restores; the policy's mode
 and gradients are left as they were.
 
