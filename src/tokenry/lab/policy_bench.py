@@ -27,6 +27,7 @@ from tokenry.lab.table import Table, over_seeds
 from tokenry.lab.toy_training import fit_toy
 from tokenry.learn.objective import Objective
 from tokenry.learn.policy.presets import GRPO
+from tokenry.learn.policy.sources.base import RolloutSource
 from tokenry.measure.probes.critical_tokens import pass_at_k
 from tokenry.model.score import score
 from tokenry.tasks.worlds.split_sums import SplitSums
@@ -34,8 +35,7 @@ from tokenry.tasks.worlds.written_addition import WrittenAddition
 
 SAMPLES = 8
 """Answers of a prompt, in training and in the measurement of pass@8's estimate (twice as many)."""
-
-
+WRITTEN = WrittenAddition()
 RATES = (2e-4, 5e-4)
 """Learning rates that every objective is tried with."""
 UNITS = {
@@ -90,7 +90,7 @@ class PolicyBench:
     @cached_property
     def base(self) -> Any:
         """The policy that all start from."""
-        length = self.world.asked + self.world.longest + 1
+        length = self.world.context
 
         def good(model: Any) -> bool:
             return float(self.answers(model, self.judged, 1)[1].float().mean()) >= self.level
@@ -117,7 +117,7 @@ class PolicyBench:
         size = self.prompts * SAMPLES
 
         def count(batch: TokenBatch) -> dict[str, float]:
-            used.append(int(batch.target.sum()))
+            used.append(drawn_tokens(batch))
             return {}
 
         policy, points = train_on_policy(
@@ -186,6 +186,14 @@ class PolicyBench:
         return batch, self.world.correct(batch)
 
 
+def drawn_tokens(batch: TokenBatch) -> int:
+    """Tokens that were sampled for the rollouts: what several rows share counts once."""
+    if "node" not in batch.columns:
+        return int(batch.target.sum())
+    draws = torch.stack([batch.column("node")[batch.target], batch.target.nonzero()[:, 1]], 1)
+    return len(draws.unique(dim=0))
+
+
 def bench_sizes(scale: Scale) -> tuple[int, dict[str, Any]]:
     """How many benches a comparison takes, and the fields of each."""
     smallest: dict[str, Any] = {"tokens": 100, "prompts": 2, "judged": 4, "fit_steps": 5}
@@ -197,6 +205,8 @@ def against_grpo(
     seed: int,
     scale: Scale = "full",
     tokens: int = 60_000,
+    sources: Mapping[str, RolloutSource] | None = None,
+    world: WrittenAddition = WRITTEN,
     **options: Any,
 ) -> Table:
     """Objectives and GRPO on five benches, seeds from `100 seed`, each at the better of two rates.
@@ -204,6 +214,8 @@ def against_grpo(
     Args:
         methods: the objectives by name; "grpo" is added.
         tokens: the budget at full scale.
+        sources: of the rollouts of an objective, by its name, where they are not plain samples.
+        world: of the benches.
         options: of `train_on_policy`, for all.
 
     Returns:
@@ -211,14 +223,15 @@ def against_grpo(
         stands as `NAME: learning rate`; and `before: MEASURE`.
     """
     seeds, sizes = bench_sizes(scale)
-    sizes = {"tokens": tokens, **sizes}
+    sizes = {"tokens": tokens, "world": world, **sizes}
     methods, table = {"grpo": GRPO(), **methods}, Table()
+    own = {name: {"source": source} for name, source in (sources or {}).items()}
 
     def outcomes(number: int) -> Outcomes:
         bench = PolicyBench(number, **sizes)
         table.add_all(bench.measure(bench.base), "", number, "before")
         return {
-            (name, rate): bench.outcome(objective, rate, **options)
+            (name, rate): bench.outcome(objective, rate, **options, **own.get(name, {}))
             for name, objective in methods.items()
             for rate in RATES
         }

@@ -205,7 +205,8 @@ Values = Callable[[TokenBatch, Tensor], Tensor]
 class Example(NamedTuple):
     """An objective as its contract test takes it.
 
-    columns: of the data that are not any numbers in (0, 1): what to make of such, [B] or [B, T].
+    columns: of the data that are not any numbers in (0, 1): what to make of such, [B] or [B, T];
+        of an objective that learns from rollouts, those of its rollout source, or their rewards.
     """
 
     objective: Objective

@@ -67,8 +67,10 @@ class RolloutSettings:
 
     @property
     def from_data(self) -> bool:
-        """Whether some completions are the data's."""
-        return self.share is not None and self.share < 1
+        """Whether some completions are the data's, or the source reads them (`reads_data`)."""
+        from tokenry.learn.policy.sources.mixed import source_of  # which needs these settings
+
+        return getattr(source_of(self), "reads_data", False)
 
     @property
     def steps(self) -> int:

@@ -37,6 +37,7 @@ class SplitSums:
     end: ClassVar[int] = END
     asked: ClassVar[int] = 3
     longest: ClassVar[int] = 6
+    context: ClassVar[int] = 10
 
     def __post_init__(self) -> None:
         in_range("SplitSums.largest", self.largest, "[1, 99]", integer=True)

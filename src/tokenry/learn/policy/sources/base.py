@@ -8,6 +8,8 @@ log-probabilities of its own choices; what others wrote in between (a tool, anot
 target. `group` is the number of the prompt that a row answers. Further columns, [rows] or
 [rows, T], reach every axis (`RolloutBatch.batch`). The trainer knows nothing else of a source.
 
+A source with `reads_data = True` is given the data's completions, which then have to be there.
+
 Draws come from torch's global generator, which the trainer seeds and restores; the policy's mode
 and gradients are left as they were.
 
@@ -68,7 +70,8 @@ class RolloutSource(Protocol):
     method; what the policy chose in them is their target."""
 
     def __call__(self, policy: Any, prompts: Prompts, settings: RolloutSettings) -> TokenBatch:
-        """`settings.samples` completions of each prompt, or fewer where there are no more."""
+        """`settings.samples` completions of each prompt, or fewer where there are no more; with a
+        column "state", those with a number >= 0 there judge the others and do not count."""
         ...
 
 
