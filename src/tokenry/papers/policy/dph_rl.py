@@ -33,7 +33,7 @@ NAMES = ("before", "grpo", "reverse kl", *OURS)
 def parted(bench: PolicyBench, world: SplitSums) -> tuple[torch.Tensor, RehearsalBuffer]:
     """The numbers to explore, and the base's right answers to the others."""
     numbers, asked = torch.arange(world.largest + 1), world.asked
-    settings = {"samples": DRAWS, "max_new_tokens": world.longest, "eos": world.end}
+    settings: dict[str, Any] = {"samples": DRAWS, "max_new_tokens": world.longest, "eos": world.end}
     batch = roll_out(bench.base, world.asking(numbers), seed=bench.seed, **settings)
     right, number = world.correct(batch), batch.ids[:, 0] * 10 + batch.ids[:, 1]
     counts = torch.bincount(number[right], minlength=len(numbers))
