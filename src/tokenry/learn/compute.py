@@ -54,8 +54,8 @@ def compute_scores(
     frozen: further frozen models by the names that the needs use. modules: the objective's own
     weights. needs: other needs than the objective's (those of a rollout). temperature: at which the
     batch was sampled, > 0; all models are scored at it, but on views of other texts (`View`), which
-    were not. also: further needs, for metrics. Raises InputError for a need that nothing computes, and when a model or a column of the
-    data is missing.
+    were not. also: further needs, for metrics. Raises InputError for a need that nothing computes,
+    and when a model or a column of the data is missing.
     """
     wanted = {*check_needs(objective), *also} if needs is None else {*needs}
     if needs is None:

@@ -50,7 +50,7 @@ from tokenry.learn.objective import (
     frozen_sources,
     is_on_policy,
 )
-from tokenry.learn.policy.buffer import RolloutBuffer, load_micro_batches
+from tokenry.learn.policy.buffer import RolloutBuffer, joined, load_micro_batches, parted
 from tokenry.learn.policy.draw_metrics import draw_metrics
 from tokenry.learn.policy.rollouts import (
     RewardFunction,
@@ -241,10 +241,7 @@ class ObjectiveTrainer(FiniteTrainer):
         if step == 0:
             policy: Any = self.model
             policy.train()  # the old log-probabilities are taken in the mode of the loss
-            drawn = []
-            for place, sample in enumerate(prompts):
-                with self._chance(self.args.process_index, draw, place):
-                    drawn.append(self._roll_out(self._prepare_inputs(sample)))
+            drawn = self._draw([self._prepare_inputs(sample) for sample in prompts], draw)
         elif self._buffer is None:  # resumed in the middle of it
             drawn = load_micro_batches(self._buffer_file(self._checkpoint), self.args.device)
         else:
@@ -253,6 +250,15 @@ class ObjectiveTrainer(FiniteTrainer):
         whole = self.objective.unit == "pair"
         self._buffer = RolloutBuffer(drawn, self.rollout.minibatches, whole, seed)
         return [fields | self._progress(fields["ids"]) for fields in self._buffer.step(step)]
+
+    def _draw(self, prompts: list[dict[str, Any]], draw: int) -> list[dict[str, Any]]:
+        """The rollouts of a step's prompts, drawn together, as micro-batches."""
+        counted = [sample for sample in prompts if STAND_IN not in sample]
+        pad_id = PreferenceCollator.of(self.processing_class).pad_id
+        with self._chance(self.args.process_index, draw):
+            fields = self._roll_out(joined(counted or prompts[:1], pad_id))
+        sizes = [len(sample["prompts"]) * (STAND_IN not in sample) for sample in prompts]
+        return parted(fields, sizes)
 
     @contextmanager
     def _chance(self, *place: Any) -> Iterator[None]:

@@ -8,10 +8,10 @@
     rewards/spread            standard deviation (n - 1) in a group of two or more, mean over groups
     rewards/NAME/mean, rewards/NAME/spread        the same of one of several functions
     groups/without_spread     share of groups whose rewards are equal (`groups.has_spread`)
-    pass@k                    mean over groups of 1 - C(n - c, k) / C(n, k): the chance that k of the
-                              group's n completions hold one of its c right ones
+    pass@k                    mean over groups of 1 - C(n - c, k) / C(n, k): the chance that k of
+                              the n completions of a group hold one of its c right ones
     entropy                   of the policy at its tokens, nats
-    kl/reference              KL(policy || reference), nats a token, by k3 on the policy's own tokens
+    kl/reference              KL(policy || reference), nats a token, by k3 on the policy's tokens
 
 Right is a completion whose reward is at least `RolloutSettings.pass_reward`; where that is None
 there are no right ones to speak of. Source of pass@k: Evaluating Large Language Models Trained on
@@ -95,7 +95,9 @@ def _of_rewards(rollouts: RolloutBatch, names: Sequence[str]) -> Iterator[tuple[
     yield "groups/without_spread", ~has_spread(total, group)[_first(group)]
     if len(names) < 2:
         return
-    given = rollouts.batch.columns.get(REWARD_GIVEN, torch.ones_like(rollouts.reward, dtype=torch.bool))
+    given = rollouts.batch.columns.get(
+        REWARD_GIVEN, torch.ones_like(rollouts.reward, dtype=torch.bool)
+    )
     for number, name in enumerate(names):
         # two functions of one name are told apart by their place
         label = f"{name} {number + 1}" if list(names).count(name) > 1 else name
@@ -104,9 +106,7 @@ def _of_rewards(rollouts: RolloutBatch, names: Sequence[str]) -> Iterator[tuple[
         yield f"rewards/{label}/spread", _spread(rollouts.reward[has, number], group[has])
 
 
-def _of_right(
-    rollouts: RolloutBatch, least: float, samples: int
-) -> Iterator[tuple[str, Tensor]]:
+def _of_right(rollouts: RolloutBatch, least: float, samples: int) -> Iterator[tuple[str, Tensor]]:
     right, group = rollouts.total_reward >= least, rollouts.group
     length = rollouts.mask.sum(-1)
     yield "completions/length/right", length[right]

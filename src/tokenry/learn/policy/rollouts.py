@@ -40,10 +40,10 @@ class RolloutSettings:
     samples: completions of each prompt, whole, in [1, inf). max_new_tokens: their longest, whole,
     in [1, inf). temperature: of the distribution that is sampled from, in (0, inf). It is that
     distribution which is trained and compared: policy, old, reference and frozen log-probabilities
-    are all taken at this temperature (see `Objective.at_sampling_temperature`). updates: how often each completion is trained on,
-    whole, in [1, inf). minibatches: optimizer steps of an update, whole, in [1, inf), each on an
-    equal part of the completions. The trainer takes
-    updates * minibatches optimizer steps on the completions of one step's prompts.
+    are all taken at this temperature (see `Objective.at_sampling_temperature`). updates: how often
+    each completion is trained on, whole, in [1, inf). minibatches: optimizer steps of an update,
+    whole, in [1, inf), each on an equal part of the completions. The trainer takes updates *
+    minibatches optimizer steps on the completions of one step's prompts.
     source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name".
     share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
     data's. None: all of an on-policy objective's, none of one that learns from given texts.
