@@ -74,3 +74,17 @@ def run(goal, loaded, output, prompts=PROMPTS, **settings):
 
 def logged(found, name):
     return [entry[name] for entry in found.record["history"] if name in entry]
+
+
+def tempered(model, batch, temperature, quantity="logprob"):
+    """From the model's own logits, row by row."""
+    found = torch.zeros(batch.shape, dtype=next(model.parameters()).dtype)
+    for row in range(len(batch.ids)):
+        real = batch.attention[row]
+        ids = batch.ids[row][real]
+        logp = (model(ids[None]).logits[0].to(found.dtype) / temperature).log_softmax(-1)
+        chosen = logp[:-1].gather(1, ids[1:, None])[:, 0]
+        entropy = -(logp.exp() * logp).sum(-1)[:-1]
+        value = chosen if quantity == "logprob" else entropy
+        found[row, real.nonzero()[1:, 0]] = value
+    return torch.where(batch.target, found, 0.0)
