@@ -149,6 +149,10 @@ class Objective:
     num_rewards: ClassVar[int] = 1
     """How many reward functions an on-policy objective mixes."""
 
+    at_sampling_temperature: ClassVar[bool] = True
+    """Whether an on-policy objective is about the distribution that its completions were sampled
+    from: all models are then scored at that temperature. False: about the models themselves."""
+
     selector: Any = None
     """Which targets the loss is about, a `learn.selection.Selector`; None: all of them."""
 
