@@ -15,7 +15,7 @@ from tokenry.model import score as score_module
 from tokenry.model.score import score
 
 BATCH = TokenBatch.from_ids(
-    [[5, 6, 7, 8], [9, 10, 11]], [[False, True, True, True]] + [[False, False, True]]
+    [[5, 6, 7, 8], [9, 10, 11]], [[False, True, True, True], [False, False, True]]
 )
 
 
