@@ -15,7 +15,7 @@ from tokenry.model import score as score_module
 from tokenry.model.score import score
 
 BATCH = TokenBatch.from_ids(
-    [[5, 6, 7, 8], [9, 10, 11]], [[False, True, True, True]] + [[False, False, True]]
+    [[5, 6, 7, 8], [9, 10, 11]], [[False, True, True, True], [False, False, True]]
 )
 
 
@@ -78,5 +78,5 @@ def test_references_of_every_kind_take_it_or_say_no(tiny_llama):
                 found, tempered(tiny_llama, BATCH, 0.6), rtol=1e-4, atol=1e-4
             )
         assert reference(BATCH, ("topk",), top_k=3).need("topk_ids").shape[-1] == 3
-    with pytest.raises(InputError, match="sampled at temperature 0.6, and precomputed"):
+    with pytest.raises(InputError, match=r"sampled at temperature 0\.6, and precomputed"):
         Precomputed(torch.zeros(BATCH.shape))(BATCH, ("logprob",), temperature=0.6)
