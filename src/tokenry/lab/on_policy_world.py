@@ -125,6 +125,7 @@ def train_on_policy(
             eos=eos,
             seed=int(torch.randint(2**31, (1,), generator=generator)),
             source=source,
+            progress=float(progress),
         )
         rewards = torch.zeros(len(batch.ids)) if reward is None else reward(batch).float()
         batch = batch.with_columns(reward=rewards, progress=progress.expand(len(batch.ids)))
@@ -178,13 +179,15 @@ def roll_out(
     eos: int | None = None,
     seed: int = 0,
     source: RolloutSource = PLAIN,
+    progress: float = 0.0,
 ) -> TokenBatch:
     """`samples` completions of each prompt [B, P] at temperature 1, drawn with this seed."""
     settings = RolloutSettings(samples=samples, max_new_tokens=max_new_tokens)
     there = torch.ones_like(prompts, dtype=torch.bool)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return source(model, Asked(prompts, there, () if eos is None else (eos,)), settings)
+        asked = Asked(prompts, there, () if eos is None else (eos,), progress=progress)
+        return source(model, asked, settings)
 
 
 def _draw(prompts: Prompts, count: int, generator: torch.Generator) -> Tensor:

@@ -273,8 +273,11 @@ class ObjectiveTrainer(FiniteTrainer):
 
     def _progress(self, ids: Tensor) -> dict[str, Tensor]:
         """How far the training is, in [0, 1], a column of every row."""
-        done = self.state.global_step / max(1, self.state.max_steps)
-        return {"column.progress": torch.full_like(ids[:, 0], done, dtype=torch.float32)}
+        return {"column.progress": torch.full_like(ids[:, 0], self._done, dtype=torch.float32)}
+
+    @property
+    def _done(self) -> float:
+        return self.state.global_step / max(1, self.state.max_steps)
 
     def _buffer_file(self, checkpoint: str | None) -> Path:
         return Path(checkpoint or "") / f"rollouts-{self.args.process_index}.safetensors"
@@ -417,6 +420,7 @@ class ObjectiveTrainer(FiniteTrainer):
             tuple(ends(unwrap(model), tokenizer)),
             pad_id,
             batch_of(inputs) if "ids" in inputs else None,
+            self._done,
         )
         drawn = self.source(model, prompts, self.rollout)
         cut = cut_short(drawn, prompts.ends)

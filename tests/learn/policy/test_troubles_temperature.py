@@ -1,5 +1,8 @@
-"""Trouble 3: what was sampled at a temperature is compared at it, by every model
-(trl#3029, OpenRLHF#853)."""
+"""Troubles 3 and 10: a policy is compared with itself as it was sampled from.
+
+At its temperature, by every model (trl#3029, OpenRLHF#853), an adapter that it came with included.
+Ratios of 1 under dropout (trl#3500) are `test_buffer.py`'s.
+"""
 
 import copy
 from dataclasses import dataclass, field
@@ -107,3 +110,28 @@ def test_beams_know_their_log_probability_at_it(tiny_llama):
     with torch.no_grad():
         wanted = tempered(tiny_llama, batch, 0.6).sum(-1)
     torch.testing.assert_close(batch.column("beam_logprob"), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_brings_an_adapter_is_its_own_reference(
+    tiny_llama_text, tiny_tokenizer, tmp_path
+):
+    """Trouble 10: not its base (trl#3194): ratio 1 and KL 0 at first; the bare base is far away."""
+    from peft import LoraConfig, get_peft_model
+
+    found = {}
+    for reference in ("auto", "adapter"):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(copy.deepcopy(tiny_llama_text), config)
+        found[reference], _ = run(
+            GRPO(beta=0.1),
+            (model, tiny_tokenizer),
+            tmp_path / reference,
+            PROMPTS[:2],
+            rewards=[lambda prompt, completion: float(len(completion))],
+            reference=reference,
+            temperature=0.7,
+        )
+        assert logged(found[reference], "ratio")[0] == pytest.approx(1, abs=1e-6)
+    assert logged(found["auto"], "kl/reference")[0] == pytest.approx(0, abs=1e-8)
+    assert logged(found["adapter"], "kl/reference")[0] > 0.1
