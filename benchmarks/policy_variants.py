@@ -11,7 +11,8 @@ trained      sums with or without working (`tokenry.lab.policy_bench`): a tiny t
     python benchmarks/policy_variants.py [--seeds N] [--only KEY ...]
 
 writes results/policy-variants.json, from which `make docs` builds the table. An objective that
-needs a frozen model beside the reference, or several rewards, is left out.
+needs a frozen model beside the reference, several rewards or none, or rollouts of a source of its
+own is left out.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tokenry.learn.policy.gradient import Preset
 from tokenry.tasks.worlds.enumerable import EnumerableWorld
 
 RESULTS = Path(__file__).parents[1] / "results" / "policy-variants.json"
+OWN_SOURCE = ("intro", "spo")  # known answers; judged states or a tree
 MOVED = 0.3  # standard deviation of how far logits have moved
 
 
@@ -39,7 +41,9 @@ def variants(only: list[str]) -> dict[str, Preset]:
     usable = {
         key: objective
         for key, objective in made.items()
-        if set(frozen_sources(objective)) <= {"reference"} and objective.num_rewards == 1
+        if set(frozen_sources(objective)) <= {"reference"}
+        and objective.num_rewards == 1
+        and key not in OWN_SOURCE
     }
     return {key: usable[key] for key in only or usable}
 
