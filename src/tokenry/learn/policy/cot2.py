@@ -57,7 +57,6 @@ class CoT2(GRPO):
 
     Args:
         clip: how far a step's ratio may move from 1, in (0, inf).
-        beta, corrected: as in GRPO.
     """
 
     clip: float = 0.1
