@@ -42,7 +42,8 @@ def test_it_is_the_divergence_at_thoughts_and_likelihood_at_answers(tiny_llama):
     model.zero_grad()
     table, rows = model.get_input_embeddings().weight, []
     for prompt, own, answer in zip(PROMPTS, TRACES, ANSWERS, strict=True):
-        alpha = torch.stack([torch.bincount(torch.tensor(step), minlength=len(table)) / 4 for step in zip(*own, strict=True)])  # fmt: skip
+        said = [torch.tensor(step) for step in zip(*own, strict=True)]
+        alpha = torch.stack([torch.bincount(ids, minlength=len(table)) / 4 for ids in said])
         read = torch.cat([table[torch.tensor(prompt)], alpha @ table, table[torch.tensor(answer)]])
         logq = model(inputs_embeds=read[None]).logits[0].log_softmax(-1)
         first = len(prompt) - 1

@@ -55,7 +55,7 @@ class RolloutSettings:
     them as from others, or "leave_out": they stay in the baseline of their group and leave the
     loss, numerator and denominator.
     pass_reward: from which reward on a completion is right, for the log alone (`pass@k`, lengths of
-    right and wrong ones), any finite number; None: nothing is said about right and wrong.
+    right and wrong ones), in (-inf, inf); None: nothing is said about right and wrong.
     """
 
     samples: int = 4
