@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -101,6 +102,6 @@ def mixture(
     kept = torch.where(kept.sum(-1, keepdim=True) > 0, kept, alpha)
     kept = kept / kept.sum(-1, keepdim=True)
     shape = (concentration * kept).double().cpu()
-    gamma = torch._standard_gamma(shape.clamp_min(1e-12), generator=generator)
-    gamma = torch.where(shape > 0, gamma, 0.0)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    gamma = torch.from_numpy(numpy.random.default_rng(seed).standard_gamma(shape.numpy()))
     return (gamma / gamma.sum(-1, keepdim=True)).to(alpha)
