@@ -41,7 +41,7 @@ class LongTail:
     fewest: int = 5
     epochs: int = 40
     probe: int = 300
-    world: Digits = field(default_factory=Digits)
+    world: Digits = field(default_factory=Digits, init=False)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
