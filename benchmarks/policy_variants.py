@@ -5,13 +5,14 @@ enumerated   a world of 7 texts in which all groups of 4 completions are listed,
              gradient's, and its spread, for the policy that wrote the completions and for one that
              has moved on from it
 trained      sums with or without working (`tokenry.lab.policy_bench`): a tiny transformer that is
-             right now and then, a budget of 100,000 sampled tokens, the better of two learning
-             rates, means over the seeds
+             right now and then, a budget of 60,000 sampled tokens, the better of two learning
+             rates
 
     python benchmarks/policy_variants.py [--seeds N] [--only KEY ...]
 
 writes results/policy-variants.json, from which `make docs` builds the table. An objective that
-needs a frozen model beside the reference, or several rewards, is left out.
+needs a frozen model beside the reference, several rewards or none, or rollouts of a source of its
+own is left out.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tokenry.learn.policy.gradient import Preset
 from tokenry.tasks.worlds.enumerable import EnumerableWorld
 
 RESULTS = Path(__file__).parents[1] / "results" / "policy-variants.json"
+OWN_SOURCE = ("intro", "spo")  # known answers; judged states or a tree
 MOVED = 0.3  # standard deviation of how far logits have moved
 
 
@@ -39,7 +41,9 @@ def variants(only: list[str]) -> dict[str, Preset]:
     usable = {
         key: objective
         for key, objective in made.items()
-        if set(frozen_sources(objective)) <= {"reference"} and objective.num_rewards == 1
+        if set(frozen_sources(objective)) <= {"reference"}
+        and objective.num_rewards == 1
+        and key not in OWN_SOURCE
     }
     return {key: usable[key] for key in only or usable}
 
@@ -65,15 +69,15 @@ def enumerated(objective: Preset, seeds: int) -> dict[str, float]:
     return {name: fmean(values) for name, values in rows.items()}
 
 
-def trained(objective: Preset, seeds: int) -> dict[str, float]:
-    """Means over benches at the better learning rate, and that rate."""
+def trained(objective: Preset, seeds: int) -> dict[str, Any]:
+    """The values of all benches at the better learning rate, and that rate."""
     runs = {
         rate: [PolicyBench(seed).outcome(objective, rate) for seed in range(seeds)]
         for rate in RATES
     }
     best = max(RATES, key=lambda rate: fmean(run["pass@1"] for run in runs[rate]))
-    means = {name: fmean(run[name] for run in runs[best]) for name in UNITS}
-    return means | {"learning rate": best}
+    values = {name: [run[name] for run in runs[best]] for name in UNITS}
+    return values | {"learning rate": best}
 
 
 def main() -> None:
@@ -91,7 +95,7 @@ def main() -> None:
         print(key, json.dumps(rows[key]), flush=True)
     benches = [PolicyBench(seed) for seed in range(options.seeds)]
     starts = [bench.measure(bench.base) for bench in benches]
-    before = {name: fmean(start[name] for start in starts) for name in starts[0]}
+    before = {name: [start[name] for start in starts] for name in starts[0]}
     record = {"seeds": options.seeds, "before": before, "rows": rows}
     write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
 

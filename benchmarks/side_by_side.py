@@ -84,6 +84,15 @@ def best_seconds(action: Callable[[], object], repeats: int) -> float:
     return min(seconds)
 
 
+def resident() -> int:
+    """Bytes of this process in memory now; elsewhere than on Linux at most so far."""
+    if not os.path.exists("/proc/self/statm"):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_extra_memory(action: Callable[[], object]) -> int:
     """Bytes by which the process's resident memory rose at most while `action` ran.
 
@@ -91,16 +100,9 @@ def peak_extra_memory(action: Callable[[], object]) -> int:
     which is right when `action` is the first thing that allocates much.
     """
     if not os.path.exists("/proc/self/statm"):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident()
         action()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (after - before) * (1 if sys.platform == "darwin" else 1024)
-    page = os.sysconf("SC_PAGE_SIZE")
-
-    def resident() -> int:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * page
-
+        return resident() - before
     before, peak, done = resident(), [0], threading.Event()
 
     def watch() -> None:

@@ -1,7 +1,7 @@
 """Builds what no one keeps by hand; `make docs` runs it.
 
-docs/gallery/ and docs/guide/objectives.md from results/*.json, docs/reference/ from the packages,
-and the README's table of methods from the roles.
+docs/gallery/, docs/guide/objectives.md and the tables of docs/guide/policies.md from
+results/*.json, docs/reference/ from the packages, and the README's table of methods from the roles.
 """
 
 import importlib.util
@@ -10,12 +10,14 @@ import json
 import pkgutil
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tokenry.app.commands.objectives import listing
 from tokenry.core.registry import Role, roles
 from tokenry.lab.plots import Plot
 from tokenry.lab.plots import draw as draw_plots
+from tokenry.lab.table import paired
 from tokenry.learn.objective import objective
 from tokenry.papers import catalogue
 from tokenry.papers.base import Paper
@@ -25,6 +27,8 @@ GALLERY = FOLDER / "gallery"
 REFERENCE = FOLDER / "reference"
 README = FOLDER.parent / "README.md"
 CONTRIBUTING = FOLDER.parent / "CONTRIBUTING.md"
+POLICIES = FOLDER / "guide" / "policies.md"
+POLICY_VARIANTS = FOLDER.parent / "results" / "policy-variants.json"
 LAYERS = (
     "core",
     "text",
@@ -206,6 +210,44 @@ def objectives_page() -> list[str]:
     return [*lines, ""]
 
 
+ENUMERATED = ("cosine", "length", "spread")
+TRAINED = ("pass@1", "pass@8", "entropy", "length", "tokens to 60 %", "roughness")
+
+
+def enumerated_policies(record: dict[str, Any]) -> list[str]:
+    """A row for each policy objective: its expected update, exactly."""
+    titles = [f"{measure}, {which}" for which in ("on", "off") for measure in ENUMERATED]
+    lines = ["| objective | " + " | ".join(titles) + " |", "|---" * 7 + "|"]
+    for key, row in record["rows"].items():
+        values = row["enumerated"]
+        cells = [f"{values[f'{w}-policy {m}']:.3g}" for w in ("on", "off") for m in ENUMERATED]
+        lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def trained_policies(record: dict[str, Any]) -> list[str]:
+    """A row for each policy objective: what it came to, beside GRPO."""
+    lines = ["| objective | " + " | ".join(TRAINED) + " | rate |"]
+    lines.append("|---" * (2 + len(TRAINED)) + "|")
+    before, rows = record["before"], record["rows"]
+    start = [f"{fmean(before[name]):.3g}" if name in before else "" for name in TRAINED]
+    lines.append("| before | " + " | ".join(start) + " | |")
+    for key, row in rows.items():
+        cells = []
+        for measure in TRAINED:
+            own, other = row["trained"][measure], rows["grpo"]["trained"][measure]
+            cells.append(f"{fmean(own):.3g}" + ("" if key == "grpo" else beside(own, other)))
+        rate = row["trained"]["learning rate"]
+        lines.append(f"| `{key}` | " + " | ".join(cells) + f" | {rate:g} |")
+    return lines
+
+
+def beside(own: list[float], other: list[float]) -> str:
+    """The paired difference with its 95 % interval, as text."""
+    evidence = paired(own, other)
+    return f" ({evidence.mean:+.2g} ± {evidence.within(0.95):.1g})"
+
+
 def methods() -> list[str]:
     """A row for each role with its methods, then for what the other papers are."""
     papers = catalogue.papers()
@@ -266,6 +308,15 @@ def with_roles(text: str) -> str:
     return with_table(text, ROLES, role_places())
 
 
+def with_policies(text: str) -> str:
+    """The page about policy objectives with both tables as they were measured."""
+    record = json.loads(POLICY_VARIANTS.read_text(encoding="utf-8"))
+    for name, lines in (("enumerated", enumerated_policies), ("trained", trained_policies)):
+        marks = (f"<!-- {name}: written by docs/build.py -->\n", f"<!-- end of {name} -->\n")
+        text = with_table(text, marks, lines(record))
+    return text
+
+
 def reference(layer: str) -> list[str]:
     """Every module of a layer that says what it is, below the folder that it is in."""
     root = importlib.import_module(f"tokenry.{layer}")
@@ -290,7 +341,8 @@ def main(draw: bool = True) -> None:
     REFERENCE.mkdir()
     for layer in LAYERS:
         REFERENCE.joinpath(f"{layer}.md").write_text("\n".join(reference(layer)))
-    for file, written in ((README, with_methods), (CONTRIBUTING, with_roles)):
+    pages = ((README, with_methods), (CONTRIBUTING, with_roles), (POLICIES, with_policies))
+    for file, written in pages:
         file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
     FOLDER.joinpath("guide", "objectives.md").write_text("\n".join(objectives_page()))
     shutil.rmtree(GALLERY, ignore_errors=True)

@@ -271,3 +271,16 @@ column_model = architecture_fixture(COLUMN_MODELS)
 recurrent_model = architecture_fixture(RECURRENT_MODELS)
 any_model = architecture_fixture(ATTENTION_MODELS | COLUMN_MODELS | RECURRENT_MODELS)
 scaled_model = architecture_fixture(["granite", "cohere", "cohere2", "gemma3_text"])
+
+
+@pytest.fixture(autouse=True)
+def rewards_in_this_process(request, monkeypatch):
+    """No worker for each reward function, which would import this test's modules anew for seconds;
+    what the workers do is tested where a test is marked `workers`."""
+    if request.node.get_closest_marker("workers") is None:
+        from tokenry.learn.rewards import calling
+
+        monkeypatch.setattr(
+            "tokenry.learn.rewards.scoring.caller_of",
+            lambda function, timeout: calling.caller_of(function, None),
+        )

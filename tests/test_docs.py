@@ -234,6 +234,8 @@ def test_the_tables_of_methods_and_roles_are_those_of_the_registries(build):
     assert build.with_methods(readme) == readme, "run `python docs/build.py`"
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert build.with_roles(contributing) == contributing, "run `python docs/build.py`"
+    policies = build.POLICIES.read_text(encoding="utf-8")
+    assert build.with_policies(policies) == policies, "run `python docs/build.py`"
     for paper in catalogue.papers().values():
         assert paper.number is None or f"/{paper.arxiv})" in readme, paper.key
 

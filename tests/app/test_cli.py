@@ -112,6 +112,18 @@ def test_inspect_against_a_model_with_the_same_weights_differs_nowhere(run, mode
         assert row["difference"] == pytest.approx(0, abs=1e-5)
 
 
+def test_inspect_against_a_checkpoint_says_how_few_tokens_carry_the_divergence(run, model):
+    words = ("inspect", "the cat sat", "-m", model)
+    _, out, _ = run(*words, "--against", model, "--json")
+    spread = json.loads(out)["concentration"]
+    assert spread["tokens"] == len(json.loads(out)["tokens"]) - 1
+    assert (spread["below_0.01"], spread["above_0.1"]) == (1.0, 0.0)
+    assert 0 <= spread["carry_half"] <= spread["carry_nine_tenths"] <= 1
+    assert json.loads(run(*words, "--json")[1])["concentration"] is None
+    assert "carry half of the divergence" in run(*words, "--against", model)[1].replace("\n", " ")
+    assert "carry half" not in run(*words)[1]
+
+
 def test_inspect_reads_a_file_and_standard_input(run, model, tmp_path, monkeypatch):
     import io
 

@@ -151,18 +151,19 @@ class Case:
             for name in ("policy", "reference", *sorted(names - {"policy", "reference"}))
         }
         if is_on_policy(objective):
-            self.prepare()
+            self.prepare(example)
         else:
             self.batch = with_columns(example, self.batch)
 
-    def prepare(self):
+    def prepare(self, example):
         """A rollout: sampled from a policy that has moved a little since."""
         generator = torch.Generator().manual_seed(7)
         count = self.objective.num_rewards
         shape = (len(self.batch.ids),) if count <= 1 else (len(self.batch.ids), count)
         reward = torch.randn(shape, generator=generator, dtype=torch.float64)
         old = {**self.logits, "policy": self.logits["policy"] * 0.95}
-        batch = self.batch.with_columns(reward=reward)
+        made = {name: make(self.batch, reward) for name, make in example.columns.items()}
+        batch = self.batch.with_columns(**{"reward": reward, **made})
         policy, reference, others = make_scores(
             self.objective, batch, old, self.objective.rollout_needs
         )

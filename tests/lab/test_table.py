@@ -4,7 +4,15 @@ import pytest
 
 from tokenry.core.errors import InputError
 from tokenry.lab.outcome import verdict
-from tokenry.lab.table import Evidence, Table, items_above, over_seeds, paired, student_cdf
+from tokenry.lab.table import (
+    Evidence,
+    Table,
+    items_above,
+    over_seeds,
+    paired,
+    student_cdf,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +32,16 @@ from tokenry.lab.table import Evidence, Table, items_above, over_seeds, paired, 
 )
 def test_students_distribution_is_the_tables(t, degrees, probability):
     assert student_cdf(t, degrees) == pytest.approx(probability, abs=1e-6)
+    if t > 0:
+        assert student_quantile(probability, degrees) == pytest.approx(t, rel=1e-5)
+
+
+def test_an_interval_is_as_wide_as_students_quantile_says():
+    margins = (1.0, 2.0, 4.0, 5.0, 3.0)  # the standard error is sqrt(2.5 / 5)
+    assert Evidence(margins).within() == pytest.approx(2.776445 * 0.5**0.5, rel=1e-6)
+    assert Evidence(margins).within(0.9) == pytest.approx(2.131847 * 0.5**0.5, rel=1e-6)
+    assert Evidence(margins, exact=True).within() == 0
+    assert Evidence((1.0,)).within() == math.inf
 
 
 def measured():

@@ -440,3 +440,44 @@ def test_terminal_lines_end_between_tokens(tiny_llama_text, tiny_tokenizer, widt
     whole = [piece.decode(errors="ignore") for piece in found.pieces]
     for token in {"ther", " the", " sat"} & set(whole):
         assert shown.count(token) >= whole.count(token)
+
+
+def test_against_a_tuned_model_it_says_how_few_tokens_carry_the_divergence(
+    tiny_llama_text, other_model, tiny_tokenizer
+):
+    against = Loaded(other_model, tiny_tokenizer)
+    found = inspect(tiny_llama_text, tiny_tokenizer, TEXT, against=against)
+    spread = found.concentration
+    assert spread is not None
+    assert spread.values.tolist() == found.signals["divergence"][1:].double().tolist()
+    said = found.concentrated()
+    assert f"Of {len(found.ids) - 1} tokens, {spread.carrying(0.5):.1%} carry half" in said
+    assert f"{spread.carrying(0.9):.1%} nine tenths" in said
+    assert f"{spread.below(0.01):.1%} have less than 0.01 nats" in said
+    assert f"{spread.above(0.1):.1%} more than 0.1" in said
+    page = found.to_html("divergence")
+    assert said in page
+    assert "<polyline" in page
+    other = inspect(
+        tiny_llama_text, tiny_tokenizer, TEXT, against=against, divergence="total_variation"
+    )
+    assert "nats" not in other.concentrated()
+
+
+def test_nothing_is_said_of_a_divergence_that_is_not_there(
+    tiny_llama_text, other_model, tiny_tokenizer, bos_tokenizer
+):
+    alone = inspect(tiny_llama_text, tiny_tokenizer, TEXT)
+    words = PreTrainedVocabulary(bos_tokenizer)
+    bytes_only = inspect(tiny_llama_text, words, TEXT, against=Loaded(other_model, tiny_tokenizer))
+    single = inspect(
+        tiny_llama_text, tiny_tokenizer, "t", against=Loaded(other_model, tiny_tokenizer)
+    )
+    infinite = inspect(
+        tiny_llama_text, tiny_tokenizer, TEXT, against=Loaded(other_model, tiny_tokenizer)
+    )
+    infinite.signals["divergence"][2] = math.inf
+    for found in (alone, bytes_only, single, infinite):
+        assert found.concentration is None
+        assert found.concentrated() == ""
+        assert "<polyline" not in found.to_html()

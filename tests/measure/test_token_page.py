@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tokenry.measure.token_page import coloured, document, number, table
+from tokenry.measure.token_page import coloured, document, line, number, table
 
 
 def test_a_page_has_one_head_and_escapes_its_title():
@@ -59,3 +59,13 @@ def test_what_is_no_finite_number():
     assert [number(x) for x in (None, math.inf, -math.inf, 3, 0.1236)] == [
         "not scored", "∞", "-inf", "3", "0.124",
     ]  # fmt: skip
+
+
+def test_a_line_goes_through_its_points_upwards_and_says_what_it_shows():
+    picture = line([(0.0, 0.0), (0.5, 0.75), (1.0, 1.0)], "tokens < all", "mass", width=200)
+    assert 'points="0.0,200.0 100.0,50.0 200.0,0.0"' in picture
+    assert picture.count("tokens &lt; all") == 2  # below the picture, and for those who hear it
+    many = line([(n / 1000, n / 1000) for n in range(1001)], "x", "y", width=200)
+    places = re.search(r'points="([^"]*)"', many).group(1).split()
+    assert len(places) <= 201
+    assert (places[0], places[-1]) == ("0.0,200.0", "200.0,0.0")

@@ -15,14 +15,19 @@ from tokenry.core.aggregate import full_precision
 
 
 def k1(log_ratio: Tensor) -> Tensor:
-    """log_ratio. Unbiased; its variance is large and single values may be negative."""
+    """log_ratio. Unbiased; its variance is large and single values may be negative.
+
+    Its place is the reward: as a constant there its policy gradient is the KL's. In a loss its own
+    gradient is 0 in the mean.
+    """
     return full_precision(log_ratio)
 
 
 def k2(log_ratio: Tensor) -> Tensor:
     """log_ratio² / 2. Biased: agrees with the KL to second order in log_ratio only. Never negative.
 
-    Its gradient through policy_logprob, unlike that of k1 and k3, is the KL's in the mean.
+    Its place is the loss: its gradient through policy_logprob, unlike that of k1 and k3, is the
+    KL's in the mean.
     """
     return _where_finite(log_ratio, lambda x: x.square() / 2)
 
@@ -32,8 +37,10 @@ def k3(log_ratio: Tensor) -> Tensor:
 
     Infinite for a token that either side excludes.
 
-    Never negative, and mostly of smaller variance than k1, whose control variate it is. Mass that
-    the policy excludes is missing from the mean: it is then too low by the reference's mass there.
+    Its place is the loss, times the importance ratio: its gradient is then the KL's; without the
+    ratio it is that of KL(reference || policy). Never negative, and mostly of smaller variance
+    than k1, whose control variate it is. Mass that the policy excludes is missing from the mean: it
+    is then too low by the reference's mass there.
     """
     return _where_finite(log_ratio, lambda x: torch.expm1(-x) + x)
 

@@ -1,140 +1,111 @@
-"""A long-tailed world of digits: encoders that learn from it, judged on all classes alike.
+"""Statements of the head and of the tail, and how a language model judges them.
 
-    n_k = round(n_0 (n_9 / n_0)^(k / 9))        images of the class of rank k, n_0 to n_9
-
-Which digit has which rank is drawn. An encoder (64 - 128 - 64, a projection to 32) learns from two
-views of each image, shifted by up to a pixel, with noise; then a linear classifier is fitted to its
-frozen features of width 64, with every class drawn equally often, and tested on as many test images
-as there are of each digit.
+Statements come from LINK's search over rules with a program as critic, or from asking a model
+outright for known and for little-known places with the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, pad
+from torch import Tensor
 
-from tokenry.learn.fit import fit, linear
-from tokenry.learn.pretraining.sbcl import SBCL
-from tokenry.learn.pretraining.subclasses import Subclasses
-from tokenry.tasks.worlds.digits import Digits
+from tokenry.decode.rollouts import rollouts
+from tokenry.measure.answering import LanguageModel
+from tokenry.measure.likelihood import LikelihoodScorer
+from tokenry.model.hub import Loaded
+from tokenry.tasks.link import Direction, KnowledgeBeamSearch, ThresholdCritic
+from tokenry.tasks.rules import Rule
+from tokenry.tasks.task import Loglikelihood
+from tokenry.tasks.worlds.exact_rules import SAME, exact_truth, knowing_proposer, places
 
-BATCH = 64
-NOISE = 0.1
-TAIL = 3
+ASKED = {
+    "head": "Two famous places with the same time of day are",
+    "tail": "Two little-known places with the same time of day, of which few have heard, are",
+}
+TEMPLATES = (
+    ("Question: Is it true that {}?\nAnswer:", True),
+    ("Claim: {}\nThe claim is false. Yes or no?\nAnswer:", False),
+)
+"""A question about a statement, and whether "yes" means that it is true."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class LongTail:
-    """One draw of the world.
+    """loaded: the model that ranks, writes and judges. seed: of the values that are offered. beam,
+    later: of the search, and of what is offered after a subject."""
 
-    seed: of ranks, images and weights. most, fewest: images of the first and the last class.
-    epochs: of the encoder. probe: steps of the classifier.
-    """
+    loaded: Loaded
+    seed: int = 0
+    beam: int = 20
+    later: int = 8
 
-    seed: int
-    most: int = 120
-    fewest: int = 5
-    epochs: int = 40
-    probe: int = 300
-    world: Digits = field(default_factory=Digits, init=False)
+    def searched(self, rule: Rule, direction: Direction) -> list[dict[str, str]]:
+        """Assignments at one end of the distribution."""
+        return KnowledgeBeamSearch(
+            knowing_proposer(self.seed, self.later),
+            ThresholdCritic(exact_truth),
+            LikelihoodScorer(*self.loaded),
+            direction,
+            beam=self.beam,
+            calls=1,
+            values=200,
+        ).run(rule)
 
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
-        self.ranked = torch.randperm(10, generator=self.generator)
-        share = self.fewest / self.most
-        sizes = [round(self.most * share ** (rank / 9)) for rank in range(10)]
-        rows = []
-        for digit, size in zip(self.ranked.tolist(), sizes, strict=True):
-            own = (self.world.labels == digit).nonzero().flatten()
-            rows.append(own[torch.randperm(len(own), generator=self.generator)[:size]])
-        self.images = self.world.images[torch.cat(rows)]
-        self.labels = self.world.labels[torch.cat(rows)]
+    def asked(self, direction: Direction, count: int) -> tuple[list[str], list[bool]]:
+        """What the model says when it is asked for such places outright: statements, and whether
+        they are true of places that the table has."""
+        tokenizer: Any = self.loaded.tokenizer
+        prompt = tokenizer(f"{ASKED[direction]} the city of")["input_ids"]
+        ((*completions,),) = rollouts(
+            self.loaded.model, [prompt], count, max_new_tokens=12, seed=self.seed
+        )
+        statements, true = [], []
+        for ids in completions:
+            first, joined, rest = tokenizer.decode(ids).partition(" and ")
+            names = [first.split(",")[0].strip(), rest.strip().removeprefix("the city of ")]
+            names[1] = names[1].partition(".")[0].partition(",")[0].strip()
+            if not joined or not all(names):
+                continue
+            values = dict(zip("XZ", names, strict=True))
+            known = all(name in places() for name in names) and names[0] != names[1]
+            statements.append(SAME.text(values))
+            true.append(known and bool(exact_truth(SAME, values)))
+        return statements, true
 
-    def encoder(
-        self, loss: Callable[[Any, Tensor, Tensor, int], Tensor], weights: Sequence[Tensor] = ()
-    ) -> nn.Sequential:
-        """Trained by loss(encoder, rows, views [B, 2, 8, 8], epoch), with further weights."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            body = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
-            encoder = nn.Sequential(body, nn.Sequential(nn.ReLU(), nn.Linear(64, 32)))
-        each = max(1, len(self.images) // BATCH)
-        order = torch.arange(len(self.images))
+    def judged(self, statements: Sequence[str], true: Sequence[bool]) -> Tensor:
+        """Which statements the model judges right in each of the templates, [N, 2] bool.
 
-        def at(step: int, generator: torch.Generator) -> Tensor:
-            nonlocal order
-            if step % each == 0:
-                order = torch.randperm(len(self.images), generator=generator)
-            rows = order[step % each :: each]
-            views = torch.stack([augmented(self.images[rows], generator) for _ in range(2)], 1)
-            return loss(encoder, rows, views, step // each)
-
-        steps, trained = each * self.epochs, [*encoder.parameters(), *weights]
-        fit(at, trained, steps=steps, learning_rate=3e-3, schedule=linear(0.1), seed=self.seed)
-        return encoder
-
-    def contrastive(self, method: SBCL, split: bool = True) -> nn.Sequential:
-        """By SBCL, or without `split` by SupCon."""
-        state: dict[str, Any] = {"epoch": -1, "subclasses": None}
-
-        def loss(encoder: Any, rows: Tensor, views: Tensor, epoch: int) -> Tensor:
-            if split and epoch > state["epoch"] and method.splits_before(epoch):
-                with torch.no_grad():
-                    features = encoder(self.images)
-                state["subclasses"] = method.split(features, self.labels, self.generator)
-            state["epoch"] = epoch
-            all_of = state["subclasses"]
-            chosen = None if all_of is None else Subclasses(all_of.ids[rows], all_of.temperatures)
-            return method(features_of(encoder, views), self.labels[rows], chosen)
-
-        return self.encoder(loss)
-
-    def supervised(self) -> nn.Sequential:
-        """By cross-entropy of a linear layer on the projection, both views counting."""
-        head = torch.zeros(32, 10, requires_grad=True)
-
-        def loss(encoder: Any, rows: Tensor, views: Tensor, epoch: int) -> Tensor:
-            logits = encoder(views.flatten(0, 1)) @ head
-            return cross_entropy(logits, self.labels[rows].repeat_interleave(2))
-
-        return self.encoder(loss, [head])
-
-    def accuracy(self, encoder: nn.Sequential) -> Tensor:
-        """Of a balanced linear classifier on frozen features, by rank of the class, [10]."""
-        with torch.no_grad():
-            train, test = (
-                normalize(encoder[0](images), dim=-1)
-                for images in (self.images, self.world.test_images)
-            )
-        weight = 1 / self.labels.bincount(minlength=10).float()[self.labels]
-        layer = nn.Linear(64, 10)
-
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            rows = weight.multinomial(BATCH, replacement=True, generator=generator)
-            return cross_entropy(layer(train[rows]) * 10, self.labels[rows])
-
-        with torch.no_grad():
-            layer.weight.zero_()
-            layer.bias.zero_()
-        fit(loss, layer, steps=self.probe, learning_rate=1e-2, schedule=linear(), seed=self.seed)
-        right = (layer(test).argmax(-1) == self.world.test_labels).float()
-        return torch.stack([right[self.world.test_labels == k].mean() for k in self.ranked])
+        Its log-odds of yes and no are taken from their median over all statements: a model that
+        says yes to everything is right as often as one that says no.
+        """
+        judge, columns = LanguageModel(*self.loaded), []
+        for template, affirms in TEMPLATES:
+            requests = [
+                Loglikelihood(template.format(text.rstrip(".")), (" Yes", " No"))
+                for text in statements
+            ]
+            odds = torch.tensor([yes - no for yes, no in judge.loglikelihood(requests)])
+            says = odds > odds.median()
+            columns.append(says == (torch.tensor(true) == affirms))
+        return torch.stack(columns, 1)
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [N, 8, 8], each moved by up to a pixel both ways, with normal noise."""
-    shifts = torch.randint(3, (len(images), 2), generator=generator)
-    index = torch.arange(8)
-    rows, columns = (shifts[:, :1] + index)[:, :, None], (shifts[:, 1:] + index)[:, None]
-    moved = pad(images, (1, 1, 1, 1))[torch.arange(len(images))[:, None, None], rows, columns]
-    return moved + NOISE * torch.randn(images.shape, generator=generator)
-
-
-def features_of(encoder: nn.Module, views: Tensor) -> Tensor:
-    """[B, V, 8, 8] -> [B, V, 32]."""
-    return encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+def with_false_ones(rule: Rule, found: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
+    """The conclusions of assignments, and for each one another whose last value is that of a later
+    assignment with which it is false, if there is one."""
+    made = []
+    last = rule.conclusion.args[-1]
+    for number, values in enumerate(found):
+        holds = bool(exact_truth(rule.conclusion, values))
+        others = [found[(number + step) % len(found)] for step in range(1, len(found))]
+        for other in others:
+            changed = {**values, last: other[last]}
+            if bool(exact_truth(rule.conclusion, changed)) != holds:
+                made.append((rule.conclusion.text(values), holds))
+                made.append((rule.conclusion.text(changed), not holds))
+                break
+    return made

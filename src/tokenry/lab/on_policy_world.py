@@ -22,12 +22,16 @@ from tokenry.core.errors import InputError
 from tokenry.learn.compute import compute_loss, compute_scores
 from tokenry.learn.fit import fit
 from tokenry.learn.objective import is_on_policy
-from tokenry.learn.policy.rollouts import RolloutSettings, sample_rollouts
+from tokenry.learn.policy.rollouts import RolloutSettings
+from tokenry.learn.policy.sources.base import Prompts as Asked
+from tokenry.learn.policy.sources.base import RolloutSource
+from tokenry.learn.policy.sources.plain import PlainSampling
 from tokenry.learn.preference.pairs import sequence_sum
 from tokenry.learn.reference import FrozenModel, Reference
 
 Prompts = Tensor | Callable[[int, torch.Generator], Tensor]
 Reward = Callable[[TokenBatch], Tensor]
+PLAIN = PlainSampling()
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def train_on_policy(
     max_new_tokens: int = 12,
     eos: int | None = None,
     updates: int = 1,
+    source: RolloutSource = PLAIN,
     learning_rate: float = 1e-3,
     seed: int = 0,
     observe: Callable[[TokenBatch], dict[str, float]] | None = None,
@@ -84,6 +89,7 @@ def train_on_policy(
         batch_size: rollouts of a step, `samples` of each prompt.
         eos: the token that ends a completion and belongs to it; None: only max_new_tokens ends it.
         updates: optimizer steps on each step's rollouts.
+        source: where they come from; it may give other numbers of rows.
         observe: measures the rollouts of every step, at no cost in samples.
         measure: (steps done, policy), called before the first step, after each `every` of them and
             after the last.
@@ -118,19 +124,21 @@ def train_on_policy(
             max_new_tokens=max_new_tokens,
             eos=eos,
             seed=int(torch.randint(2**31, (1,), generator=generator)),
+            source=source,
+            progress=float(progress),
         )
-        rewards = torch.zeros(batch_size) if reward is None else reward(batch).float()
-        batch = batch.with_columns(reward=rewards, progress=progress)
+        rewards = torch.zeros(len(batch.ids)) if reward is None else reward(batch).float()
+        batch = batch.with_columns(reward=rewards, progress=progress.expand(len(batch.ids)))
         scores = compute_scores(objective, batch, policy, **scoring, needs=needs, grad=False)
         points.append(_point((len(points) + 1) * batch_size, batch, scores, observe))
         with torch.no_grad():
             return objective.prepare(batch, scores.policy, scores.reference, **scores.others)
 
     def loss(update: int, generator: torch.Generator) -> Tensor:
-        done = torch.full((batch_size,), update / (steps * updates))
+        done = torch.full((1,), update / (steps * updates))
         if update % updates == 0:
             prepared[:] = [roll_out_and_prepare(generator, done)]
-        batch = prepared[0].with_columns(progress=done[: len(prepared[0].ids)])
+        batch = prepared[0].with_columns(progress=done.expand(len(prepared[0].ids)))
         result = compute_loss(objective, batch, policy, **scoring)
         points[-1].metrics.update(
             {name: float(value.float().mean()) for name, value in result.metrics.items()}
@@ -170,18 +178,16 @@ def roll_out(
     max_new_tokens: int = 12,
     eos: int | None = None,
     seed: int = 0,
+    source: RolloutSource = PLAIN,
+    progress: float = 0.0,
 ) -> TokenBatch:
     """`samples` completions of each prompt [B, P] at temperature 1, drawn with this seed."""
     settings = RolloutSettings(samples=samples, max_new_tokens=max_new_tokens)
+    there = torch.ones_like(prompts, dtype=torch.bool)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return sample_rollouts(
-            model,
-            prompts,
-            torch.ones_like(prompts, dtype=torch.bool),
-            settings,
-            eos=[] if eos is None else eos,
-        )
+        asked = Asked(prompts, there, () if eos is None else (eos,), progress=progress)
+        return source(model, asked, settings)
 
 
 def _draw(prompts: Prompts, count: int, generator: torch.Generator) -> Tensor:

@@ -1,14 +1,15 @@
 """One bench for policies with verifiable rewards: a base that is right now and then, and a budget.
 
-The base policy has read sums with and without working (`tasks.worlds.written_addition`) until it is
-right often enough to learn from its own answers; it is trained once and kept. Every objective then
-starts from it, sees the same prompts in the same order, and ends with the step that has used up the
-same number of sampled tokens, so that one that writes longer sees fewer answers.
+The base policy has read right answers, by default to sums with and without working
+(`tasks.worlds.written_addition`), until it is right often enough to learn from its own; it is
+trained once and kept. Every objective then starts from it, sees the same prompts in the same order,
+and ends with the step that has used up the same number of sampled tokens, so that one that writes
+longer sees fewer answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -26,14 +27,15 @@ from tokenry.lab.table import Table, over_seeds
 from tokenry.lab.toy_training import fit_toy
 from tokenry.learn.objective import Objective
 from tokenry.learn.policy.presets import GRPO
+from tokenry.learn.policy.sources.base import RolloutSource
 from tokenry.measure.probes.critical_tokens import pass_at_k
 from tokenry.model.score import score
-from tokenry.tasks.worlds.written_addition import END, VOCABULARY, WrittenAddition
+from tokenry.tasks.worlds.split_sums import SplitSums
+from tokenry.tasks.worlds.written_addition import WrittenAddition
 
 SAMPLES = 8
 """Answers of a prompt, in training and in the measurement of pass@8's estimate (twice as many)."""
-
-
+WRITTEN = WrittenAddition()
 RATES = (2e-4, 5e-4)
 """Learning rates that every objective is tried with."""
 UNITS = {
@@ -41,9 +43,14 @@ UNITS = {
     "pass@8": "",
     "entropy": "nats",
     "length": "tokens",
+    "different": "",
     "tokens to 60 %": "tokens",
     "roughness": "",
 }
+
+
+Outcomes = dict[tuple[str, float], dict[str, float]]
+"""(method, learning rate) -> measures, by the names of `UNITS`."""
 
 
 @dataclass(frozen=True)
@@ -74,47 +81,56 @@ class PolicyBench:
 
     seed: int
     level: float = 0.4
-    tokens: int = 100_000
+    tokens: int = 60_000
     prompts: int = 16
     judged: int = 200
     fit_steps: int = 1500
-    world: WrittenAddition = field(default_factory=WrittenAddition)
+    world: WrittenAddition | SplitSums = field(default_factory=WrittenAddition)
 
     @cached_property
     def base(self) -> Any:
         """The policy that all start from."""
-        length = self.world.asked + self.world.longest + 1
+        length = self.world.context
 
         def good(model: Any) -> bool:
             return float(self.answers(model, self.judged, 1)[1].float().mean()) >= self.level
 
         data = (self.world, self.level, self.judged)
         settings: dict[str, Any] = {"steps": self.fit_steps, "good": good, "every": 25, "decay": 0}
-        return fit_toy(self.world.given, VOCABULARY, length, self.seed, data=data, **settings)
+        return fit_toy(
+            self.world.given, self.world.vocabulary, length, self.seed, data=data, **settings
+        )
 
-    def train(self, objective: Objective, learning_rate: float = 1e-3, **options: Any) -> Trained:
+    def train(
+        self,
+        objective: Objective,
+        learning_rate: float = 1e-3,
+        prompts: Callable[[int, torch.Generator], Tensor] | None = None,
+        **options: Any,
+    ) -> Trained:
         """The base trained by an objective until the budget is used up.
 
-        options: of `train_on_policy`; the reference is the base.
+        prompts: other ones than the world's. options: of `train_on_policy`; the reference is the
+        base.
         """
         used: list[int] = []
         size = self.prompts * SAMPLES
 
         def count(batch: TokenBatch) -> dict[str, float]:
-            used.append(int(batch.target.sum()))
+            used.append(drawn_tokens(batch))
             return {}
 
         policy, points = train_on_policy(
             objective,
             self.base,
-            self.world.prompts,
+            prompts or self.world.prompts,
             lambda batch: self.world.correct(batch).float(),
             reference=self.base,
             steps=-(-self.tokens // size),  # an answer has one token at least
             batch_size=size,
             samples=SAMPLES,
             max_new_tokens=self.world.longest,
-            eos=END,
+            eos=self.world.end,
             learning_rate=learning_rate,
             seed=self.seed,
             observe=count,
@@ -128,16 +144,20 @@ class PolicyBench:
     @torch.no_grad()
     def measure(self, policy: Any) -> dict[str, float]:
         """Of fresh answers to prompts that are the same for every policy: pass@1 (the mean reward),
-        pass@8, the entropy of a token in nats, and the length in tokens."""
+        pass@8, the entropy of a token in nats, the length in tokens, and how many different right
+        answers a prompt gets in `2 SAMPLES`."""
         batch, correct = self.answers(policy, self.judged, 2 * SAMPLES)
         right = correct.view(2 * SAMPLES, self.judged).sum(0).tolist()
         passed = [pass_at_k(2 * SAMPLES, count, SAMPLES) for count in right]
         entropy = score(policy, batch, ("entropy",)).need("entropy")
+        answers = batch.ids.masked_fill(~batch.target, -1)
+        answers = torch.cat([self.asked_by(2 * SAMPLES)[:, None], answers], 1)
         return {
             "pass@1": float(correct.float().mean()),
             "pass@8": sum(passed) / len(passed),
             "entropy": float(masked_mean(entropy, batch.target)),
             "length": float(batch.target.sum(-1).float().mean()),
+            "different": len(answers[correct].unique(dim=0)) / self.judged,
         }
 
     def outcome(
@@ -157,14 +177,26 @@ class PolicyBench:
         each is right, [samples * count] bool."""
         generator = torch.Generator().manual_seed(10**6 + self.seed)
         prompts, longest = self.world.prompts(count, generator), self.world.longest
-        options: dict[str, Any] = {"max_new_tokens": longest, "eos": END, "seed": self.seed}
+        options: dict[str, Any] = {
+            "max_new_tokens": longest,
+            "eos": self.world.end,
+            "seed": self.seed,
+        }
         batch = roll_out(policy, prompts, samples=samples, **options)
         return batch, self.world.correct(batch)
 
 
+def drawn_tokens(batch: TokenBatch) -> int:
+    """Tokens that were sampled for the rollouts: what several rows share counts once."""
+    if "node" not in batch.columns:
+        return int(batch.target.sum())
+    draws = torch.stack([batch.column("node")[batch.target], batch.target.nonzero()[:, 1]], 1)
+    return len(draws.unique(dim=0))
+
+
 def bench_sizes(scale: Scale) -> tuple[int, dict[str, Any]]:
     """How many benches a comparison takes, and the fields of each."""
-    smallest: dict[str, Any] = {"tokens": 300, "prompts": 2, "judged": 4, "fit_steps": 5}
+    smallest: dict[str, Any] = {"tokens": 100, "prompts": 2, "judged": 4, "fit_steps": 5}
     return at(scale, full=(5, {}), smoke=(2, smallest))
 
 
@@ -172,7 +204,9 @@ def against_grpo(
     methods: Mapping[str, Objective],
     seed: int,
     scale: Scale = "full",
-    tokens: int = 100_000,
+    tokens: int = 60_000,
+    sources: Mapping[str, RolloutSource] | None = None,
+    world: WrittenAddition = WRITTEN,
     **options: Any,
 ) -> Table:
     """Objectives and GRPO on five benches, seeds from `100 seed`, each at the better of two rates.
@@ -180,6 +214,8 @@ def against_grpo(
     Args:
         methods: the objectives by name; "grpo" is added.
         tokens: the budget at full scale.
+        sources: of the rollouts of an objective, by its name, where they are not plain samples.
+        world: of the benches.
         options: of `train_on_policy`, for all.
 
     Returns:
@@ -187,24 +223,31 @@ def against_grpo(
         stands as `NAME: learning rate`; and `before: MEASURE`.
     """
     seeds, sizes = bench_sizes(scale)
-    sizes = {"tokens": tokens, **sizes}
+    sizes = {"tokens": tokens, "world": world, **sizes}
     methods, table = {"grpo": GRPO(), **methods}, Table()
+    own = {name: {"source": source} for name, source in (sources or {}).items()}
 
-    def outcomes(number: int) -> dict[tuple[str, float], dict[str, float]]:
+    def outcomes(number: int) -> Outcomes:
         bench = PolicyBench(number, **sizes)
         table.add_all(bench.measure(bench.base), "", number, "before")
         return {
-            (name, rate): bench.outcome(objective, rate, **options)
+            (name, rate): bench.outcome(objective, rate, **options, **own.get(name, {}))
             for name, objective in methods.items()
             for rate in RATES
         }
 
-    runs = list(over_seeds(outcomes, seed, seeds))
-    for name in methods:
+    add_at_better_rates(table, over_seeds(outcomes, seed, seeds))
+    return table
+
+
+def add_at_better_rates(table: Table, runs: Iterable[tuple[int, Outcomes]]) -> None:
+    """Add to a table what each method came to at the rate with the higher mean pass@1, as
+    `NAME: MEASURE`, and that rate, `NAME: learning rate`; runs: seed by seed."""
+    runs = list(runs)
+    for name in dict.fromkeys(name for name, _ in runs[0][1]):
         means = {rate: fmean(run[name, rate]["pass@1"] for _, run in runs) for rate in RATES}
         best = max(RATES, key=means.__getitem__)
         table.add(f"{name}: learning rate", best)
         for number, run in runs:
             for label, value in run[name, best].items():
                 table.add(f"{name}: {label}", value, UNITS[label], number)
-    return table

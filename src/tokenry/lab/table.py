@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
+from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
 
 T = TypeVar("T")
@@ -74,6 +75,13 @@ class Evidence:
         if self.error == 0:
             return float(self.mean > 0)
         return student_cdf(self.mean / self.error, len(self.margins) - 1)
+
+    def within(self, level: float = 0.95) -> float:
+        """How far the true margin is from the mean, at most, with this confidence in (0, 1)."""
+        in_range("level", level, "(0, 1)")
+        if self.error in (0.0, math.inf):
+            return self.error
+        return self.error * student_quantile((1 + level) / 2, len(self.margins) - 1)
 
 
 @dataclass
@@ -158,3 +166,17 @@ def student_cdf(t: float, degrees: int) -> float:
         total += term
         term *= cosine**2 * step / (step + 1)
     return 0.5 + (theta + sine * total) / math.pi if odd else 0.5 + sine * total / 2
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """The t with P(T <= t) = probability, in [1/2, 1), to 1e-9 of itself."""
+    low, high = 0.0, 1.0
+    while student_cdf(high, degrees) < probability:
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        if student_cdf(middle, degrees) < probability:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -45,15 +45,17 @@ def compute_scores(
     frozen: Mapping[str, Reference] | None = None,
     modules: Any = None,
     needs: Collection[str] | None = None,
+    temperature: float = 1.0,
     grad: bool = True,
     also: tuple[str, ...] = (),
 ) -> Computed:
     """The scores that `objective` (and `also`) need.
 
     frozen: further frozen models by the names that the needs use. modules: the objective's own
-    weights. needs: other needs than the objective's (those of a rollout). also: further needs, for
-    metrics. Raises InputError for a need that nothing computes, and when a model or a column of the
-    data is missing.
+    weights. needs: other needs than the objective's (those of a rollout). temperature: at which the
+    batch was sampled, > 0; all models are scored at it, but on views of other texts (`View`), which
+    were not. also: further needs, for metrics. Raises InputError for a need that nothing computes,
+    and when a model or a column of the data is missing.
     """
     wanted = {*check_needs(objective), *also} if needs is None else {*needs}
     if needs is None:
@@ -81,14 +83,19 @@ def compute_scores(
                 raise InputError(f'{type(objective).__name__} needs the view "{name}" and has none')
             view = views[name]
             learned = grad and any(view_and_need(need)[0] == name for need in wanted)
-            scores = _scored(objective, view.batch, model, sources, by_view[name], modules, learned)
+            heat = temperature if view.aligned else 1.0
+            scores = _scored(
+                objective, view.batch, model, sources, by_view[name], modules, learned, heat
+            )
             if view.aligned:
                 scores = {k: v.placed_on(batch.ids, batch.target) for k, v in scores.items()}
             else:
                 others[f"batch@{name}"] = view.batch
             others |= {f"{source}@{name}": scored for source, scored in scores.items()}
     known = {name: others[name].detach() for name in compared}
-    scores = _scored(objective, batch, model, sources, by_view[""], modules, grad, known, selector)
+    scores = _scored(
+        objective, batch, model, sources, by_view[""], modules, grad, temperature, known, selector
+    )
     policy, own = scores.pop("policy", None), scores.pop("reference", None)
     others |= scores
     if modules is not None:
@@ -104,6 +111,7 @@ def _scored(
     needs: Collection[str],
     modules: Any,
     grad: bool,
+    temperature: float = 1.0,
     known: Mapping[str, Scores] | None = None,
     selector: Any = None,
 ) -> dict[str, Scores]:
@@ -121,6 +129,7 @@ def _scored(
     if selector is not None:
         by_source.setdefault("policy", [])
     known = known or {}
+    at: dict[str, Any] = {} if temperature == 1.0 else {"temperature": temperature}
     for need in (*needs, *statistics):
         other = "reference" if need == "policy.divergence" else _compared_with(need)
         if other and other not in known:
@@ -133,7 +142,7 @@ def _scored(
         model_of = sources.get(source)
         if model_of is None:
             raise missing_source(objective, source)
-        scores[source] = model_of(batch, tuple(quantities), **_top_k(objective, quantities))
+        scores[source] = model_of(batch, tuple(quantities), **at, **_top_k(objective, quantities))
     if "policy" not in by_source:
         return scores
     policy = score(
@@ -143,6 +152,7 @@ def _scored(
         reference=scores.get("reference"),
         divergence=objective.divergence,
         others={**scores, **known},
+        **at,
         **_top_k(objective, by_source["policy"]),
         prefix=objective.prefix(batch, modules),
         grad=grad,
@@ -170,11 +180,19 @@ def compute_loss(
     *,
     frozen: Mapping[str, Reference] | None = None,
     modules: Any = None,
+    temperature: float = 1.0,
     grad: bool = True,
 ) -> Loss:
-    """The objective's loss of a batch under a model."""
+    """The objective's loss of a batch under a model; the options are those of `compute_scores`."""
     scores = compute_scores(
-        objective, batch, model, reference, frozen=frozen, modules=modules, grad=grad
+        objective,
+        batch,
+        model,
+        reference,
+        frozen=frozen,
+        modules=modules,
+        temperature=temperature,
+        grad=grad,
     )
     return objective(scores.about(batch), scores.policy, scores.reference, **scores.others)
 

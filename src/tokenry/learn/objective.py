@@ -149,6 +149,10 @@ class Objective:
     num_rewards: ClassVar[int] = 1
     """How many reward functions an on-policy objective mixes."""
 
+    at_sampling_temperature: ClassVar[bool] = True
+    """Whether an on-policy objective is about the distribution that its completions were sampled
+    from: all models are then scored at that temperature. False: about the models themselves."""
+
     selector: Any = None
     """Which targets the loss is about, a `learn.selection.Selector`; None: all of them."""
 
@@ -205,7 +209,8 @@ Values = Callable[[TokenBatch, Tensor], Tensor]
 class Example(NamedTuple):
     """An objective as its contract test takes it.
 
-    columns: of the data that are not any numbers in (0, 1): what to make of such, [B] or [B, T].
+    columns: of the data that are not any numbers in (0, 1): what to make of such, [B] or [B, T];
+        of an objective that learns from rollouts, those of its rollout source, or their rewards.
     """
 
     objective: Objective

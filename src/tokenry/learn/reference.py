@@ -30,9 +30,10 @@ ReferenceKind = Literal["auto", "copy", "adapter", "precomputed", "none"]
 
 
 class Reference(Protocol):
-    """Scores a batch without gradient; needs and top_k are those of `model.score`."""
+    """Scores a batch without gradient; needs and options are those of `model.score`: top_k where
+    likeliest tokens are wanted, temperature where texts were sampled at another one than 1."""
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores: ...
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], **options: Any) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class FrozenModel:
         """A copy of the model as it is now, without gradients."""
         return cls(copy.deepcopy(model).requires_grad_(False).eval())
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores:
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], **options: Any) -> Scores:
         with evaluating(self.model):
-            return score(self.model, batch, needs=needs, top_k=top_k, grad=False)
+            return score(self.model, batch, needs=needs, grad=False, **options)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class WithoutAdapter:
                 'as reference ("copy")'
             )
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores:
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], **options: Any) -> Scores:
         with evaluating(self.model), self.model.disable_adapter():
-            return score(self.model, batch, needs=needs, top_k=top_k, grad=False)
+            return score(self.model, batch, needs=needs, grad=False, **options)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class BeforeTraining:
         trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
         return cls(model, {name: weight.detach().clone() for name, weight in trained.items()})
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...]) -> Scores:
+    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], **options: Any) -> Scores:
         with evaluating(self.model), self._in_place():
-            return score(self.model, batch, needs=needs, grad=False)
+            return score(self.model, batch, needs=needs, grad=False, **options)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -114,7 +115,14 @@ class Precomputed:
 
     logprob: Tensor
 
-    def __call__(self, batch: TokenBatch, needs: tuple[str, ...], top_k: int = 10) -> Scores:
+    def __call__(
+        self, batch: TokenBatch, needs: tuple[str, ...], temperature: float = 1.0, **options: Any
+    ) -> Scores:
+        if temperature != 1.0:
+            raise InputError(
+                f"these texts were sampled at temperature {temperature}, and precomputed "
+                'log-probabilities are those of temperature 1; use reference="copy" or "adapter"'
+            )
         if set(needs) - {"logprob"}:
             raise InputError(
                 "this objective needs the reference's whole distributions, and precomputed "

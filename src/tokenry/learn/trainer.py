@@ -12,9 +12,10 @@ that has no row left for a batch takes part with one that counts nothing (`learn
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -49,8 +50,15 @@ from tokenry.learn.objective import (
     frozen_sources,
     is_on_policy,
 )
-from tokenry.learn.policy.buffer import RolloutBuffer, load_micro_batches
-from tokenry.learn.policy.rollouts import RewardFunction, RolloutSettings, reward_rollouts
+from tokenry.learn.policy.buffer import RolloutBuffer, joined, load_micro_batches, parted
+from tokenry.learn.policy.draw_metrics import draw_metrics
+from tokenry.learn.policy.rollouts import (
+    RewardFunction,
+    RolloutSettings,
+    cut_short,
+    keep_targets,
+    reward_rollouts,
+)
 from tokenry.learn.policy.sources.base import Prompts
 from tokenry.learn.policy.sources.mixed import source_of
 from tokenry.learn.reference import (
@@ -102,7 +110,8 @@ class ObjectiveTrainer(FiniteTrainer):
 
     An objective's own weights (`modules`) are trained by the same optimizer and saved beside the
     model. Logged besides the loss: the objective's metrics, averaged over the units since the last
-    log; in evaluation also "kl" and "entropy" per completion token.
+    log; in evaluation also "kl" and "entropy" per completion token; of rollouts what
+    `learn.policy.draw_metrics` measures, at the steps that draw.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole optimizer step's units
@@ -182,6 +191,7 @@ class ObjectiveTrainer(FiniteTrainer):
             if other is not None and other is not self.model:
                 other.to(self.args.device)
         self._since_log: dict[str, list[Tensor]] = defaultdict(list)
+        self._of_evaluation: dict[str, list[Tensor]] = defaultdict(list)  # of its rollouts
         self._checkpoint: str | None = None
         self._buffer: RolloutBuffer | None = None
         self._random_state_restored = False
@@ -231,7 +241,7 @@ class ObjectiveTrainer(FiniteTrainer):
         if step == 0:
             policy: Any = self.model
             policy.train()  # the old log-probabilities are taken in the mode of the loss
-            drawn = [self._roll_out(self._prepare_inputs(sample)) for sample in prompts]
+            drawn = self._draw([self._prepare_inputs(sample) for sample in prompts], draw)
         elif self._buffer is None:  # resumed in the middle of it
             drawn = load_micro_batches(self._buffer_file(self._checkpoint), self.args.device)
         else:
@@ -241,10 +251,33 @@ class ObjectiveTrainer(FiniteTrainer):
         self._buffer = RolloutBuffer(drawn, self.rollout.minibatches, whole, seed)
         return [fields | self._progress(fields["ids"]) for fields in self._buffer.step(step)]
 
+    def _draw(self, prompts: list[dict[str, Any]], draw: int) -> list[dict[str, Any]]:
+        """The rollouts of a step's prompts, drawn together, as micro-batches."""
+        counted = [sample for sample in prompts if STAND_IN not in sample]
+        pad_id = PreferenceCollator.of(self.processing_class).pad_id
+        with self._chance(self.args.process_index, draw):
+            fields = self._roll_out(joined(counted or prompts[:1], pad_id))
+        sizes = [len(sample["prompts"]) * (STAND_IN not in sample) for sample in prompts]
+        return parted(fields, sizes)
+
+    @contextmanager
+    def _chance(self, *place: Any) -> Iterator[None]:
+        """Torch's generators inside are decided by the run's seed and the place alone: processes
+        draw independently, evaluations disturb nothing, and a resumed run draws the same."""
+        device = self.args.device
+        others = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
+            text = ":".join(map(str, (self.args.seed, *place)))
+            torch.manual_seed(random.Random(text).getrandbits(63))
+            yield
+
     def _progress(self, ids: Tensor) -> dict[str, Tensor]:
         """How far the training is, in [0, 1], a column of every row."""
-        done = self.state.global_step / max(1, self.state.max_steps)
-        return {"column.progress": torch.full_like(ids[:, 0], done, dtype=torch.float32)}
+        return {"column.progress": torch.full_like(ids[:, 0], self._done, dtype=torch.float32)}
+
+    @property
+    def _done(self) -> float:
+        return self.state.global_step / max(1, self.state.max_steps)
 
     def _buffer_file(self, checkpoint: str | None) -> Path:
         return Path(checkpoint or "") / f"rollouts-{self.args.process_index}.safetensors"
@@ -297,16 +330,21 @@ class ObjectiveTrainer(FiniteTrainer):
         if self.modules is not None:
             self.modules.eval()
         with evaluating(model):
-            for inputs in dataloader:
+            for place, inputs in enumerate(dataloader):
                 inputs = self._prepare_inputs(inputs)
                 if is_on_policy(self.objective):
-                    inputs = self._roll_out(inputs)
+                    with self._chance("evaluation", self.args.process_index, place):
+                        inputs = self._roll_out(inputs)
                 evaluate = partial(self._evaluate_batch, inputs=inputs)
                 for name, total in self._inside(model, evaluate).items():
                     sums[name] += total.cpu()
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
+        for name, values in self._of_evaluation.items():
+            if name not in sums:  # what the objective measures itself comes first
+                sums[name] = torch.stack(values).sum(0)
+        self._of_evaluation.clear()
         means = self._means(sums)
         rows = round(means.pop("rows"))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -347,6 +385,7 @@ class ObjectiveTrainer(FiniteTrainer):
     def _scores(
         self, model: Any, batch: TokenBatch, reference: Reference | None, **options: Any
     ) -> Computed:
+        on_policy = is_on_policy(self.objective) and self.objective.at_sampling_temperature
         return compute_scores(
             self.objective,
             batch,
@@ -354,6 +393,7 @@ class ObjectiveTrainer(FiniteTrainer):
             reference,
             frozen=self.frozen,
             modules=self.modules,
+            temperature=self.rollout.temperature if on_policy else 1.0,
             **options,
         )
 
@@ -380,21 +420,41 @@ class ObjectiveTrainer(FiniteTrainer):
             tuple(ends(unwrap(model), tokenizer)),
             pad_id,
             batch_of(inputs) if "ids" in inputs else None,
+            self._done,
         )
-        batch = self.source(model, prompts, self.rollout)
-        rows, data = len(batch.ids), inputs.get("data") or [{}]
+        drawn = self.source(model, prompts, self.rollout)
+        cut = cut_short(drawn, prompts.ends)
+        if cut is not None:
+            drawn = drawn.with_columns(cut=cut)
+        data = inputs.get("data") or [{}]
         data = {name: [row[name] for row in data] for name in data[0]}
         separate = self.objective.num_rewards > 1
-        batch = reward_rollouts(batch, tokenizer, self.rewards, data, separate=separate)
-        if self.rewards.callers and model.training and STAND_IN not in inputs:
-            left_out = rows - int(batch.target.any(-1).sum())
-            share = torch.tensor([left_out, rows], dtype=torch.float64)
-            self._since_log["rewards/left_out"].append(share)
+        batch = scored = reward_rollouts(drawn, tokenizer, self.rewards, data, separate=separate)
         batch = batch.with_columns(progress=self._progress(batch.ids)["column.progress"])
-        needs = self.objective.rollout_needs
+        needs = set(self.objective.rollout_needs)
+        if "policy.logprob" in needs:
+            needs.add("policy.entropy")  # for the log
         with switched_off(self.dropouts):  # the mode that the loss will be taken in
             scores = self._scores(model, batch, self.reference, needs=needs, grad=False)
         batch = self.objective.prepare(batch, scores.policy, scores.reference, **scores.others)
+        if self.rollout.cut_completions == "leave_out" and cut is not None:
+            finished = ~batch.column("cut")[:, None]
+            batch = keep_targets(batch, finished.expand(batch.shape))
+        if STAND_IN not in inputs:
+            measured = draw_metrics(
+                drawn,
+                scored,
+                batch,
+                self.rewards.names,
+                samples=self.rollout.samples,
+                cut=cut,
+                pass_reward=self.rollout.pass_reward,
+                policy=scores.policy,
+                reference=scores.reference,
+            )
+            log = self._since_log if model.training else self._of_evaluation
+            for name, total in measured.items():
+                log[name].append(total)
         fields = {"ids": batch.ids, "attention": batch.attention, "target": batch.target}
         columns = {f"column.{name}": column for name, column in batch.columns.items()}
         if STAND_IN in inputs or not batch.target.any():  # nothing to learn from was selected

@@ -35,17 +35,16 @@ from tokenry.core.checks import in_range
 from tokenry.core.divergences import divergence_named
 from tokenry.core.errors import InputError, UnknownNameError, VocabularyError
 from tokenry.core.f_divergence import FDivergence
-from tokenry.core.scores import Scores
 from tokenry.core.signals import TopK, measured, signal, surprisal
 from tokenry.core.signals import divergence as divergence_signal
 from tokenry.measure.inspection import Comparison, Inspection, readable
+from tokenry.measure.logit_pieces import logit_pieces
 from tokenry.model import compat
 from tokenry.model.hub import Loaded
 from tokenry.model.score import score
 from tokenry.text.alignment import Span, project, shared_spans
 from tokenry.text.vocabulary import token_bytes
 
-PIECE_BYTES = 64 * 2**20  # logits held at a time
 UNITS = {
     "surprisal": "nats",
     "entropy": "nats",
@@ -208,8 +207,7 @@ class _Reading:
         parts: list[dict[str, Tensor]] = []
         for batch in self._windows():
             views = [score(r.model, batch, needs=("hidden",)) for r in (self, *others)]
-            for mask in _pieces_of(batch.target, views):
-                logits = [view.logits(mask.to(view.mask.device)).cpu() for view in views]
+            for mask, logits in logit_pieces(batch.target, views):
                 parts.append(measure(logits[0], batch.ids[mask], *logits[1:]))
         if not parts:  # a single token with nothing before it: learn the fields from no rows at all
             width = self.model.config.get_text_config().vocab_size
@@ -236,19 +234,6 @@ class _Reading:
             done = end
             if end == len(self.ids):
                 return
-
-
-def _pieces_of(target: Tensor, views: Sequence[Scores]) -> Iterator[Tensor]:
-    """The target mask cut into masks whose logits stay within PIECE_BYTES."""
-    width = max(
-        view.head.weight.shape[0] if view.head is not None else view.logits().shape[-1]
-        for view in views
-    )
-    places = target[0].nonzero()[:, 0]
-    for rows in places.split(max(1, PIECE_BYTES // (4 * width * len(views)))):
-        mask = torch.zeros_like(target)
-        mask[0, rows] = True
-        yield mask
 
 
 def _same_vocabulary(one: Any, other: Any) -> bool:

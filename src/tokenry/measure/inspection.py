@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tokenry.core.aggregate import masked_mean
 from tokenry.core.errors import UnknownNameError
-from tokenry.measure.token_page import coloured, document, number, table
+from tokenry.measure.concentration import Concentration
+from tokenry.measure.token_page import coloured, document, line, number, table
 from tokenry.text.alignment import Span
 
 if TYPE_CHECKING:
@@ -136,6 +137,29 @@ class Inspection:
         scored = self.scored_by(name).tolist()
         return [heat if seen else None for heat, seen in zip(heats, scored, strict=True)]
 
+    @cached_property
+    def concentration(self) -> Concentration | None:
+        """How few tokens carry the divergence of two models of one vocabulary; None without it, and
+        where it is not finite."""
+        if "divergence" not in self.signals:
+            return None
+        values = self.signals["divergence"][self.scored]
+        return Concentration(values) if len(values) and bool(values.isfinite().all()) else None
+
+    def concentrated(self) -> str:
+        """That in a sentence; empty where there is nothing to say."""
+        spread = self.concentration
+        if spread is None:
+            return ""
+        said = (
+            f"Of {len(spread.values)} tokens, {spread.carrying(0.5):.1%} carry half of the "
+            f"divergence between the two models and {spread.carrying(0.9):.1%} nine tenths of it"
+        )
+        if self.units["divergence"] != "jensen_shannon":
+            return f"{said}."
+        near, far = spread.below(0.01), spread.above(0.1)
+        return f"{said}; {near:.1%} have less than 0.01 nats, {far:.1%} more than 0.1."
+
     def to_html(self, signal: str = "surprisal") -> str:
         """A self-contained page: coloured tokens, details on hover, a choice of signals."""
         self._signal(signal)
@@ -241,6 +265,7 @@ class="bar{both}"></span><span id="high">{escape(first["high"])}</span></span>
 <div class="text">{_tokens(inspection, first["heat"])}</div>
 <h2>Most surprising tokens</h2>
 {_surprising(inspection)}
+{_concentrated(inspection)}
 {_differing(inspection)}
 <script type="application/json" id="heats">{_json(signals)}</script>
 <script>{SCRIPT}</script>""",
@@ -294,6 +319,16 @@ def _surprising(inspection: Inspection) -> str:
 def _best(row: dict[str, Any]) -> str:
     others = [(piece, share) for piece, share in row["alternatives"] if piece != row["token"]]
     return ", ".join(f"{piece!r} {share:.0%}" for piece, share in others[:3])
+
+
+def _concentrated(inspection: Inspection) -> str:
+    """How few tokens carry the divergence: a sentence and the curve behind it."""
+    spread = inspection.concentration
+    if spread is None:
+        return ""
+    curve = line(spread.curve(), "share of the tokens", "share of the divergence")
+    said = inspection.concentrated()
+    return f"<h2>How few tokens the two models differ on</h2>\n<p>{said}</p>\n{curve}"
 
 
 def _differing(inspection: Inspection) -> str:

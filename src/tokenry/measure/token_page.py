@@ -42,6 +42,9 @@ body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sa
   rgb(230 85 13 / .85)) }
 .bar.both { background: linear-gradient(to right, rgb(49 130 189 / .85), rgb(49 130 189 / 0),
   rgb(230 85 13 / .85)) }
+figure { margin: 1rem 0 }
+figure svg { max-width: 100% }
+figcaption { color: var(--faint); font-size: 14px }
 table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: left;
   white-space: pre-wrap }
@@ -112,6 +115,28 @@ def _cell(value: Any, title: str, signed: bool) -> str:
         return f"<td{titled}>{escape(value)}</td>"
     plus = "+" if signed and value > 0 else ""
     return f'<td class="n"{titled}>{plus}{number(value)}</td>'
+
+
+def line(points: list[tuple[float, float]], xlabel: str, ylabel: str, width: int = 320) -> str:
+    """A line through points in the unit square as a picture, the diagonal faintly below it.
+
+    Args:
+        points: (x, y) from left to right, in [0, 1]; of more than `width`, as many are drawn.
+        xlabel: below the picture.
+        ylabel: above it.
+        width: and height of the square, pixels.
+    """
+    step = max(1, -(-len(points) // width))
+    drawn = [*points[:-1:step], points[-1]]
+    path = " ".join(f"{x * width:.1f},{(1 - y) * width:.1f}" for x, y in drawn)
+    said = escape(f"{ylabel} (0 to 1, upwards) against {xlabel} (0 to 1, rightwards)")
+    return (
+        f'<figure><figcaption>{said}</figcaption><svg viewBox="-2 -2 {width + 4} {width + 4}" '
+        f'width="{width}" role="img" aria-label="{said}" fill="none">'
+        f'<rect width="{width}" height="{width}" stroke="var(--line)"/>'
+        f'<line x1="0" y1="{width}" x2="{width}" y2="0" stroke="var(--line)"/>'
+        f'<polyline points="{path}" stroke="rgb(230 85 13)" stroke-width="2"/></svg></figure>'
+    )
 
 
 def number(value: float | None) -> str:

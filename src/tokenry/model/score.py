@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
+from tokenry.core.checks import in_range
 from tokenry.core.divergence import Comparison
 from tokenry.core.divergences import FORWARD_KL
 from tokenry.core.errors import InputError, ModelError, ShapeError
@@ -39,6 +40,7 @@ def score(
     divergence: FDivergence | Comparison = FORWARD_KL,
     others: Mapping[str, Scores] | None = None,
     prefix: Tensor | None = None,
+    temperature: float = 1.0,
     grad: bool = False,
     select: Callable[[Scores], Tensor] | None = None,
     select_needs: Collection[str] = (),
@@ -59,6 +61,8 @@ def score(
             D(reference || model).
         others: further ones by name, for "divergence(NAME)".
         divergence: which D, or a `Comparison` (temperature, top-k) for all of them.
+        temperature: divides the logits, > 0: the scores are about the distribution that is sampled
+            from at it, and so is the head that they carry.
         grad: keep the graph, so that a loss can be differentiated.
         select: which targets [B, T] bool the scores are about, from what `select_needs` say of all
             of them, without gradient. The head then reads, forward and backward, these rows alone.
@@ -68,6 +72,7 @@ def score(
     Raises:
         InputError: a need it does not know or cannot meet.
     """
+    in_range("temperature", temperature, "(0, inf)")
     needs, first = set(needs), set(select_needs)
     compared = {
         need: need[len("divergence(") : -1] for need in needs | first if NAMED.fullmatch(need)
@@ -87,6 +92,8 @@ def score(
     batch = batch.to(next(model.parameters()).device)
     with nullcontext() if grad else torch.no_grad():
         head = linear_head(model)
+        if head is not None and temperature != 1.0:
+            head = replace(head, temperature=head.temperature * temperature)
         positions, flat = [], []
         for rows in _micro_batches(batch, tokens_per_batch):
             where, states, logits = _predicting_states(
@@ -94,6 +101,7 @@ def score(
             )
             positions.append(where)
             if logits is not None:
+                logits = logits if temperature == 1.0 else logits.float() / temperature
                 states |= _from_logits(logits, batch, where, kept, top_k)
             flat.append(states)
         where = torch.cat(positions)  # [n, 2]

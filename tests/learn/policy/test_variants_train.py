@@ -9,6 +9,9 @@ from tokenry.learn.policy.d3s import D3S
 from tokenry.learn.policy.dph_rl import DPHRL
 from tokenry.learn.policy.fiberpo import FiberPO
 from tokenry.learn.policy.scored_rehearsal import RehearsalBuffer
+from tokenry.learn.policy.sources.chain import Chain
+from tokenry.learn.policy.sources.tree import Tree
+from tokenry.learn.policy.spo import SPO
 from tokenry.learn.run import train
 
 ROWS = [([5, 9], [7, 8, 1]), ([6], [10, 1])]
@@ -46,14 +49,19 @@ GOALS = {
     "d3s, sequence": lambda _: D3S(count_start=2, count_end=3, ratio="sequence"),
     "fiberpo": lambda _: FiberPO(group_budget=0.3),
     "dph-rl": rehearsing,
+    "spo": lambda _: "spo",
+    "spo, tree": lambda _: SPO("tree"),
 }
+SOURCES = {"spo": Chain(judges=2, interval=2), "spo, tree": Tree(segment=2)}
 
 
 @pytest.mark.parametrize("name", GOALS)
 def test_two_updates_on_each_of_two_draws(name, tiny_llama_text, tiny_tokenizer, tmp_path):
     model = copy.deepcopy(tiny_llama_text)
-    goal = GOALS[name](model)
-    run = train(goal, PROMPTS, (model, tiny_tokenizer), tmp_path, rewards=[vowels], **SETTINGS)
+    goal, settings = GOALS[name](model), SETTINGS
+    if name in SOURCES:
+        settings = SETTINGS | {"source": SOURCES[name]}
+    run = train(goal, PROMPTS, (model, tiny_tokenizer), tmp_path, rewards=[vowels], **settings)
     assert run.record["steps"] == 4
     moved = [
         not own.equal(old)

@@ -8,6 +8,7 @@ import pytest
 from tokenry.core.errors import InputError, UnknownNameError
 from tokenry.learn.run import train
 
+pytestmark = pytest.mark.workers
 DATA = [
     {"prompt": f"the {noun}", "answer": n, "kind": {"a": 1} if n else {"b": 2}}
     for n, noun in enumerate(("cat", "dog", "mat", "age"))

@@ -86,3 +86,24 @@ def test_settings_are_checked():
         WrittenAddition(0)
     with pytest.raises(InputError, match="worked"):
         WrittenAddition(worked=1.5)
+
+
+def test_hinted_prompts_say_the_sum_before_the_answer():
+    """Of a fifth of 2,000 given rows; the others are what they were, and nothing else is judged."""
+    world = WrittenAddition(hinted=0.2)
+    assert world.context == WrittenAddition().context + 4 == 6 + 10 + 1 + 4
+    prompts = world.prompts(3, torch.Generator().manual_seed(0))
+    hints = world.hints(prompts)
+    assert torch.equal(hints[:, :3], world.sums(prompts))
+    assert [world.text(row)[-1] for row in hints] == ["="] * 3
+    batch = world.given(torch.Generator().manual_seed(1), 2000)
+    first = batch.target.int().argmax(-1)
+    told = first == world.asked + 4
+    assert ((first == world.asked) | told).all()
+    assert 300 <= int(told.sum()) <= 500
+    for rows in (told, ~told):
+        asked, answers = batch.ids[rows, : world.asked], batch.select(rows)
+        if bool(rows[told].any()):
+            assert torch.equal(batch.ids[rows, world.asked : world.asked + 4], world.hints(asked))
+        ends = answers.ids[torch.arange(len(asked)), answers.lengths - 1]
+        assert (ends == END).all()

@@ -67,7 +67,9 @@ def inspect(
 
     Below it stand the most surprising tokens and what the model expected in their place. With
     [cyan]--against[/], the two models are compared on the same bytes, even if their tokens differ,
-    and the tokens on which they differ most stand first. Without a text, [cyan]--against[/] names
+    and the tokens on which they differ most stand first; of two models with one vocabulary, such as
+    a base and its tuned checkpoint, it also says how few tokens carry the divergence between their
+    predictions. Without a text, [cyan]--against[/] names
     the folder of a training run and the report is about its own pairs (or [cyan]--pairs[/]): the
     tokens that the run moved, and by how much. Nothing here is random: the seed changes nothing.
 
@@ -118,6 +120,7 @@ def inspect(
                 "model": inspection.name,
                 "against": None if inspection.against is None else inspection.against.name,
                 "units": inspection.units,
+                "concentration": concentration(inspection),
                 "tokens": [inspection.row(position) for position in range(len(inspection.ids))],
             }
         )
@@ -127,12 +130,28 @@ def inspect(
         notes().print(f"written to {html}")
 
 
+def concentration(inspection: Any) -> dict[str, float] | None:
+    """How few tokens carry the divergence, as JSON: shares of the tokens."""
+    spread = inspection.concentration
+    if spread is None:
+        return None
+    return {
+        "tokens": len(spread.values),
+        "carry_half": spread.carrying(0.5),
+        "carry_nine_tenths": spread.carrying(0.9),
+        "below_0.01": spread.below(0.01),
+        "above_0.1": spread.above(0.1),
+    }
+
+
 def show(inspection: Any, signal: str, rows: int) -> None:
     """The coloured text, and the table of the tokens where a signal is largest."""
     from rich.text import Text
 
     console = results()
     console.print(inspection.to_rich(signal, console.width), soft_wrap=True)
+    if said := inspection.concentrated():
+        console.print(f"\n{said}")
     if not rows or not bool(inspection.scored.any()):
         return
     table = plain_table()

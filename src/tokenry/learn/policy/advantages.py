@@ -25,7 +25,7 @@ from torch import Tensor
 from tokenry.core.aggregate import full_precision, masked_mean, masked_sum
 from tokenry.core.checks import in_range
 from tokenry.core.errors import ShapeError
-from tokenry.learn.policy.groups import over_group
+from tokenry.learn.policy.groups import RESOLUTION, over_group
 
 
 @torch.no_grad()
@@ -84,18 +84,29 @@ def positional_baseline(
 
 @torch.no_grad()
 def whiten(
-    advantages: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    of: Tensor | None = None,
 ) -> Tensor:
-    """Mean 0 and variance 1 over the target tokens; equal advantages become 0, not NaN.
+    """Mean 0 and variance 1 over the target tokens; equal advantages become exactly 0.
 
-    shift_mean: False scales only, so that no advantage changes its sign. The variance is that of
-    the tokens themselves (divided by their number).
+    Args:
+        shift_mean: False scales only, so that no advantage changes its sign. The variance is that
+            of the tokens themselves (divided by their number).
+        of: what the advantages are differences of, [..., T]. Where none is further from their
+            mean than `RESOLUTION` (1e-6) of the largest magnitude, that is rounding: all equal.
     """
     advantages = masked(advantages, mask)
     mean = masked_mean(advantages, mask)
     centred = masked(advantages - mean, mask)
     spread = (masked_sum(centred.square(), mask) / mask.sum().clamp_min(1)).sqrt()
-    return (centred if shift_mean else advantages) / (spread + eps)
+    # the largest deviation from the mean, beside what was subtracted to get there
+    size = torch.maximum(advantages.abs(), masked(advantages if of is None else of, mask).abs())
+    equal = centred.abs().amax() <= RESOLUTION * size.amax()  # of a NaN it is False
+    return torch.where(equal, 0.0, (centred if shift_mean else advantages) / (spread + eps))
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:

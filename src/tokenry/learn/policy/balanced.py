@@ -29,8 +29,7 @@ from tokenry.learn.policy.presets import GRPO
 class Balanced(GRPO):
     """GRPO under Balanced Aggregation; any other policy gradient takes aggregation="balanced".
 
-    Args:
-        clip, beta, corrected: as in GRPO.
+    Its fields are GRPO's.
     """
 
     def composed(self) -> PolicyGradient:

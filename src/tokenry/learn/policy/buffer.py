@@ -1,8 +1,11 @@
 """RolloutBuffer: rollouts that are drawn once, scored once and used for several optimizer steps.
 
+    prompts of all micro-batches -> draw, score, prepare at once -> micro-batches
     draw, score -> update 1: minibatches 1 ... m -> update 2: ... -> update u -> draw again
 
-Each update goes through all rows once, in an order of its own, in m parts. What was computed at the
+A step's prompts are drawn together, however they are split into micro-batches, so that neither what
+is drawn nor what rows are compared with (a batch's spread, a baseline) depends on the split. Each
+update goes through all rows once, in an order of its own, in m parts. What was computed at the
 moment of sampling (advantages, old log-probabilities) stays, so from the second step on the policy
 has moved away from the one that wrote the rows, and ratios and their clipping come into play.
 """
@@ -18,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError
 from tokenry.core.files import replacing
+from tokenry.learn.data import batch_of
 from tokenry.learn.loading import STAND_IN
 
 Fields = dict[str, Tensor]
@@ -79,6 +84,50 @@ class RolloutBuffer:
         }
         with replacing(path) as partial:
             save_file(tensors, partial)
+
+
+def joined(micro_batches: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+    """The prompts of several micro-batches, as a collator makes them, in one."""
+    first, *others = micro_batches
+    if not others:
+        return first
+    fields = (
+        {"data": [row for one in micro_batches for row in one["data"]]} if "data" in first else {}
+    )
+    prompts = _prompts(first)
+    for other in others:
+        prompts = prompts.concat(_prompts(other), pad_id, side="left")
+    fields |= {"prompts": prompts.ids, "prompts_attention": prompts.attention}
+    if "ids" in first:  # the data's own completions, one row a prompt
+        own = batch_of(first)
+        for other in others:
+            own = own.concat(batch_of(other), pad_id)
+        fields |= {"ids": own.ids, "attention": own.attention, "target": own.target}
+        fields["group"] = torch.arange(len(own.ids), device=own.ids.device)
+    return fields
+
+
+def parted(fields: Fields, sizes: Sequence[int]) -> list[Fields]:
+    """The rows of each micro-batch, by the prompts that they answer: `sizes` of them in turn.
+
+    One whose rows are all left out gets a stand-in that counts nothing.
+    """
+    parts, start = [], 0
+    for size in sizes:
+        rows = (fields["group"] >= start) & (fields["group"] < start + size)
+        empty = not bool(rows.any())
+        rows[0] |= empty
+        part = {name: value[rows] for name, value in fields.items()}
+        if empty:
+            part[STAND_IN] = torch.ones_like(part["ids"][:, 0], dtype=torch.bool)
+        parts.append(part)
+        start += size
+    return parts
+
+
+def _prompts(fields: dict[str, Any]) -> TokenBatch:
+    nothing = torch.zeros_like(fields["prompts_attention"])
+    return TokenBatch(fields["prompts"], fields["prompts_attention"], nothing)
 
 
 def load_micro_batches(path: Path, device: Any) -> list[Fields]:

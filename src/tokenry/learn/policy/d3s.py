@@ -79,7 +79,7 @@ class D3S(Preset):
     Args:
         count_start, count_end: completions kept of a group, whole, in [2, inf).
         share_start, share_end: of their tokens, in (0, 1].
-        cross: share of these that the whole batch keeps, in (0, 1]; None: no second level.
+        cross: share of these that the batch keeps, in (0, 1]; None: no second level.
         ratio: "token" (GRPO) or "sequence" (GSPO, of whole completions).
         clip, clip_high: bounds of the ratio, in (0, inf).
     """

@@ -104,7 +104,7 @@ class RehearsalTerm:
 @objective("dph-rl", paper=175)
 @dataclass(frozen=True)
 class DPHRL(GRPO):
-    """Diversity-Preserving Hybrid RL; without a rehearsal it explores alone.
+    """Diversity-Preserving Hybrid RL around GRPO; without a rehearsal it explores alone.
 
     Its reverse KL, a baseline, is a KL on own samples: `GRPO(beta=...)`.
 
@@ -113,7 +113,6 @@ class DPHRL(GRPO):
         eta: its weight, in [0, inf); the paper's are 0.01 to 0.05 for "forward_kl" and "alpha",
             0.05 to 0.2 for "js".
         rehearsal: right answers to mastered prompts; the prompts trained on are the others.
-        clip, beta, corrected: as in GRPO.
     """
 
     kind: Kind = "js"

@@ -41,6 +41,7 @@ from tokenry.core.f_divergence import FDivergence
 from tokenry.core.scores import Scores
 from tokenry.learn.objective import Loss, Objective, Unit, objective
 from tokenry.learn.policy.advantages import masked
+from tokenry.learn.policy.rollout_batch import finite_rewards
 from tokenry.learn.policy.surrogate import LARGEST_LOG_RATIO, importance_ratio
 from tokenry.learn.policy.target import RunningTarget, prompt_keys
 
@@ -121,7 +122,8 @@ class FDPG(Objective):
             raise InputError("f-DPG needs a reference, the target's base, and its own `modules`")
         old = masked(policy.need("logprob"), batch.target)
         base = masked(reference.need("logprob"), batch.target)
-        log_q, log_target = old.sum(-1), base.sum(-1) + self.log_score(batch.column("reward"))
+        given = finite_rewards(batch.column("reward"))
+        log_q, log_target = old.sum(-1), base.sum(-1) + self.log_score(given)
         log_z = modules.log_z(prompt_keys(batch), log_target - log_q)
         known = log_z > -math.inf  # no update before the first sample that the target allows
         log_target = log_target - log_z.masked_fill(~known, 0.0)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,7 @@ from tokenry.learn.delegating import Delegating
 from tokenry.learn.objective import Loss, Objective, Unit, View
 from tokenry.learn.policy.groups import GroupAdvantage, balanced_weights
 from tokenry.learn.policy.rollout_batch import RolloutBatch, module_name
+from tokenry.learn.policy.rollouts import keep_targets
 from tokenry.learn.policy.surrogate import Clip, TokenRatio, importance_log_ratio
 
 AGGREGATIONS = (*MODES, "balanced")
@@ -250,7 +251,7 @@ class PolicyGradient(Objective):
             **rollouts.kept,
         }
         batch = batch.with_columns(**columns)
-        return _kept(batch, kept) if self.select else batch
+        return keep_targets(batch, kept) if self.select else batch
 
     def __call__(
         self,
@@ -306,6 +307,8 @@ class PolicyGradient(Objective):
         else:
             clipped = ~torch.isclose(surrogate, ratio * advantage, rtol=1e-5, atol=1e-8)
         rollouts.report("clip_fraction", clipped)
+        rollouts.report("clip_fraction/low", clipped & (ratio < 1))
+        rollouts.report("clip_fraction/high", clipped & (ratio > 1))
         rollouts.report("kl/old", -ratio.log())
         rollouts.report("ratio", ratio)
 
@@ -337,18 +340,6 @@ def _columns(needs: Iterable[str], scored: Mapping[str, Scores | None]) -> dict[
 def _beside(mask: Tensor, values: Tensor) -> Tensor:
     """The mask [B, T] with a dimension for the rewards where values [B, T, n] have one."""
     return mask if values.ndim == 2 else mask[..., None]
-
-
-def _kept(batch: TokenBatch, kept: Tensor) -> TokenBatch:
-    """The rows that keep a token, their targets restricted to what is kept.
-
-    When nothing is kept, one row without targets stands for it: a loss of 0.
-    """
-    batch = replace(batch, target=batch.target & kept)
-    rows = batch.target.any(-1)
-    if not bool(rows.any()):
-        rows[0] = True
-    return batch.select(rows)
 
 
 def _declared(axes: Iterable[Any], name: str) -> list[tuple[str, ...]]:

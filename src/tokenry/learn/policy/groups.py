@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tokenry.core.aggregate import per_sequence
 from tokenry.core.checks import one_of, within
-from tokenry.core.errors import InputError, ShapeError
-from tokenry.learn.policy.rollout_batch import RolloutBatch
+from tokenry.core.errors import ShapeError
+from tokenry.learn.policy.rollout_batch import RolloutBatch, finite_rewards
 
 RESOLUTION = 1e-6  # of a group's largest |reward|: 8 roundings in float32, the dtype of rewards
 
@@ -95,12 +95,7 @@ def has_spread(reward: Tensor, group: Tensor) -> Tensor:
     Raises:
         InputError: a reward is NaN or infinite.
     """
-    if not bool(reward.isfinite().all()):
-        row = int((~reward.isfinite()).nonzero()[0])
-        raise InputError(
-            f"the reward of completion {row} is {float(reward[row])}; rewards must be finite: "
-            "leave out completions that nothing could judge"
-        )
+    reward = finite_rewards(reward)
     peers = group.unique(return_inverse=True)[1]
     empty = reward.new_full((int(peers.max()) + 1 if len(peers) else 0,), -torch.inf)
     most, negated, largest = (

@@ -89,7 +89,7 @@ class GTPO(Preset):
     Args:
         weight: W, of conflicting tokens in good completions, once for each run, in [1, inf).
         gamma: advantage that a nat of mean entropy costs, in [0, inf).
-        limit: nats, (0, inf]; a policy that began below it does not learn from completions above.
+        limit: nats, in (0, inf]; a policy that began below it skips completions above it.
         start_entropy: nats, in [0, inf); None: that of the first rollouts, kept in the checkpoint.
         divide_by_conflicts: divide a completion's loss by how many of its tokens conflict.
     """

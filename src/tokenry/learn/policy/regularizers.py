@@ -22,6 +22,7 @@ from tokenry.core.divergences import divergence_named
 from tokenry.core.f_divergence import FDivergence
 from tokenry.core.kl_estimators import k1, k2, k3
 from tokenry.learn.policy.rollout_batch import RolloutBatch
+from tokenry.learn.policy.surrogate import LARGEST_LOG_RATIO
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
@@ -34,7 +35,8 @@ class KL:
         weight: per nat, > 0.
         estimator: k1 = x (its own gradient is no pull in expectation: use it in rewards),
             k2 = x^2 / 2 (gradient of the reverse KL on own samples), k3 = exp(-x) - 1 + x (>= 0,
-            low variance; the gradient is that of the forward KL on own samples).
+            low variance; the gradient is that of the forward KL on own samples; x is kept above
+            -20).
         corrected: multiply by the importance ratio, whose gradient makes k3's that of the reverse
             KL.
     """
@@ -50,7 +52,10 @@ class KL:
         one_of("estimator", self.estimator, ESTIMATORS)
 
     def __call__(self, logprob: Tensor, ratio: Tensor, rollouts: RolloutBatch) -> Tensor:
-        estimate = self.weight * ESTIMATORS[self.estimator](log_shift(logprob, rollouts))
+        shift = log_shift(logprob, rollouts)
+        if self.estimator == "k3":
+            shift = shift.clamp_min(-LARGEST_LOG_RATIO)  # its exponential would overflow
+        estimate = self.weight * ESTIMATORS[self.estimator](shift)
         return estimate * ratio if self.corrected else estimate
 
 

@@ -108,7 +108,7 @@ class GAE:
                 value = values[number].detach().masked_fill(~mask, 0.0)
             advantage, returns = gae(reward, value, mask, self.gamma, self.lam)
             if self.normalise:
-                advantage = whiten(advantage, mask)
+                advantage = whiten(advantage, mask, of=returns)
             estimates.append((advantage, value, returns))
         stacked = (torch.stack(one, -1) for one in zip(*estimates, strict=True))
         advantage, value, returns = (one.reshape(rewards.shape) for one in stacked)

@@ -49,8 +49,8 @@ class RolloutBatch:
 
     @property
     def reward(self) -> Tensor:
-        """[B], or [B, n] of n reward functions."""
-        return self.batch.column("reward")
+        """[B], or [B, n] of n reward functions; InputError when one is not finite."""
+        return finite_rewards(self.batch.column("reward"))
 
     @property
     def total_reward(self) -> Tensor:
@@ -121,6 +121,18 @@ class Column:
 
     def __call__(self, rollouts: RolloutBatch, *given: Tensor) -> Tensor:
         return rollouts.batch.column(self.name)
+
+
+def finite_rewards(reward: Tensor) -> Tensor:
+    """Rewards [B] or [B, n] as they are; InputError naming the first that is no number."""
+    if not bool(reward.isfinite().all()):
+        row = int((~reward.isfinite()).nonzero()[0, 0])
+        wrong = reward[row][~reward[row].isfinite()].flatten()[0]
+        raise InputError(
+            f"the reward of completion {row} is {float(wrong)}; rewards must be finite: "
+            "leave out completions that nothing could judge"
+        )
+    return reward
 
 
 def module_name(axis: Any) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.checks import one_of, within
+from tokenry.core.checks import in_range, one_of, within
 from tokenry.core.errors import InputError
 from tokenry.decode.sample import sample
 from tokenry.learn.policy.token_rewards import last_target
@@ -27,17 +27,23 @@ from tokenry.model.score import unwrap
 RewardFunction = Callable[..., Any]
 """(prompt, completion) -> number, or TRL's (prompts=, completions=, **columns) -> list."""
 
+Cut = Literal["learn", "leave_out"]
+REWARD_GIVEN = "reward_given"
+"""The column that says which of several functions had a value for a row, [rows, n] bool; where it
+is missing, all had."""
+
 
 @dataclass(frozen=True)
 class RolloutSettings:
     """Where completions come from, and how often they are used.
 
     samples: completions of each prompt, whole, in [1, inf). max_new_tokens: their longest, whole,
-    in [1, inf). temperature: of the policy's distribution, in (0, inf); other than 1 the samples
-    are not from the policy that is trained. updates: how often each completion is trained on,
-    whole, in [1, inf). minibatches: optimizer steps of an update, whole, in [1, inf), each on an
-    equal part of the completions. The trainer takes
-    updates * minibatches optimizer steps on the completions of one step's prompts.
+    in [1, inf). temperature: of the distribution that is sampled from, in (0, inf). It is that
+    distribution which is trained and compared: policy, old, reference and frozen log-probabilities
+    are all taken at this temperature (see `Objective.at_sampling_temperature`). updates: how often
+    each completion is trained on, whole, in [1, inf). minibatches: optimizer steps of an update,
+    whole, in [1, inf), each on an equal part of the completions. The trainer takes updates *
+    minibatches optimizer steps on the completions of one step's prompts.
     source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name".
     share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
     data's. None: all of an on-policy objective's, none of one that learns from given texts.
@@ -45,6 +51,11 @@ class RolloutSettings:
     of one batch), which then runs in a process of its own, in (0, inf); None: in this process,
     where nothing ends a hang. on_reward_error: "raise" (a reward that fails stops the training, as
     in TRL) or "skip" (its row is left out of baseline and loss, and counted).
+    cut_completions: of completions that max_new_tokens ended, without an end token: "learn" from
+    them as from others, or "leave_out": they stay in the baseline of their group and leave the
+    loss, numerator and denominator.
+    pass_reward: from which reward on a completion is right, for the log alone (`pass@k`, lengths of
+    right and wrong ones), in (-inf, inf); None: nothing is said about right and wrong.
     """
 
     samples: int = 4
@@ -56,6 +67,8 @@ class RolloutSettings:
     share: float | None = None
     reward_timeout: float | None = 60.0
     on_reward_error: OnError = "raise"
+    cut_completions: Cut = "learn"
+    pass_reward: float | None = None
 
     def __post_init__(self) -> None:
         counts = ("samples", "max_new_tokens", "updates", "minibatches")
@@ -64,11 +77,15 @@ class RolloutSettings:
         within(self, "(0, inf)", "reward_timeout", optional=True)
         one_of("on_reward_error", self.on_reward_error, get_args(OnError))
         within(self, "[0, 1]", "share", optional=True)
+        one_of("cut_completions", self.cut_completions, get_args(Cut))
+        in_range("pass_reward", self.pass_reward, "(-inf, inf)", optional=True)
 
     @property
     def from_data(self) -> bool:
-        """Whether some completions are the data's."""
-        return self.share is not None and self.share < 1
+        """Whether some completions are the data's, or the source reads them (`reads_data`)."""
+        from tokenry.learn.policy.sources.mixed import source_of  # which needs these settings
+
+        return getattr(source_of(self), "reads_data", False)
 
     @property
     def steps(self) -> int:
@@ -201,11 +218,35 @@ def reward_rollouts(
                 total[row, number] = float(value)
                 dense[number, row] = float(value) * last_target(batch.target[row])
     batch = batch.with_columns(reward=total[:, 0] if total.shape[1] == 1 else total)
+    given = [[value is not None for value in values] for values in scored.values]
+    if len(given) > 1 and not all(all(values[row] for row in kept) for values in given):
+        batch = batch.with_columns(**{REWARD_GIVEN: torch.tensor(given, device=device).T})
     if per_token:
         batch = batch.with_columns(token_reward=dense.sum(0))
     if none_left:
         batch = replace(batch, target=torch.zeros_like(batch.target)).select([0])
     return batch if len(kept) in (0, len(rows)) else batch.select(kept)
+
+
+def cut_short(batch: TokenBatch, ends: Sequence[int]) -> Tensor | None:
+    """[rows] bool, True where a row's last token is no end token; None when nothing ends a text."""
+    if not ends:
+        return None
+    place = torch.arange(batch.shape[1], device=batch.ids.device)
+    last = torch.where(batch.attention, place, 0).amax(-1, keepdim=True)
+    return ~torch.isin(batch.ids.gather(1, last)[:, 0], torch.tensor(ends, device=last.device))
+
+
+def keep_targets(batch: TokenBatch, kept: Tensor) -> TokenBatch:
+    """The rows that keep a target, their targets restricted to `kept`, [B, T] bool.
+
+    When nothing is kept, one row without targets stands for it: a loss of 0.
+    """
+    batch = replace(batch, target=batch.target & kept)
+    rows = batch.target.any(-1)
+    if not bool(rows.any()):
+        rows[0] = True
+    return batch.select(rows)
 
 
 def _as_rows(

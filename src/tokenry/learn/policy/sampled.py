@@ -31,6 +31,7 @@ class Sampled(Delegating):
 
     rollout_needs: ClassVar[tuple[str, ...]] = ()
     num_rewards: ClassVar[int] = 0
+    at_sampling_temperature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         name = type(self.objective).__name__

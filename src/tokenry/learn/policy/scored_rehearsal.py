@@ -42,12 +42,13 @@ class RehearsalBuffer(Rehearsal):
     @torch.no_grad()
     def scored(cls, rows: Any, model: Any, size: int = 8) -> RehearsalBuffer:
         """The buffer of rows that `model`, the first policy, wrote; scored once, here."""
-        device = next(model.parameters()).device
-        logprobs = []
-        for prompt, completion in rows:
-            target = [False] * len(prompt) + [True] * len(completion)
-            one = TokenBatch.from_ids([[*prompt, *completion]], [target]).to(device)
-            logprobs.append(score(model, one).need("logprob")[one.target].tolist())
+        batch = TokenBatch.from_ids(
+            [[*prompt, *completion] for prompt, completion in rows],
+            [[False] * len(prompt) + [True] * len(completion) for prompt, completion in rows],
+        )
+        logprob = score(model, batch).need("logprob")
+        target = batch.target.to(logprob.device)
+        logprobs = [own[mask].tolist() for own, mask in zip(logprob, target, strict=True)]
         return cls(rows, size, logprobs)
 
     def __call__(self, rollouts: RolloutBatch) -> TokenBatch:

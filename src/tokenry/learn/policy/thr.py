@@ -107,7 +107,6 @@ class THR(GRPO):
         keep_ratio: share of a group's tokens that is kept instead, in (0, 1]; None: by threshold.
         keep_small: tokens below keep their advantage.
         form: "thr" or "nthr".
-        clip, beta, corrected: as in GRPO.
     """
 
     p: float = 0.1

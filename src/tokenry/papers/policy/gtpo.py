@@ -12,8 +12,9 @@ from tokenry.lab.plots import bars
 from tokenry.lab.policy_bench import PolicyBench, against_grpo, bench_sizes
 from tokenry.lab.scale import Scale
 from tokenry.lab.table import Evidence, over_seeds
+from tokenry.learn.policy.conflicts import conflict_runs
 from tokenry.learn.policy.groups import group_advantage
-from tokenry.learn.policy.gtpo import GTPO, conflict_runs
+from tokenry.learn.policy.gtpo import GTPO
 from tokenry.papers.base import Paper
 
 SHARED = "tokens of wrong answers that are protected"

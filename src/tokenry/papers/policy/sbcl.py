@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tokenry.lab.long_tail import TAIL, LongTail
+from tokenry.lab.rare_digits import TAIL, RareDigits
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import curves
 from tokenry.lab.scale import Scale, at
@@ -26,7 +26,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     )
 
     def run(number: int) -> dict[str, torch.Tensor]:
-        world = LongTail(number, size["most"], epochs=size["epochs"], probe=size["probe"])
+        world = RareDigits(number, size["most"], epochs=size["epochs"], probe=size["probe"])
         encoders = {
             "cross-entropy": world.supervised(),
             "SupCon": world.contrastive(method, split=False),
@@ -50,8 +50,8 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
                 "SBCL: all classes", "SupCon: all classes", by=-0.005
             ),
         },
-        reason="two-layer encoders of 40 epochs, and classes of 120 images at most: the paper's are "
-        "ResNets of hundreds of epochs, and classes of 500 images and more",
+        reason="an encoder of four layers and 40 epochs, and 120 images of a class at most: the "
+        "paper has ResNets, hundreds of epochs and thousands of images of its largest classes",
         plots=[
             curves(
                 {name: list(enumerate(one.tolist(), 1)) for name, one in sums.items()},

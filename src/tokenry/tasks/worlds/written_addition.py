@@ -4,6 +4,8 @@
     at once     0 8 5 .                    the sum, its digits from the left, and the end
     worked      1 5 , 0 8 ; 0 8 5 .        first the sums of the columns, from the right, with carry
 
+    hinted      4 7 + 3 8 = 0 8 5 =        the prompt with the sum behind it, which may be known
+
 Only the digits between the working and the end are judged, all or nothing. A working makes the
 answer a copy of what was just written, so that it is longer and right more often: a policy that is
 rewarded for right answers has a way of writing to find, not only digits.
@@ -12,6 +14,7 @@ rewarded for right answers has a way of writing to find, not only digits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,15 +31,20 @@ VOCABULARY = len(SYMBOLS)
 class WrittenAddition:
     """Sums of two numbers of `digits` digits, in [1, inf). Token ids: those of `SYMBOLS`.
 
-    worked: the share of the given answers that show their working, in [0, 1].
+    worked: the share of the given answers that show their working, in [0, 1]. hinted: the share of
+    given prompts that say the sum, in [0, 1].
     """
 
     digits: int = 2
     worked: float = 0.5
+    hinted: float = 0.0
+
+    vocabulary: ClassVar[int] = VOCABULARY
+    end: ClassVar[int] = END
 
     def __post_init__(self) -> None:
         within(self, "[1, inf)", "digits", integer=True)
-        within(self, "[0, 1]", "worked")
+        within(self, "[0, 1]", "worked", "hinted")
 
     @property
     def asked(self) -> int:
@@ -48,6 +56,11 @@ class WrittenAddition:
         """Tokens of a worked answer, its end included."""
         return 4 * self.digits + 2
 
+    @property
+    def context(self) -> int:
+        """Tokens that a model has to read at most."""
+        return self.asked + self.longest + 1 + (self.digits + 2) * (self.hinted > 0)
+
     def prompts(self, count: int, generator: torch.Generator) -> Tensor:
         """[count, asked]."""
         numbers = torch.randint(10, (2, count, self.digits), generator=generator)
@@ -57,6 +70,10 @@ class WrittenAddition:
     def sums(self, prompts: Tensor) -> Tensor:
         """The digits of the sums from the left, [count, digits + 1]."""
         return torch.stack([self._columns(prompts)[-1] // 10, *self._written(prompts)], 1)
+
+    def hints(self, prompts: Tensor) -> Tensor:
+        """What stands behind prompts that say the sum, [count, digits + 2]."""
+        return torch.cat([self.sums(prompts), torch.full_like(prompts[:, :1], EQUALS)], 1)
 
     def answers(self, prompts: Tensor, worked: Tensor) -> tuple[Tensor, Tensor]:
         """Right answers, worked where `worked` [count] says so, and their lengths: [count, longest]
@@ -78,6 +95,19 @@ class WrittenAddition:
             prompts, torch.rand(count, generator=generator) < self.worked
         )
         there = torch.arange(self.longest) < lengths[:, None]
+        if not self.hinted:
+            return self._behind(prompts, answers, there)
+        told = torch.rand(count, generator=generator) < self.hinted
+        hinted = torch.cat([prompts, self.hints(prompts)], 1)
+        parts = [
+            self._behind(asked[rows], answers[rows], there[rows])
+            for asked, rows in ((prompts, ~told), (hinted, told))
+            if bool(rows.any())
+        ]
+        return parts[0] if len(parts) == 1 else parts[0].concat(parts[1], END)
+
+    def _behind(self, prompts: Tensor, answers: Tensor, there: Tensor) -> TokenBatch:
+        """Answers, as far as they are there, behind prompts of one length."""
         old = torch.ones_like(prompts, dtype=torch.bool)
         ids = torch.cat([prompts, answers], 1)
         return TokenBatch(ids, torch.cat([old, there], 1), torch.cat([~old, there], 1))

@@ -8,6 +8,8 @@ log-probabilities of its own choices; what others wrote in between (a tool, anot
 target. `group` is the number of the prompt that a row answers. Further columns, [rows] or
 [rows, T], reach every axis (`RolloutBatch.batch`). The trainer knows nothing else of a source.
 
+A source with `reads_data = True` is given the data's completions, which then have to be there.
+
 Draws come from torch's global generator, which the trainer seeds and restores; the policy's mode
 and gradients are left as they were.
 
@@ -16,7 +18,7 @@ and gradients are left as they were.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -33,7 +35,8 @@ class Prompts:
     Args:
         ids: [B, T] long, padded on the left. attention: [B, T] bool, False on padding.
         ends: the tokens that end a completion. pad_id: of what is added.
-        completions: the data's own, one row a prompt, where the data have them.
+        completions: the data's own, one row a prompt, where the data have them. progress: how far
+        the training is, in [0, 1].
     """
 
     ids: Tensor
@@ -41,6 +44,7 @@ class Prompts:
     ends: tuple[int, ...] = ()
     pad_id: int = 0
     completions: TokenBatch | None = None
+    progress: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +52,7 @@ class Prompts:
     def select(self, rows: Tensor) -> Prompts:
         """These prompts, in this order."""
         own = None if self.completions is None else self.completions.select(rows)
-        return Prompts(self.ids[rows], self.attention[rows], self.ends, self.pad_id, own)
+        return replace(self, ids=self.ids[rows], attention=self.attention[rows], completions=own)
 
     def texts(self) -> list[list[int]]:
         """The ids of each prompt."""
@@ -68,7 +72,9 @@ class RolloutSource(Protocol):
     method; what the policy chose in them is their target."""
 
     def __call__(self, policy: Any, prompts: Prompts, settings: RolloutSettings) -> TokenBatch:
-        """`settings.samples` completions of each prompt, or fewer where there are no more."""
+        """`settings.samples` completions of each prompt, or fewer where there are no more; with a
+        column "state", those with a number >= 0 there judge the others and do not count; nor do,
+        with a column "sampled", those with a 0, which are texts of the data."""
         ...
 
 

@@ -10,7 +10,7 @@ is made of. Which are which says the column "sampled" [rows], 1 or 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Mixed:
 
     source: RolloutSource = field(default_factory=PlainSampling)
     share: float = 1.0
+
+    reads_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         within(self, "[0, 1]", "share")
