@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from tokenry.lab.rare_digits import TAIL, RareDigits
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import curves
+from tokenry.lab.rare_digits import TAIL, RareDigits
 from tokenry.lab.scale import Scale, at
 from tokenry.lab.table import Table, over_seeds
 from tokenry.learn.pretraining.sbcl import SBCL
