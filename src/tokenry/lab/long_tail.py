@@ -36,12 +36,13 @@ TEMPLATES = (
 @dataclass(frozen=True)
 class LongTail:
     """loaded: the model that ranks, writes and judges. seed: of the values that are offered. beam,
-    later: of the search, and of what is offered after a subject."""
+    later, subjects: of the search, and of what is offered after a subject and for it."""
 
     loaded: Loaded
     seed: int = 0
     beam: int = 20
     later: int = 8
+    subjects: int = 60
 
     def searched(self, rule: Rule, direction: Direction) -> list[dict[str, str]]:
         """Assignments at one end of the distribution."""
@@ -52,7 +53,7 @@ class LongTail:
             direction,
             beam=self.beam,
             calls=1,
-            values=200,
+            values=self.subjects,
         ).run(rule)
 
     def asked(self, direction: Direction, count: int) -> tuple[list[str], list[bool]]:

@@ -64,11 +64,16 @@ def values_of(kind: str) -> list[str]:
     raise InputError(f"no rule has the type {kind!r}; they are {PLACE}, {TIME} and {NUMBER}")
 
 
+@lru_cache(maxsize=3)
+def _known(kind: str) -> frozenset[str]:
+    return frozenset(values_of(kind))
+
+
 def exact_truth(predicate: Predicate, values: Assignment) -> float:
     """1 where a predicate of the rules, or a type, is true of the values, else 0."""
     named = [values[variable] for variable in predicate.args]
     if predicate.name in (PLACE, TIME, NUMBER):
-        return float(named[0] in values_of(predicate.name))
+        return float(named[0] in _known(predicate.name))
     if predicate.name == "multiple":
         return float(int(named[0]) % int(named[1]) == 0)
     times = [places().get(name, name) for name in named]
