@@ -11,7 +11,8 @@ from tokenry.core.batch import TokenBatch
 from tokenry.core.errors import InputError, ModelError
 from tokenry.learn.policy.rollouts import RolloutSettings
 from tokenry.learn.policy.sources.base import Prompts
-from tokenry.learn.policy.sources.vllm import VLLM, plain_weights, sampled_ids
+from tokenry.learn.policy.sources.vllm import VLLM, sampled_ids
+from tokenry.model.plain_weights import plain_weights
 
 ENDS = (1, 3, 10, 11, 12)
 
@@ -26,11 +27,12 @@ def prompts():
     return Prompts(batch.ids, batch.attention, ENDS)
 
 
-def adapted(model, scale=0.3):
+def adapted(model, **options):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    config = LoraConfig(r=3, target_modules="all-linear", lora_alpha=5, init_lora_weights=False)
+    given = {"target_modules": "all-linear", "lora_alpha": 5, "init_lora_weights": False}
+    config = LoraConfig(r=3, **given | options)
     return get_peft_model(copy.deepcopy(model), config)
 
 
@@ -66,6 +68,12 @@ def test_an_adapters_weights_are_added_and_the_policy_is_left_alone(engine, tiny
         torch.testing.assert_close(source.engine.model(ids).logits, ours, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, plain, atol=0.1)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["norm"]}])
+def test_an_adapter_that_is_no_sum_is_refused(options, tiny_llama):
+    with pytest.raises(InputError, match="is not added to one of the model's"):
+        dict(plain_weights(adapted(tiny_llama, **options)))
 
 
 def test_it_trains_like_the_plain_source(engine, tiny_llama_text, tiny_tokenizer, tmp_path):

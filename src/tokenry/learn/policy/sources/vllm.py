@@ -2,11 +2,11 @@
 
 y_t ~ softmax( logits(. | x, y_<t) / temperature )     until an end token, or max_new_tokens
 
-The engine holds a copy of the policy, which gets the policy's weights before every draw; of a policy
-with an adapter the sums W + BA, its own weights untouched. It filters nothing (no top-k, top-p,
-min-p, penalties), ends at the trainer's end tokens alone, and gives back the ids that it sampled,
-never their text. Old log-probabilities are the trainer's, as for every source, at the same
-temperature. Seeds come from torch's generator.
+The engine holds a copy of the policy, which gets the policy's weights before every draw (with an
+adapter their sums, `model.plain_weights`). It filters nothing (no top-k, top-p, min-p, penalties),
+ends at the trainer's end tokens alone, and gives back the ids that it sampled, never their text.
+Old log-probabilities are the trainer's, as for every source, at the same temperature. Seeds come
+from torch's generator.
 
 Reconstructed from vLLM's documentation (`LLM.generate`, `LLM.apply_model`, `SamplingParams`,
 `RequestOutput`) and tested against a stand-in with these types: no real engine was tried.
@@ -15,7 +15,7 @@ Reconstructed from vLLM's documentation (`LLM.generate`, `LLM.apply_model`, `Sam
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from tokenry.core.batch import TokenBatch
-from tokenry.core.errors import InputError, ModelError
+from tokenry.core.errors import ModelError
 from tokenry.core.extras import require_extra
 from tokenry.learn.policy.rollouts import RolloutSettings
 from tokenry.learn.policy.sources.base import Prompts, rollout_source
-from tokenry.model.score import unwrap
+from tokenry.model.compat import unwrap
+from tokenry.model.plain_weights import plain_weights
 
 
 @rollout_source("vllm")
@@ -91,9 +92,9 @@ def sampled_ids(output: Any, ends: Sequence[int], longest: int) -> list[int]:
         ModelError: it ended for another reason than an end token or its length.
     """
     ids = [int(token) for token in output.token_ids]
-    if output.finish_reason == "stop" and ids[-1:] != [output.stop_reason]:
-        if isinstance(output.stop_reason, int):  # an engine that leaves the end token away
-            ids.append(output.stop_reason)
+    stop = output.stop_reason
+    if output.finish_reason == "stop" and isinstance(stop, int) and ids[-1:] != [stop]:
+        ids.append(stop)  # of an engine that leaves the end token away
     whole = (output.finish_reason, bool(ids) and ids[-1] in ends) == ("stop", True)
     if not whole and (output.finish_reason != "length" or len(ids) != longest):
         raise ModelError(
@@ -102,35 +103,6 @@ def sampled_ids(output: Any, ends: Sequence[int], longest: int) -> list[int]:
             "engine's max_model_len too small?)"
         )
     return ids
-
-
-def plain_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the policy by the names of its architecture, adapters added to them.
-
-    Raises:
-        InputError: an adapter that is no sum of weights.
-    """
-    layers = {
-        name: module
-        for name, module in policy.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-    plain, prefix = unwrap(policy), ""
-    for name, module in policy.named_modules():
-        if module is plain:
-            prefix = f"{name}." if name else ""
-    for name, weight in policy.named_parameters():
-        owner, _, kind = name.rpartition(".base_layer.")
-        if not owner and (".lora_" in name or not name.startswith(prefix)):
-            if ".lora_" not in name:
-                raise InputError(f"the weight {name} of the adapter cannot be given to vLLM")
-            continue
-        if owner in layers and kind == "weight":
-            layer = layers[owner]
-            for adapter in layer.active_adapters:
-                weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
-        own = f"{owner}.{kind}" if owner else name
-        yield own.removeprefix(prefix), weight.detach()
 
 
 def _engine(config: Any, options: Mapping[str, Any]) -> Any:
