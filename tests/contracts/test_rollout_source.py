@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import fake_vllm
 from role_cases import cases
 from tokenry.core.batch import TokenBatch
 from tokenry.learn.compute import compute_loss, compute_scores
@@ -19,7 +20,8 @@ TEXTS = [[5, 6, 7], [8, 9], [4]]
 
 
 @pytest.fixture(params=cases(rollout_source))
-def source(request):
+def source(request, monkeypatch):
+    fake_vllm.install(monkeypatch)  # in the place of the engine, whether there is one or not
     return request.param()
 
 
