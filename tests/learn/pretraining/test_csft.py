@@ -42,8 +42,8 @@ def test_it_is_the_divergence_at_thoughts_and_likelihood_at_answers(tiny_llama):
     model.zero_grad()
     table, rows = model.get_input_embeddings().weight, []
     for prompt, own, answer in zip(PROMPTS, TRACES, ANSWERS, strict=True):
-        said = [torch.tensor(step) for step in zip(*own, strict=True)]
-        alpha = torch.stack([torch.bincount(ids, minlength=len(table)) / 4 for ids in said])
+        steps = [torch.tensor(step) for step in zip(*own, strict=True)]
+        alpha = torch.stack([torch.bincount(step, minlength=len(table)) / 4 for step in steps])
         read = torch.cat([table[torch.tensor(prompt)], alpha @ table, table[torch.tensor(answer)]])
         logq = model(inputs_embeds=read[None]).logits[0].log_softmax(-1)
         first = len(prompt) - 1
@@ -63,10 +63,8 @@ def test_it_is_the_divergence_at_thoughts_and_likelihood_at_answers(tiny_llama):
 def test_with_one_trace_it_is_an_ordinary_chain_of_thought(tiny_llama):
     one = traced_batch(PROMPTS, [own[:1] for own in TRACES], ANSWERS)
     rows = [p + o[0] + a for p, o, a in zip(PROMPTS, TRACES, ANSWERS, strict=True)]
-    plain = TokenBatch.from_ids(
-        rows,
-        [[False] * len(p) + [True] * (len(r) - len(p)) for p, r in zip(PROMPTS, rows, strict=True)],
-    )
+    own = zip(PROMPTS, rows, strict=True)
+    plain = TokenBatch.from_ids(rows, [[n >= len(p) for n in range(len(r))] for p, r in own])
     losses = [compute_loss(CSFT(), b, tiny_llama, grad=False).loss for b in (one, plain)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
 

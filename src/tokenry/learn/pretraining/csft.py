@@ -1,6 +1,6 @@
 """CSFT: a continuous chain of thought is taught the distribution of several traces at once.
 
-    alpha*_t(v) = (1/B) |{ traces whose token at step t is v }|              thoughts t < m
+    alpha*_t(v) = (1/B) |{ traces whose token at step t is v }|        thoughts t < m
     loss        = mean over rows of  sum_{t<m} KL( alpha*_t || pi(. | s_t) ) - log pi(answer | s_m)
 
 s_t has read the mixed embeddings E^T alpha*_1 .. E^T alpha*_{t-1} (teacher forcing). A thought is
