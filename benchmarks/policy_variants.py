@@ -32,7 +32,6 @@ from tokenry.learn.policy.gradient import Preset
 from tokenry.tasks.worlds.enumerable import EnumerableWorld
 
 RESULTS = Path(__file__).parents[1] / "results" / "policy-variants.json"
-OWN_SOURCE = ("intro", "spo")  # known answers; judged states or a tree
 MOVED = 0.3  # standard deviation of how far logits have moved
 
 
@@ -43,7 +42,7 @@ def variants(only: list[str]) -> dict[str, Preset]:
         for key, objective in made.items()
         if set(frozen_sources(objective)) <= {"reference"}
         and objective.num_rewards == 1
-        and key not in OWN_SOURCE
+        and objective.rollout_source == "plain"
     }
     return {key: usable[key] for key in only or usable}
 

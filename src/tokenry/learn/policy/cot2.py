@@ -61,5 +61,7 @@ class CoT2(GRPO):
 
     clip: float = 0.1
 
+    rollout_source = "mixtures"
+
     def composed(self) -> PolicyGradient:
         return replace(super().composed(), advantage=GroupAdvantage(eps=1e-12, unbiased=False))

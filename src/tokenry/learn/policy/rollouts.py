@@ -44,7 +44,8 @@ class RolloutSettings:
     each completion is trained on, whole, in [1, inf). minibatches: optimizer steps of an update,
     whole, in [1, inf), each on an equal part of the completions. The trainer takes updates *
     minibatches optimizer steps on the completions of one step's prompts.
-    source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name"; None: the
+    source: a `RolloutSource`, the key of one, with arguments where it takes some
+    ("tree", "positions(15)"), or "file.py:name"; None: the
     objective's own (`Objective.rollout_source`), which mostly is "plain".
     share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
     data's. None: all of an on-policy objective's, none of one that learns from given texts.
