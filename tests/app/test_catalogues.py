@@ -77,7 +77,9 @@ def test_one_paper_is_shown_whole(run, refused):
     out = " ".join(run("papers", "tdpo")[1].split())
     result = catalogue.read_result("tdpo")
     paper = catalogue.paper("tdpo")
-    for text in (paper.title, paper.arxiv, paper.claim, result["needs"]):
+    checks = [check["text"] for check in result["checks"]]
+    assert len(checks) > 2
+    for text in (paper.title, paper.arxiv, paper.claim, *checks):
         assert " ".join(text.split()) in out
     for row in result["measurements"]:
         assert row["label"] in out
