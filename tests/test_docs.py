@@ -6,6 +6,7 @@ The named models are a tiny one here (TOKENRY_HOME), and the folder holds the sa
 
 import importlib.util
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -81,6 +82,10 @@ def desk(request, tmp_path, monkeypatch, tiny_tokenizer, tiny_model_of):
         tiny_tokenizer.save_pretrained(home / "models" / model)
     folder = tmp_path / "desk"
     copy_samples(folder)
+    for code in blocks(page, "python") + blocks(page, "yaml"):
+        saved = re.match(r"# (\w+\.(py|yaml))\n", code)  # the page says: save this as a file
+        if saved and not (folder / saved[1]).exists():
+            (folder / saved[1]).write_text(code, encoding="utf-8")
     shutil.copytree(home / "models" / "smollm2", folder / "path" / "to" / "finetuned")
     monkeypatch.setenv("TOKENRY_HOME", str(home))
     monkeypatch.chdir(folder)
@@ -98,6 +103,8 @@ def run_line(line, monkeypatch):
     words = shlex.split(line, comments=True)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    elif words[0] == "python" and Path(words[1]).is_file():
+        runpy.run_path(words[1], run_name="__main__")
     elif words[0] == "python":
         program = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(word in program for word in words[2:] if word.startswith("--")), line
