@@ -11,7 +11,8 @@ trained      sums with or without working (`tokenry.lab.policy_bench`): a tiny t
     python benchmarks/policy_variants.py [--seeds N] [--only KEY ...]
 
 writes results/policy-variants.json, from which `make docs` builds the table. An objective that
-needs a frozen model beside the reference, or several rewards, is left out.
+needs a frozen model beside the reference, several rewards or none, or rollouts of a source of its
+own is left out.
 """
 
 import argparse
@@ -39,7 +40,9 @@ def variants(only: list[str]) -> dict[str, Preset]:
     usable = {
         key: objective
         for key, objective in made.items()
-        if set(frozen_sources(objective)) <= {"reference"} and objective.num_rewards == 1
+        if set(frozen_sources(objective)) <= {"reference"}
+        and objective.num_rewards == 1
+        and objective.rollout_source == "plain"
     }
     return {key: usable[key] for key in only or usable}
 

@@ -50,6 +50,19 @@ def test_chat_messages_are_a_prompt_too(answers):
     assert own == pytest.approx(plain)
 
 
+def test_texts_can_be_put_as_chat_messages(answers):
+    asked = ModelAnswers(answers.loaded, as_chat=True)
+    messages = [{"role": "user", "content": "the cat"}]
+    for text in ("the cat", messages):
+        assert asked.generate([Generate(text, 6)]) == answers.generate([Generate(messages, 6)])
+        one, other = (
+            made.loglikelihood([Loglikelihood(of, ("a", "the"))])
+            for made, of in ((asked, text), (answers, messages))
+        )
+        assert one == other
+    assert asked.generate([Generate("the cat", 6)]) != answers.generate([Generate("the cat", 6)])
+
+
 def test_a_task_is_evaluated_on_it(answers):
     words = "a the sea seen tea feature creature eleven nowhere bring thing going".split()  # noqa: SIM905
     report = evaluate(answers, LangGame(words), 6)

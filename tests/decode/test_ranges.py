@@ -34,6 +34,8 @@ NEEDS = {
     "stopping": lambda t: {"stop": [1], "prompt_length": 1},
     "ctgs": lambda t: {"filter": None},
     "asap": lambda t: {"constraint": None},
+    "stop-temperature": lambda t: {"stop": 1, "temperature": 2.0},
+    "budget-forcing": lambda t: {"stop": 1, "most": 5},
 }
 INFINITE = {("uscd", "threshold")}  # whose range has infinity in it
 

@@ -24,6 +24,8 @@ PAIRS = [
     }
     for i, noun in enumerate(("cat", "dog", "mat", "theory", "father", "feather", "age", "name"))
 ]
+READING = ("known-answers", "positions")  # sources that read the data's completions
+OWN = {"positions": "positions(2)", "mixtures": "mixtures(thoughts=2)"}
 QUIET = {
     "disable_tqdm": True,
     "use_cpu": True,
@@ -64,6 +66,8 @@ def settings_of(key, model):
             "samples": 2,
             "max_new_tokens": 6,
         }
+        source = kind().rollout_source
+        found |= {"source": OWN[source]} if source in OWN else {}
     return found
 
 
@@ -73,7 +77,7 @@ def test_trains_evaluates_and_saves(key, adapter, tiny_llama_text, tiny_tokenize
     model = copy.deepcopy(tiny_llama_text)
     before = copy.deepcopy(model.state_dict())
     rows = PAIRS
-    if objectives[key].supervised:
+    if objectives[key].supervised or objectives[key]().rollout_source in READING:
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
     run = train(
         key,

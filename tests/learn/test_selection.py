@@ -153,9 +153,9 @@ def test_bounds_are_part_of_what_lies_between(batch):
 def test_what_the_data_say_is_chosen_before_any_model_reads(tiny_llama, teacher, batch):
     seen = []
 
-    def watched(given, needs, top_k=10):
+    def watched(given, needs, **options):
         seen.append(int(given.target.sum()))
-        return teacher(given, needs, top_k)
+        return teacher(given, needs, **options)
 
     objective = Selected(Distil(), Between("row.grade", most=1.0))
     compute_loss(objective, batch, tiny_llama, frozen={"teacher": watched})

@@ -31,7 +31,9 @@ PROVIDED = (
 ELSEWHERE = {
     "asap": "it learns from text to text: choose --sampler asap",
     "ctgs": "it filters words: choose --constrain words:without=e",
+    "budget-forcing": "it takes the id of the token that ends thinking: use it from Python",
     "posterior": "it takes a number for each token of the vocabulary: use it from Python",
+    "stop-temperature": "it takes the id of the token that ends thinking: use it from Python",
 }
 
 LISTED = """[bold]--steer[/] NAME:SETTING=VALUE,...

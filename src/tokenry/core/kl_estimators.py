@@ -38,9 +38,9 @@ def k3(log_ratio: Tensor) -> Tensor:
     Infinite for a token that either side excludes.
 
     Its place is the loss, times the importance ratio: its gradient is then the KL's; without the
-    ratio it is that of KL(reference || policy). Never negative, and mostly of smaller variance than
-    k1, whose control variate it is. Mass that the policy excludes is missing from the mean: it is
-    then too low by the reference's mass there.
+    ratio it is that of KL(reference || policy). Never negative, and mostly of smaller variance
+    than k1, whose control variate it is. Mass that the policy excludes is missing from the mean: it
+    is then too low by the reference's mass there.
     """
     return _where_finite(log_ratio, lambda x: torch.expm1(-x) + x)
 

@@ -97,13 +97,11 @@ class Role:
         Arguments are literals; nothing else is evaluated. Raises InputError for any other text,
         UnknownNameError for a key that is not registered.
         """
+        key, *given = re.split(r"(?=\()", call.strip(), maxsplit=1)
         try:
-            parsed = ast.parse(call.strip(), mode="eval").body
-            if isinstance(parsed, ast.Name):
-                parsed = ast.Call(parsed, [], [])
+            parsed = ast.parse(f"made{given[0] if given else '()'}", mode="eval").body
             if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name):
                 raise ValueError("not a call")
-            key = parsed.func.id
             arguments = [ast.literal_eval(argument) for argument in parsed.args]
             named = {str(word.arg): ast.literal_eval(word.value) for word in parsed.keywords}
         except (SyntaxError, ValueError) as error:

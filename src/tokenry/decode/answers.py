@@ -27,10 +27,13 @@ class ModelAnswers:
     Args:
         loaded: (model, tokenizer), as `tokenry.load` gives it.
         batch_size: candidates scored at once.
+        as_chat: put a prompt that is a text as a user's message, as a model that was trained on
+            chats expects it; default False.
     """
 
     loaded: tuple[Any, Any]
     batch_size: int = 16
+    as_chat: bool = False
 
     def generate(self, requests: Sequence[Generate]) -> list[str]:
         """The likeliest next token at every step, cut at the first stop text."""
@@ -42,7 +45,7 @@ class ModelAnswers:
         )
         text = generate(
             self.loaded,
-            request.prompt,  # type: ignore[arg-type]
+            self._prompt(request.prompt),  # type: ignore[arg-type]
             end,
             "greedy",
             max_new_tokens=request.limit,
@@ -61,7 +64,12 @@ class ModelAnswers:
         rest = iter(values)
         return [[next(rest) for _ in one.candidates] for one in requests]
 
+    def _prompt(self, prompt: Prompt) -> Prompt:
+        chat = self.as_chat and isinstance(prompt, str)
+        return [{"role": "user", "content": prompt}] if chat else prompt
+
     def _context(self, prompt: Prompt) -> str:
+        prompt = self._prompt(prompt)
         if isinstance(prompt, str):
             return prompt
         return Chat(self.loaded[1]).prompt(messages_of([dict(message) for message in prompt]))

@@ -149,6 +149,9 @@ class Objective:
     num_rewards: ClassVar[int] = 1
     """How many reward functions an on-policy objective mixes."""
 
+    rollout_source: str = "plain"
+    """The rollout source that an on-policy objective is about, unless another is set."""
+
     at_sampling_temperature: ClassVar[bool] = True
     """Whether an on-policy objective is about the distribution that its completions were sampled
     from: all models are then scored at that temperature. False: about the models themselves."""

@@ -137,6 +137,7 @@ def train(
     output = Path(output)
     kind, built, chosen = _chosen(objective, {**read_config(config), **settings})
     rollout = RolloutSettings(**chosen["rollout"])
+    rollout = rollout.of(built)
     if rollout.share is not None and not is_on_policy(built):
         wrap: Any = Sampled
         built = wrap(built)

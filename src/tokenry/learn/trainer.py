@@ -141,13 +141,14 @@ class ObjectiveTrainer(FiniteTrainer):
         self.tokens_per_pass = automatic if tokens_per_pass == "auto" else tokens_per_pass
         self.start = start
         self.frozen = dict(frozen or {})
-        self.rollout = rollout or RolloutSettings()
+        given = rollout or RolloutSettings()
+        self.rollout = given.of(objective)
         self.rewards = rewards if isinstance(rewards, Rewards) else self.rollout.rewards(rewards)
         self.source = source_of(self.rollout)
-        if self.rollout != RolloutSettings() and not is_on_policy(objective):
+        if given != RolloutSettings() and not is_on_policy(objective):
             raise InputError(
                 f"{type(objective).__name__} learns from the data's completions and draws none: "
-                f"{self.rollout} has no effect"
+                f"{given} has no effect"
             )
         if objective.trains_policy and lora is None:
             model = trained_in_float32(model)

@@ -1,16 +1,18 @@
 """Distinct items: questions drawn until there are enough, no question twice, and parts of them.
 
-Items of two seeds may meet; training and test items that never do are parts of one draw.
+Items of two seeds may meet; training and test items that never do are parts of one draw (`split`),
+or those of a seed and what follows them (`HeldOut`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 
-from tokenry.core.checks import in_range
+from tokenry.core.checks import in_range, within
 from tokenry.core.errors import InputError
-from tokenry.tasks.task import Item, Task
+from tokenry.tasks.task import Answer, Item, Scores, Task
 
 
 def distinct_items(draw: Callable[[Random], Item], count: int, seed: int) -> list[Item]:
@@ -57,3 +59,50 @@ def split(task: Task, sizes: Sequence[int], seed: int = 0) -> list[list[Item]]:
         raise InputError(f"{type(task).__name__} draws some items twice: they cannot be split")
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [items[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class HeldOut(Task):
+    """A task without the items that a model was trained on: those behind the first of a seed.
+
+        items(count, seed) = task.items(after + count, seed) without the first `after`
+
+    Args:
+        task: scores the answers.
+        after: items of the same seed that training had, >= 1.
+
+    Raises:
+        InputError: `after` out of range; when items are asked for, a task whose first items depend
+            on how many there are, or that draws one of them again.
+    """
+
+    task: Task
+    after: int
+
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "after", integer=True)
+
+    @property
+    def primary(self) -> str:  # type: ignore[override]
+        return self.task.primary
+
+    def items(self, count: int, seed: int) -> list[Item]:
+        """The same seed as in training."""
+        items = list(self.task.items(self.after + count, seed))
+        requests = [repr(item.request) for item in items]
+        trained = [repr(item.request) for item in self.task.items(self.after, seed)]
+        if requests[: self.after] != trained or {*trained} & {*requests[self.after :]}:
+            raise InputError(
+                f"the items of {type(self.task).__name__} behind the first {self.after} are not "
+                "apart from them: split one draw into parts"
+            )
+        return items[self.after :]
+
+    def score(self, item: Item, answer: Answer) -> Scores:
+        return self.task.score(item, answer)
+
+    def aggregate(self, scores: Sequence[Scores]) -> Scores:
+        return self.task.aggregate(scores)
+
+    def reward(self, item: Item, answer: Answer) -> float:
+        return self.task.reward(item, answer)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenry.core.checks import in_range
 from tokenry.core.errors import InputError
@@ -72,6 +72,8 @@ class TaskReward:
 
     task: Task
     after: str | None = None
+
+    required_columns: ClassVar[tuple[str, ...]] = ("item",)
 
     @property
     def __name__(self) -> str:

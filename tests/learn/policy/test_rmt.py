@@ -42,7 +42,7 @@ def test_advantages_and_the_two_means(goal, weight):
 
 
 def test_the_guessed_token_is_not_read():
-    """A target that is left out of the text's row has no gradient, and the mean is over the rest."""
+    """A target left out of the text's row has no gradient; the mean is over the rest."""
     whole = batch()
     target = whole.target.clone()
     target[6, 2] = False

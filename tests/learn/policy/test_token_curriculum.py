@@ -58,7 +58,9 @@ def test_drawn_bins_follow_their_chances_and_positions_are_even_within():
     count, draw = 10_000, torch.Generator().manual_seed(0)
     bins = T([[-1, 0, 0, 0, 2], [1, 1, -1, 1, 1], [-1, 0, 2, 1, -1]])
     p = T([0.5, 0.3, 0.2])
-    wanted = T([[0, 5 / 21, 5 / 21, 5 / 21, 2 / 7], [0.25, 0.25, 0, 0.25, 0.25], [0, 0.5, 0.2, 0.3, 0]])
+    wanted = T(
+        [[0, 5 / 21, 5 / 21, 5 / 21, 2 / 7], [0.25, 0.25, 0, 0.25, 0.25], [0, 0.5, 0.2, 0.3, 0]]
+    )
     for row in range(3):
         drawn = draw_positions(bins[row].expand(count, -1), p, draw)
         share, truth = torch.bincount(drawn, minlength=5) / count, wanted[row]

@@ -10,6 +10,8 @@ from tokenry.learn.policy.dph_rl import DPHRL
 from tokenry.learn.policy.fiberpo import FiberPO
 from tokenry.learn.policy.scored_rehearsal import RehearsalBuffer
 from tokenry.learn.policy.sources.chain import Chain
+from tokenry.learn.policy.sources.mixtures import Mixtures
+from tokenry.learn.policy.sources.positions import Positions
 from tokenry.learn.policy.sources.tree import Tree
 from tokenry.learn.policy.spo import SPO
 from tokenry.learn.run import train
@@ -51,17 +53,23 @@ GOALS = {
     "dph-rl": rehearsing,
     "spo": lambda _: "spo",
     "spo, tree": lambda _: SPO("tree"),
+    "cot2": lambda _: "cot2",
+    "rmt": lambda _: "rmt",
 }
-SOURCES = {"spo": Chain(judges=2, interval=2), "spo, tree": Tree(segment=2)}
+SOURCES = {
+    "spo": {"source": Chain(judges=2, interval=2)},
+    "spo, tree": {"source": Tree(segment=2)},
+    "cot2": {"source": Mixtures(2, 2)},
+    "rmt": {"source": Positions(5, start=2), "rewards": [], "max_new_tokens": 12},
+}
 
 
 @pytest.mark.parametrize("name", GOALS)
 def test_two_updates_on_each_of_two_draws(name, tiny_llama_text, tiny_tokenizer, tmp_path):
     model = copy.deepcopy(tiny_llama_text)
-    goal, settings = GOALS[name](model), SETTINGS
-    if name in SOURCES:
-        settings = SETTINGS | {"source": SOURCES[name]}
-    run = train(goal, PROMPTS, (model, tiny_tokenizer), tmp_path, rewards=[vowels], **settings)
+    goal, settings = GOALS[name](model), {"rewards": [vowels]} | SETTINGS | SOURCES.get(name, {})
+    data = [row | {"completion": " sat on it"} for row in PROMPTS] if name == "rmt" else PROMPTS
+    run = train(goal, data, (model, tiny_tokenizer), tmp_path, **settings)
     assert run.record["steps"] == 4
     moved = [
         not own.equal(old)

@@ -13,6 +13,8 @@ from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.rollouts import RolloutSettings, reward_rollouts
 from tokenry.learn.rewards.scoring import Rewards, Rows
 
+pytestmark = pytest.mark.workers
+
 
 def rows(*completions, **columns):
     count = len(completions)

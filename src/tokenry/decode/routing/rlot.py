@@ -21,6 +21,7 @@ Source: RL of Thoughts: Navigating LLM Reasoning with Inference-time Reinforceme
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,16 +104,24 @@ class Navigator:
         return torch.where(torch.rand(len(best), generator=generator) < epsilon, tried, best)
 
 
+class Way(Protocol):
+    """Anything that chooses blocks: a navigator, or what it is compared with."""
+
+    def act(self, seen: Observation) -> Tensor:
+        """[B] long."""
+        ...
+
+
 def played(
-    navigator: Navigator, environment: Environment, count: int, generator: torch.Generator
-) -> tuple[Tensor, list[list[int]]]:
-    """The sum of the rewards of each of `count` reasonings, [count], and their actions."""
+    way: Way, environment: Environment, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The sum of the rewards of each of `count` reasonings, [count], and their actions, [count, L]
+    with -1 behind the end."""
     seen, total = environment.reset(count, generator), torch.zeros(count)
-    alive, actions = torch.ones(count, dtype=torch.bool), [[] for _ in range(count)]
+    alive, actions = torch.ones(count, dtype=torch.bool), []
     while bool(alive.any()):
-        chosen = navigator.act(seen)
-        for row in alive.nonzero()[:, 0].tolist():
-            actions[row].append(int(chosen[row]))
+        chosen = way.act(seen)
+        actions.append(torch.where(alive, chosen, -1))
         seen, reward, done = environment.step(chosen, generator)
         total, alive = total + reward, alive & ~done
-    return total, actions
+    return total, torch.stack(actions, 1)

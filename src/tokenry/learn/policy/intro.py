@@ -128,6 +128,10 @@ class InTRO(Preset):
         within(self, "(0, inf)", "clip")
 
     @property
+    def rollout_source(self) -> str:  # type: ignore[override]
+        return "plain" if self.hint else "known-answers"
+
+    @property
     def detaches(self) -> str:  # type: ignore[override]
         """The correction factors; the divergence's left side is no entry of the policy's."""
         return "" if self.full_vocab else "the correction factors"

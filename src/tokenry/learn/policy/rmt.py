@@ -111,6 +111,7 @@ class RMT(Preset):
     beta: float = 0.01
 
     num_rewards: ClassVar[int] = 0
+    rollout_source = "positions"
 
     def __post_init__(self) -> None:
         within(self, "[0, inf)", "ntp_weight", "beta")

@@ -44,7 +44,9 @@ class RolloutSettings:
     each completion is trained on, whole, in [1, inf). minibatches: optimizer steps of an update,
     whole, in [1, inf), each on an equal part of the completions. The trainer takes updates *
     minibatches optimizer steps on the completions of one step's prompts.
-    source: a `RolloutSource`, the key of one ("plain", "tree") or "file.py:name".
+    source: a `RolloutSource`, the key of one, with arguments where it takes some
+    ("tree", "positions(15)"), or "file.py:name"; None: the
+    objective's own (`Objective.rollout_source`), which mostly is "plain".
     share: of the prompts whose completions are the policy's own, in [0, 1]; the others keep the
     data's. None: all of an on-policy objective's, none of one that learns from given texts.
     reward_timeout: seconds for one call of a reward function (of one row, or with TRL's signature
@@ -55,7 +57,7 @@ class RolloutSettings:
     them as from others, or "leave_out": they stay in the baseline of their group and leave the
     loss, numerator and denominator.
     pass_reward: from which reward on a completion is right, for the log alone (`pass@k`, lengths of
-    right and wrong ones), any finite number; None: nothing is said about right and wrong.
+    right and wrong ones), in (-inf, inf); None: nothing is said about right and wrong.
     """
 
     samples: int = 4
@@ -63,7 +65,7 @@ class RolloutSettings:
     temperature: float = 1.0
     updates: int = 1
     minibatches: int = 1
-    source: Any = "plain"
+    source: Any = None
     share: float | None = None
     reward_timeout: float | None = 60.0
     on_reward_error: OnError = "raise"
@@ -79,6 +81,11 @@ class RolloutSettings:
         within(self, "[0, 1]", "share", optional=True)
         one_of("cut_completions", self.cut_completions, get_args(Cut))
         in_range("pass_reward", self.pass_reward, "(-inf, inf)", optional=True)
+
+    def of(self, objective: Any) -> RolloutSettings:
+        """These with the objective's own source, where none is set."""
+        own = getattr(objective, "rollout_source", "plain")
+        return self if self.source is not None or own == "plain" else replace(self, source=own)
 
     @property
     def from_data(self) -> bool:

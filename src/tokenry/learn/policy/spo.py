@@ -83,6 +83,10 @@ class SPO(Preset):
         within(self, "(0, inf)", "clip")
         within(self, "[0, inf)", "beta")
 
+    @property
+    def rollout_source(self) -> str:  # type: ignore[override]
+        return self.form
+
     def composed(self) -> PolicyGradient:
         chain = ChainAdvantage(self.threshold, self.whiten)
         advantage = chain if self.form == "chain" else TreeAdvantage(self.threshold, self.normalize)

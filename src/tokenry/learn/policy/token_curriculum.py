@@ -1,4 +1,4 @@
-"""Token curriculum: which tokens of a text are thought about, and for how long, as training goes on.
+"""Token curriculum: which tokens of a text are thought about, and for how long.
 
 With the progress p in [0, 1] and three bins of positions (easy, medium, hard, by the entropy of the
 next token):
@@ -66,7 +66,7 @@ def curriculum(
 def entropy_bins(
     entropy: Tensor, mask: Tensor, quantiles: tuple[float, float] = (1 / 3, 2 / 3)
 ) -> Tensor:
-    """0 (easy), 1 (medium) or 2 (hard) by the quantiles of the masked entropies [B, T]; -1 elsewhere.
+    """0 (easy), 1 (medium) or 2 (hard) by quantiles of the masked entropies [B, T], else -1.
 
     An entropy at a threshold belongs to the easier bin.
     """

@@ -77,6 +77,9 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
             ),
             "more entropy is left than under GRPO": table.gap("fiberpo: entropy", "grpo: entropy"),
         },
+        reason="the default budgets, reconstructed and to be fitted to the drift, are narrow here: "
+        "tokens of an answer drift by different amounts. With 1 nat instead of 0.12 and 0.08, 81 % "
+        "of these tokens learn on the first bench, 79 % under GRPO",
         plots=[bars({"pass@1": rewards}, "right answers")],
     )
 

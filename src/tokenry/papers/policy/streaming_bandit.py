@@ -7,6 +7,8 @@ prompts: 24 prefixes that ask SmolLM2 for capitals, as arms with the rates at wh
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from tokenry.lab.models import language_model
@@ -59,6 +61,11 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
 
     list(over_seeds(measured, seed, seeds))
     table.add("prompts: the best is right", max(rates), "share")
+    small, large = (HORIZONS[horizon](sizes[-1]) for horizon in ("10 K²", "K³"))
+    for name in METHODS:  # of the regret itself, with K fixed
+        low, high = (table.mean(f"K = {sizes[-1]}, T = {h}: {name}") for h in ("10 K²", "K³"))
+        slope = 1 + math.log(high / low) / math.log(large / small)
+        table.add(f"{name}: power of T in the regret at K = {sizes[-1]}", slope)
     checks = {}
     for size in sizes:
         at_size = f"K = {size}, T = K³"
@@ -79,8 +86,9 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     return verdict(
         table,
         checks,
-        reason="with 24 prompts and T = 10 K² too, what is saved depends on how few arms are near "
-        "the best: the numbers stand above",
+        reason="the log* form pulls every arm 2 / epsilon² times at its first level and is above "
+        "uniform, as the naive search is; the game of arms is about level with it. Where published "
+        "code shows less regret for log*, it charges pulls to the better of two arms",
         plots=[curves(lines, "K", "regret a pull", log="xy")],
     )
 

@@ -5,7 +5,7 @@ solution so far may be wrong. What a block does:
 
     reason      a step, or none with `stuck` where tangled; goes wrong with `slip`, twice that where
                 tangled
-    decompose   untangles, and takes a step where nothing is tangled
+    decompose   untangles, and takes no step
     debate      two steps where there are other methods, else as reason
     refine      a wrong solution is right again with `mend`
     terminate   success if no step is left and nothing is wrong
@@ -84,7 +84,7 @@ class SyntheticReasoning:
         wide = debate & now["others"]
         plain = reason | (debate & ~wide)
         stuck = now["tangled"] & (draw[0] < self.stuck)
-        taken = (plain & ~stuck).long() + (decompose & ~now["tangled"]).long() + 2 * wide.long()
+        taken = (plain & ~stuck).long() + 2 * wide.long()
         slips = draw[1] < self.slip * (1 + now["tangled"].float())
         moves = live & ~terminate
         now["left"] = torch.where(moves, (now["left"] - taken).clamp_min(0), now["left"])

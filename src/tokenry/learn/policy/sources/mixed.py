@@ -90,9 +90,9 @@ def _with_columns_of(batches: list[TokenBatch], given: TokenBatch) -> TokenBatch
 
 def source_of(settings: RolloutSettings) -> RolloutSource:
     """The source that the settings name, with the data's completions where they say so."""
-    source: Any = settings.source
+    source: Any = "plain" if settings.source is None else settings.source
     if isinstance(source, str):
-        source = user_value(source) if ".py:" in source else rollout_source[source]
+        source = user_value(source) if ".py:" in source else rollout_source.made(source)
     if isinstance(source, type):
         with refusals(f"the rollout source {source.__name__}"):
             source = source()
