@@ -41,9 +41,10 @@ goals = {{"grpo": GRPO(beta=0.1), "dapo": DAPO(), "balanced": balanced}}
 for name, goal, count, size, options in json.loads({runs!r}):
     model = conftest.build_llama(vocab_size=len(tokenizer))
     train(goals[goal], PROMPTS[:count], (model, tokenizer), {output!r} + "/" + name,
-          rewards=[vowels], source=by_prompt, num_train_epochs=2, eval_data=PROMPTS[:3],
+          rewards=[vowels], source=by_prompt, eval_data=PROMPTS[:3],
           per_device_eval_batch_size=2, per_device_train_batch_size=size,
-          **QUIET | {{"temperature": 0.7, "updates": 2, "pass_reward": 2.0}} | options)
+          **QUIET | {{"temperature": 0.7, "updates": 2, "pass_reward": 2.0,
+                     "max_new_tokens": 5}} | options)
 
 seen = []
 model = conftest.build_llama(vocab_size=len(tokenizer))
@@ -57,7 +58,6 @@ torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 # name, objective, prompts, prompts of a step in one process, options; three prompts in steps of
 # eight leave the second process nothing at all
 RUNS = [
-    ("even", "grpo", 4, 4, {}),
     ("seven", "dapo", 7, 4, {}),
     ("three", "grpo", 3, 8, {}),
     ("accumulated", "balanced", 7, 4, {"gradient_accumulation_steps": 2}),
@@ -77,7 +77,7 @@ def histories(folder, name, launcher, processes):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {
@@ -85,6 +85,7 @@ def histories(folder, name, launcher, processes):
     }
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_give_the_updates_and_the_log_of_one(tmp_path):
     two = histories(tmp_path, "two", TWO.split(), 2)
     one = histories(tmp_path, "one", [], 1)
@@ -98,7 +99,7 @@ def test_two_processes_give_the_updates_and_the_log_of_one(tmp_path):
                         run,
                         name,
                     )
-    first = one["even"][0]
+    first = one["three"][0]
     assert {"pass@4", "entropy", "kl/reference", "completions/cut", "rewards/spread"} <= set(first)
     assert max(entry.get("grad_norm", 0.0) for entry in one["seven"]) > 1e-2
     # with the plain source the two processes draw by themselves, though all prompts are the same
