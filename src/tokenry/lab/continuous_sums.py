@@ -48,8 +48,9 @@ class Sums:
     def given(self, budget: int | None) -> TokenBatch:
         """Prompts with the traces of a budget, None for no thoughts, and the answers."""
         chosen = [traces(digits, budget or 1) for digits in self.digits]
+        answers = self.answers(self.prompts)[:, None]
         thoughts = [[[FIRST + v for v in t[: -1 if budget else 0]] for t in own] for own in chosen]
-        return traced_batch(self.prompts.tolist(), thoughts, self.answers(self.prompts)[:, None])
+        return traced_batch(self.prompts.tolist(), thoughts, answers.tolist())
 
 
 TRAIN, TEST = Sums("train"), Sums("test")
