@@ -50,8 +50,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
         table.add(f"asked outright, {side}: readable", len(texts) / asked, "share")
     delta = 0.0
     if all(texts for texts, _ in outright.values()):
-        ends = [independent(outright[side][0]) for side in SIDES]
-        delta = separation(*ends)
+        delta = separation(*(independent(outright[side][0]) for side in SIDES))
     table.add("asked outright: delta", delta, "nats a token")
     every = [pair for side in SIDES for pair in claims[side]]
     right = world.judged([text for text, _ in every], [true for _, true in every])
