@@ -46,7 +46,9 @@ def test_claims_have_false_counterparts_of_the_same_subject():
         ("35 is a multiple of 5.", True), ("35 is a multiple of 2.", False),
         ("8 is a multiple of 2.", True), ("8 is a multiple of 3.", False),
     ]  # fmt: skip
-    assert with_false_ones(rule, found[:1]) == []
+    assert with_false_ones(rule, found[:1]) == [
+        ("12 is a multiple of 3.", True), ("12 is a multiple of 5.", False),
+    ]  # fmt: skip
 
 
 def test_judgements_are_by_the_odds_above_their_median_and_turn_with_the_template(

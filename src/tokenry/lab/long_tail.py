@@ -20,7 +20,7 @@ from tokenry.model.hub import Loaded
 from tokenry.tasks.link import Direction, KnowledgeBeamSearch, ThresholdCritic
 from tokenry.tasks.rules import Rule
 from tokenry.tasks.task import Loglikelihood
-from tokenry.tasks.worlds.exact_rules import SAME, exact_truth, knowing_proposer, places
+from tokenry.tasks.worlds.exact_rules import SAME, exact_truth, knowing_proposer, places, values_of
 
 ASKED = {
     "head": "Two famous places with the same time of day are",
@@ -96,17 +96,17 @@ class LongTail:
 
 
 def with_false_ones(rule: Rule, found: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """The conclusions of assignments, and for each one another whose last value is that of a later
-    assignment with which it is false, if there is one."""
-    made = []
-    last = rule.conclusion.args[-1]
+    """The conclusions of assignments, each followed by one of the other truth, whose last value is
+    that of a later assignment, or any of its type where no other one will do."""
+    made, last = [], rule.conclusion.args[-1]
     for number, values in enumerate(found):
         holds = bool(exact_truth(rule.conclusion, values))
-        others = [found[(number + step) % len(found)] for step in range(1, len(found))]
-        for other in others:
-            changed = {**values, last: other[last]}
-            if bool(exact_truth(rule.conclusion, changed)) != holds:
-                made.append((rule.conclusion.text(values), holds))
-                made.append((rule.conclusion.text(changed), not holds))
-                break
+        own = [other[last] for other in (*found[number + 1 :], *found[:number])]
+        changed = next(
+            {**values, last: value}
+            for value in (*own, *values_of(rule.types[last]))
+            if bool(exact_truth(rule.conclusion, {**values, last: value})) != holds
+        )
+        made.append((rule.conclusion.text(values), holds))
+        made.append((rule.conclusion.text(changed), not holds))
     return made

@@ -26,10 +26,11 @@ SIDES: tuple[Direction, ...] = ("head", "tail")
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Three rules, one search each way."""
-    kept, later, asked, judged = at(scale, full=(16, 5, 32, 8), smoke=(2, 2, 2, 1))
+    sizes, asked, judged = at(scale, full=((16, 5, 60), 32, 8), smoke=((2, 2, 3), 2, 1))
     names = list(RULES) if scale != "smoke" else ["same time", "another time"]
-    world = LongTail(language_model(scale), seed, kept, later)
-    independent, table = LikelihoodScorer(*language_model(scale, "gemma3-270m")), Table()
+    world = LongTail(language_model(scale), seed, *sizes)
+    other = "smollm2" if scale == "smoke" else "gemma3-270m"
+    independent, table = LikelihoodScorer(*language_model(scale, other)), Table()
     likely: dict[str, list[float]] = {}
     claims: dict[str, list[tuple[str, bool]]] = {side: [] for side in SIDES}
     truths: list[bool] = []
