@@ -65,8 +65,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[dev]"
 	@touch $@
 
+# The tables are made from the roles, for which every module is imported, whatever extra it needs.
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e ".[plots,docs]"
+	$(PIP) -e ".[dev,docs]"
 	@touch $@
 
 .venv-peers/.peers: | $(VENV)/bin/python
