@@ -53,7 +53,9 @@ class ThresholdCritic:
 
     Args:
         probability: of a predicate's truth.
-        start, step, floor: of the threshold, in [0, 1]; 0.85, 0.05 and 0.65.
+        start: of the threshold, in [0, 1]; 0.85, 0.05 and 0.65.
+        step: see `start`, in [0, 1].
+        floor: see `start`, in [0, 1].
         needed: values that should pass before the threshold stops falling, in [0, inf).
     """
 
@@ -96,7 +98,9 @@ class KnowledgeBeamSearch:
     """The search; see the module.
 
     Args:
-        proposer, critic, scorer: see there.
+        proposer: see there.
+        critic: see `proposer`.
+        scorer: see `proposer`.
         direction: "tail" keeps the least likely, "head" the likeliest.
         keep: share of partial assignments that is kept, rounded up, in (0, 1].
         beam: partial assignments at most, in [1, inf).

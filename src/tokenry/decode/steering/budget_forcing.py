@@ -32,7 +32,8 @@ class BudgetForcing(Thinking):
         most: tokens of thinking before its end, in [0, inf). least: in [0, most].
         wait: id of the token that is said instead of a stop that comes too soon; None: the stop is
             forbidden then.
-        start, prompt_length: of `Thinking`.
+        start: of `Thinking`.
+        prompt_length: see `start`.
 
     Raises:
         ConstraintError: a row is left with nothing but a stop that is forbidden.

@@ -21,7 +21,8 @@ def conflict_runs(
     """Tokens in the first and in the last run of conflicts, [B, T] bool each.
 
     Args:
-        ids, mask: [B, T], the completions' tokens; advantage, group: [B].
+        ids: [B, T], the completions' tokens; advantage, group: [B].
+        mask: see `ids`.
     """
     place = mask.cumsum(-1) - 1
     from_end = mask.sum(-1, keepdim=True) - 1 - place

@@ -77,11 +77,14 @@ class D3S(Preset):
     """Dynamic Dual-Level Down-Sampling around GRPO or GSPO.
 
     Args:
-        count_start, count_end: completions kept of a group, whole, in [2, inf).
-        share_start, share_end: of their tokens, in (0, 1].
+        count_start: completions kept of a group, whole, in [2, inf).
+        count_end: see `count_start`, in [2, inf).
+        share_start: of their tokens, in (0, 1].
+        share_end: see `share_start`, in (0, 1].
         cross: share of these that the batch keeps, in (0, 1]; None: no second level.
         ratio: "token" (GRPO) or "sequence" (GSPO, of whole completions).
-        clip, clip_high: bounds of the ratio, in (0, inf).
+        clip: bounds of the ratio, in (0, inf).
+        clip_high: see `clip`, in (0, inf).
     """
 
     count_start: int = 4

@@ -83,8 +83,10 @@ class DHPO(Preset):
     Args:
         mixing: "entropy", or "average" for the same weight everywhere.
         weight: of the token's ratio under "average", in [0, 1].
-        clip, clip_high: how far a token's ratio may fall and rise, in (0, inf).
-        sequence_clip, sequence_clip_high: how far a completion's may, in (0, inf).
+        clip: how far a token's ratio may fall and rise, in (0, inf).
+        clip_high: see `clip`, in (0, inf).
+        sequence_clip: how far a completion's may, in (0, inf).
+        sequence_clip_high: see `sequence_clip`, in (0, inf).
         dual: bound on what a bad token's ratio may cost, in (1, inf), 10 say; None: none.
         branch_min: take the minimum in each branch and mix the minima.
     """

@@ -48,7 +48,8 @@ def fiber_gate(
     """Gated log-ratios [B, T], 0 outside the mask.
 
     Args:
-        log_ratio, mask: [B, T]. budgets: of a completion. eps: of a token's residual.
+        log_ratio: [B, T]. budgets: of a completion. eps: of a token's residual.
+        mask: see `log_ratio`.
         above: coarser levels, coarsest first: each row's node [B], and the level's budgets.
     """
     rest, base = log_ratio, torch.zeros_like(log_ratio[:, 0])

@@ -84,10 +84,12 @@ class FiberPO(Preset):
     """Fibration Policy Optimization: budgets in nats of mean log-ratio, > 0.
 
     Args:
-        rise, fall: C+ and C- of a completion, in (0, inf); C- is the smaller one.
+        rise: C+ and C- of a completion, in (0, inf); C- is the smaller one.
+        fall: see `rise`, in (0, inf).
         eps: of a token against its completion, in (0, inf), far smaller than C+ + C-.
-        group_budget, domain_budget: C+ + C- of these levels, parted like the completion's, in
+        group_budget: C+ + C- of these levels, parted like the completion's, in
             (0, inf); None: no such level. With one, a batch is not the mean of its parts.
+        domain_budget: see `group_budget`, in (0, inf).
     """
 
     rise: float = 0.12

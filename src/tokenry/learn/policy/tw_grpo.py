@@ -53,7 +53,8 @@ class TWGRPO(Preset):
 
     Args:
         alpha: weight of the position that divides a group most, in [1, inf); 1 for no weights.
-        clip, clip_high: bounds of the ratio, in (0, inf).
+        clip: bounds of the ratio, in (0, inf).
+        clip_high: see `clip`, in (0, inf).
     """
 
     alpha: float = 1.7

@@ -95,9 +95,12 @@ def sbcl_loss(
 
     Args:
         features: [B, V, D], V >= 2 views of each sample; they are brought to length 1.
-        classes, subclasses: [B]; no subclass has samples of two classes.
+        classes: [B]; no subclass has samples of two classes.
+        subclasses: see `classes`.
         tau2: [C], the temperature of each class.
-        tau1, gamma, variant: see `SBCL`.
+        tau1: see `SBCL`.
+        gamma: see `tau1`.
+        variant: see `tau1`.
 
     Raises:
         ShapeError: other shapes.

@@ -32,7 +32,8 @@ class Rows:
     """Completions as reward functions see them, N of each.
 
     Args:
-        prompts, completions: texts. completion_ids: N lists of ids, the end token included.
+        prompts: texts. completion_ids: N lists of ids, the end token included.
+        completions: see `prompts`.
         groups: which prompt of the batch each answers.
         columns: of the data, one value a row, by name.
     """

@@ -62,7 +62,8 @@ def forced_stop_curve(
         cuts: L, tokens of thinking, each >= 0.
         is_correct: (number of the prompt, ids of the answer) -> whether it is right.
         stop: id of the end of thinking. ends: ids that end an answer.
-        thinking, answer: tokens of either at most, >= 1. copies: traces of each prompt.
+        thinking: tokens of either at most, >= 1. copies: traces of each prompt.
+        answer: see `thinking`.
     """
     if not cuts or not prompts:
         raise InputError("a curve needs cuts and prompts")

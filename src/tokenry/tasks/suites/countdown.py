@@ -36,8 +36,10 @@ class Countdown(Task):
 
     Args:
         count: numbers in an item, >= 2; default 3.
-        lowest, highest: of a number, >= 1; default 1 to 20.
-        target_lowest, target_highest: of the target, >= 0; default 10 to 100.
+        lowest: of a number, >= 1; default 1 to 20.
+        highest: see `lowest`.
+        target_lowest: of the target, >= 0; default 10 to 100.
+        target_highest: see `target_lowest`.
         use: every number "exactly" once (default), or "at_most" once.
 
     Raises:

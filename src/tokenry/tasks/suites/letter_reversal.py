@@ -36,7 +36,8 @@ class LetterReversal(Task):
     """Draws words to be turned round.
 
     Args:
-        shortest, longest: letters of a drawn word, >= 2; default 4 to 8.
+        shortest: letters of a drawn word, >= 2; default 4 to 8.
+        longest: see `shortest`.
         alphabet: the letters, different ones, at least 2; default a to z.
         separator: stands between the letters of the answer, and is no letter; default "".
         words: draws from these instead, each of at least 2 characters; None for drawn letters.

@@ -33,8 +33,12 @@ class SyntheticReasoning:
     """Reasonings side by side, an `Environment` of `tasks.reasoning_blocks`.
 
     Args:
-        slip, stuck, mend, noise: probabilities, in [0, 1/2] for the first, else in [0, 1].
-        tangled, alternatives: shares of problems that are so.
+        slip: probabilities, in [0, 1/2] for the first, else in [0, 1].
+        stuck: see `slip`, in [0, 1/2].
+        mend: see `slip`, in [0, 1/2].
+        noise: see `slip`, in [0, 1/2].
+        tangled: shares of problems that are so.
+        alternatives: see `tangled`.
         steps: the most that a problem has, in [1, inf); at least one, evenly.
         max_actions: of a reasoning, in [1, inf).
     """

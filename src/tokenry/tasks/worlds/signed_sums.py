@@ -37,7 +37,7 @@ TEST_SHARE = 5  # one multiset of digits in five is for testing
 def traces(
     digits: Sequence[int], budget: int | None = None, order: Order = "non-negative"
 ) -> list[tuple[int, ...]]:
-    """The partial sums of the chosen signs, [B][m].
+    """The partial sums of the chosen signs, B times m of them.
 
     Args:
         digits: whole numbers, m >= 1.

@@ -35,8 +35,8 @@ class Prompts:
     Args:
         ids: [B, T] long, padded on the left. attention: [B, T] bool, False on padding.
         ends: the tokens that end a completion. pad_id: of what is added.
-        completions: the data's own, one row a prompt, where the data have them. progress: how far
-        the training is, in [0, 1].
+        completions: the data's own, one row a prompt, where the data have them.
+        progress: how far the training is, in [0, 1].
     """
 
     ids: Tensor

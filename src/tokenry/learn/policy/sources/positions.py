@@ -59,8 +59,13 @@ class Positions:
     Args:
         end_of_thinking: id of the token behind which the guess stands.
         ask: budget -> ids behind the prefix that ask for so much thinking; default: none.
-        start, least, gamma: of `token_budget`.
-        first, last, t1, t2: of `curriculum`.
+        start: of `token_budget`.
+        least: see `start`.
+        gamma: see `start`.
+        first: of `curriculum`.
+        last: see `first`.
+        t1: see `first`.
+        t2: see `first`.
     """
 
     end_of_thinking: int

@@ -61,7 +61,9 @@ class TailTraces(Task):
     Args:
         problem: one of `ALGORITHMS`.
         tier: "S" (default), "M" or "L".
-        linear, atomic, fetch: the three modules of a trace; default True.
+        linear: the three modules of a trace; default True.
+        atomic: see `linear`.
+        fetch: see `linear`.
         style: of its lines: "core" (default), symbols alone, or "styled", in words.
 
     Raises:
