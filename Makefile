@@ -47,6 +47,7 @@ bench: $(VENV)/.dev .venv-peers/.peers .venv-kvpress/.peers
 	$(BIN)/python benchmarks/prefill.py
 	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/preference_step.py
+	$(BIN)/python benchmarks/policy_step.py --lora
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/build.py
