@@ -240,6 +240,23 @@ def against_grpo(
     return table
 
 
+def add_of_bases(
+    table: Table,
+    measure: Callable[[PolicyBench], Mapping[str, float]],
+    seed: int,
+    scale: Scale = "full",
+    **fields: Any,
+) -> None:
+    """Add to a table what is measured on each bench of `against_grpo`; fields: of the benches."""
+    seeds, sizes = bench_sizes(scale)
+
+    def measured(number: int) -> Mapping[str, float]:
+        return measure(PolicyBench(number, **fields | sizes))
+
+    for number, values in over_seeds(measured, seed, seeds):
+        table.add_all(values, "", number)
+
+
 def add_at_better_rates(table: Table, runs: Iterable[tuple[int, Outcomes]]) -> None:
     """Add to a table what each method came to at the rate with the higher mean pass@1, as
     `NAME: MEASURE`, and that rate, `NAME: learning rate`; runs: seed by seed."""

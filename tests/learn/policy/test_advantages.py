@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tokenry.core.errors import InputError, ShapeError
 from tokenry.learn.policy.advantages import gae, positional_baseline, reward_to_go, whiten
-from tokenry.learn.policy.groups import group_advantage, has_spread
+from tokenry.learn.policy.groups import group_advantage, has_spread, most_of_group
 
 
 def random_rollouts(seed, rows=4, length=6, dtype=torch.float64):
@@ -198,3 +198,11 @@ def test_groups_are_by_index_whatever_their_sizes_and_places():
 def test_rewards_that_are_no_numbers_are_refused_by_row(bad):
     with pytest.raises(InputError, match=r"completion 1 is (nan|inf)"):
         group_advantage(torch.tensor([0.0, bad, 1.0]), torch.zeros(3).long())
+
+
+def test_the_largest_of_each_group_stands_beside_all_its_rows():
+    group = torch.tensor([7, 2, 7, 2, 9])
+    values = torch.tensor([-3.0, -1.0, -2.0, -torch.inf, 0.5])
+    assert most_of_group(values, group).tolist() == [-2.0, -1.0, -2.0, -1.0, 0.5]
+    assert most_of_group(torch.tensor([-3, 4, -5, 1, 0]), group).tolist() == [-3, 4, -3, 4, 0]
+    assert most_of_group(values[:0], group[:0]).shape == (0,)

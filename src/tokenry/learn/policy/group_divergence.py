@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenry.core.errors import ShapeError
 from tokenry.core.linear_head import LinearHead, sum_dtype
 from tokenry.core.tiles import TILE_TOKENS, LogSum, vocabulary_tiles
-from tokenry.learn.policy.groups import over_group
+from tokenry.learn.policy.groups import most_of_group, over_group
 
 LARGEST_GAP = 11.0  # nats
 
@@ -37,7 +37,7 @@ def divergence_weights(
 ) -> Tensor:
     """w [B, T] of the targets, 0 elsewhere; see `group_divergence` for the arguments."""
     divergence = _by_position(hidden, head, mask, group)
-    longest = _longest(mask, group)[:, None]
+    longest = most_of_group(mask.sum(-1), group)[:, None]
     within_group = torch.arange(divergence.shape[1], device=mask.device) < longest
     least = divergence.masked_fill(~within_group, torch.inf).amin(-1, keepdim=True)
     most = divergence.masked_fill(~within_group, -torch.inf).amax(-1, keepdim=True)
@@ -71,13 +71,6 @@ def _by_position(hidden: Tensor, head: LinearHead, mask: Tensor, group: Tensor) 
             gap.clamp_(-LARGEST_GAP, LARGEST_GAP)
             total[:, part] += (gap.expm1() - gap).sum(-1)
     return over_group(total, group) / count
-
-
-def _longest(mask: Tensor, group: Tensor) -> Tensor:
-    """Tokens of the longest completion of each row's group, [B]."""
-    peers, length = group.unique(return_inverse=True)[1], mask.sum(-1)
-    most = length.new_zeros(int(peers.max()) + 1)
-    return most.scatter_reduce(0, peers, length, "amax")[peers]
 
 
 def _beside_targets(by_position: Tensor, mask: Tensor) -> Tensor:

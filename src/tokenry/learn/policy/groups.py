@@ -88,6 +88,15 @@ def group_advantage(
     return torch.where(spread, advantage / torch.where(spread, deviation + eps, 1.0), 0.0)
 
 
+def most_of_group(values: Tensor, group: Tensor) -> Tensor:
+    """The largest value of each row's group, [B] from values and groups [B]."""
+    peers = group.unique(return_inverse=True)[1]
+    if not len(peers):
+        return values
+    most = values.new_zeros(int(peers.max()) + 1)
+    return most.scatter_reduce(0, peers, values, "amax", include_self=False)[peers]
+
+
 def has_spread(reward: Tensor, group: Tensor) -> Tensor:
     """True on the rows of groups whose rewards [B] differ by more than `RESOLUTION` times the
     largest of their magnitudes, [B].
@@ -96,12 +105,10 @@ def has_spread(reward: Tensor, group: Tensor) -> Tensor:
         InputError: a reward is NaN or infinite.
     """
     reward = finite_rewards(reward)
-    peers = group.unique(return_inverse=True)[1]
-    empty = reward.new_full((int(peers.max()) + 1 if len(peers) else 0,), -torch.inf)
     most, negated, largest = (
-        empty.scatter_reduce(0, peers, values, "amax") for values in (reward, -reward, reward.abs())
+        most_of_group(values, group) for values in (reward, -reward, reward.abs())
     )
-    return (most + negated > RESOLUTION * largest)[peers]
+    return most + negated > RESOLUTION * largest
 
 
 def some_spread(rollouts: RolloutBatch, advantage: Tensor) -> Tensor:

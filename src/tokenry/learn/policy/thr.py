@@ -34,7 +34,7 @@ from tokenry.core.aggregate import per_sequence
 from tokenry.core.checks import one_of, within
 from tokenry.learn.objective import objective
 from tokenry.learn.policy.gradient import PolicyGradient
-from tokenry.learn.policy.groups import group_advantage, over_group
+from tokenry.learn.policy.groups import group_advantage, most_of_group, over_group
 from tokenry.learn.policy.presets import GRPO
 from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.token_influence import token_influence
@@ -79,10 +79,7 @@ class InfluenceAdvantage:
     def _threshold(self, influence: Tensor, mask: Tensor, good: Tensor, group: Tensor) -> Tensor:
         """beta times the least mean over a good completion of the group, [B, 1]."""
         mean = per_sequence(influence, mask, "mean").masked_fill(~good, torch.inf)
-        peers = group.unique(return_inverse=True)[1]
-        least = mean.new_full((int(peers.max()) + 1,), torch.inf)
-        least = least.scatter_reduce(0, peers, mean, "amin")[peers]
-        return self.beta * least[:, None]
+        return self.beta * -most_of_group(-mean, group)[:, None]
 
 
 def largest_share(values: Tensor, mask: Tensor, group: Tensor, share: float) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 from tokenry.core.aggregate import per_sequence
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale
-from tokenry.lab.table import Evidence, over_seeds
+from tokenry.lab.table import Evidence
 from tokenry.learn.policy.balanced import Balanced
 from tokenry.learn.policy.groups import balanced_weights, group_advantage
 from tokenry.learn.policy.presets import GRPO
@@ -41,16 +41,16 @@ def pulls(bench: PolicyBench) -> dict[str, float]:
             torch.zeros(bench.judged, dtype=mass.dtype).index_add(0, group, side)
             for side in (mass.clamp_min(0), (-mass).clamp_min(0))
         )
-        ratios[name] = float((bad / good)[good > 0].mean()) if bool((good > 0).any()) else 1.0
+        ratios[f"{name}: {PULL}"] = (
+            float((bad / good)[good > 0].mean()) if bool((good > 0).any()) else 1.0
+        )
     return ratios
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     table = against_grpo(METHODS, seed, scale)
-    seeds, sizes = bench_sizes(scale)
-    for number, ratios in over_seeds(lambda n: pulls(PolicyBench(n, **sizes)), seed, seeds):
-        table.add_all({f"{name}: {PULL}": value for name, value in ratios.items()}, "", number)
+    add_of_bases(table, pulls, seed, scale)
     start = table.values("before: length")
     for name in ("grpo", *METHODS):
         for number, length in table.values(f"{name}: length").items():

@@ -15,9 +15,8 @@ from torch import Tensor
 from tokenry.core.aggregate import masked_mean
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import SAMPLES, PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import SAMPLES, PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale
-from tokenry.lab.table import over_seeds
 from tokenry.learn.policy.d3s import D3S, Schedule
 from tokenry.learn.policy.down_sampling import select_rollouts, select_tokens
 from tokenry.learn.policy.groups import group_advantage
@@ -65,9 +64,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     methods = {"d3s": D3S(), "at random": RANDOM}
     table = against_grpo(methods, seed, scale)
-    seeds, sizes = bench_sizes(scale)
-    for number, values in over_seeds(lambda n: chosen(PolicyBench(n, **sizes)), seed, seeds):
-        table.add_all(values, "", number)
+    add_of_bases(table, chosen, seed, scale)
     rewards = {name: table.mean(f"{name}: pass@1") for name in ("before", "grpo", *methods)}
     return verdict(
         table,

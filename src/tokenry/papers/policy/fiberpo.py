@@ -16,9 +16,8 @@ import torch
 from tokenry.core.aggregate import per_sequence
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import RATES, SAMPLES, PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import RATES, SAMPLES, PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale, at
-from tokenry.lab.table import over_seeds
 from tokenry.learn.objective import Objective
 from tokenry.learn.policy.fiberpo import FiberPO
 from tokenry.learn.policy.presets import GRPO, GSPO
@@ -56,13 +55,7 @@ def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     updates = at(scale, full=8, smoke=2)
     table = against_grpo(METHODS, seed, scale, TOKENS, updates=updates)
-    seeds, sizes = bench_sizes(scale)
-
-    def measured(number: int) -> dict[str, float]:
-        return alive(PolicyBench(number, **{"tokens": TOKENS, **sizes}), updates)
-
-    for number, shares in over_seeds(measured, seed, seeds):
-        table.add_all(shares, "", number)
+    add_of_bases(table, lambda bench: alive(bench, updates), seed, scale, tokens=TOKENS)
     rewards = {name: table.mean(f"{name}: pass@1") for name in ("before", "grpo", *METHODS)}
     better = max(("grpo", "gspo"), key=rewards.__getitem__)
     return verdict(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale
-from tokenry.lab.table import Evidence, over_seeds
+from tokenry.lab.table import Evidence
 from tokenry.learn.policy.conflicts import conflict_runs
 from tokenry.learn.policy.groups import group_advantage
 from tokenry.learn.policy.gtpo import GTPO
@@ -32,9 +32,7 @@ def protected(bench: PolicyBench) -> float:
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     table = against_grpo({"gtpo": GTPO()}, seed, scale)
-    seeds, sizes = bench_sizes(scale)
-    for number, share in over_seeds(lambda n: protected(PolicyBench(n, **sizes)), seed, seeds):
-        table.add(SHARED, share, "", number)
+    add_of_bases(table, lambda bench: {SHARED: protected(bench)}, seed, scale)
     names = ("before", "grpo", "gtpo")
     passed = {k: {n: table.mean(f"{n}: {k}") for n in names} for k in ("pass@1", "pass@8")}
     return verdict(

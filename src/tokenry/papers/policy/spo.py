@@ -12,9 +12,8 @@ import torch
 from tokenry.lab.on_policy_world import roll_out
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale, at
-from tokenry.lab.table import over_seeds
 from tokenry.learn.policy.groups import over_group
 from tokenry.learn.policy.rollout_batch import RolloutBatch
 from tokenry.learn.policy.segment_credit import ChainAdvantage
@@ -54,16 +53,14 @@ def errors(bench: PolicyBench, judges: int) -> dict[str, float]:
     reward, group = batch.column("reward")[own], batch.group[own]  # type: ignore[index]
     centred = reward - over_group(reward, group) / 8
     found = {"chain": estimate, "trajectory": centred[:, None].expand(truth.shape)}
-    return {name: float((a - truth)[kept].square().mean()) for name, a in found.items()}
+    return {LABELS[name]: float((a - truth)[kept].square().mean()) for name, a in found.items()}
 
 
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     table = against_grpo(METHODS, seed, scale, TOKENS, sources=SOURCES)
-    seeds, sizes = bench_sizes(scale)
     judges = at(scale, full=40, smoke=2)
-    for number, found in over_seeds(lambda n: errors(PolicyBench(n, **sizes), judges), seed, seeds):
-        table.add_all({LABELS[name]: value for name, value in found.items()}, "", number)
+    add_of_bases(table, lambda bench: errors(bench, judges), seed, scale)
     rewards = {name: table.mean(f"{name}: pass@1") for name in ("before", "grpo", *METHODS)}
     return verdict(
         table,

@@ -12,9 +12,9 @@ import torch
 
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import SAMPLES, PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import SAMPLES, PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale
-from tokenry.lab.table import Evidence, over_seeds
+from tokenry.lab.table import Evidence
 from tokenry.learn.policy.groups import group_advantage
 from tokenry.learn.policy.thr import THR
 from tokenry.learn.policy.token_influence import token_influence
@@ -47,9 +47,7 @@ def concentration(bench: PolicyBench) -> dict[str, float]:
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     table = against_grpo(METHODS, seed, scale)
-    seeds, sizes = bench_sizes(scale)
-    for number, shares in over_seeds(lambda n: concentration(PolicyBench(n, **sizes)), seed, seeds):
-        table.add_all(shares, "", number)
+    add_of_bases(table, concentration, seed, scale)
     names = ("before", "grpo", *METHODS)
     passed = {k: {n: table.mean(f"{n}: {k}") for n in names} for k in ("pass@1", "pass@8")}
     half = tuple(share - 0.5 for share in table.values(TOP).values())

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from tokenry.lab.outcome import Outcome, verdict
 from tokenry.lab.plots import bars
-from tokenry.lab.policy_bench import SAMPLES, PolicyBench, against_grpo, bench_sizes
+from tokenry.lab.policy_bench import SAMPLES, PolicyBench, add_of_bases, against_grpo
 from tokenry.lab.scale import Scale
-from tokenry.lab.table import over_seeds
 from tokenry.learn.policy.group_divergence import divergence_weights
 from tokenry.learn.policy.tw_grpo import TWGRPO
 from tokenry.model.score import score
@@ -39,9 +38,7 @@ def weights(bench: PolicyBench) -> dict[str, float]:
 def reproduce(seed: int, scale: Scale = "full") -> Outcome:
     """Five benches, seeds from `100 seed`."""
     table = against_grpo({"tw-grpo": TWGRPO()}, seed, scale)
-    seeds, sizes = bench_sizes(scale)
-    for number, means in over_seeds(lambda n: weights(PolicyBench(n, **sizes)), seed, seeds):
-        table.add_all(means, "", number)
+    add_of_bases(table, weights, seed, scale)
     names = ("before", "grpo", "tw-grpo")
     return verdict(
         table,
